@@ -1,0 +1,44 @@
+# Two commands are enough: `make demo` and `make test`. Both make their own virtual environment first.
+# INDEX=URL adds a package index; PyTorch's CPU-only builds are at https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+VENV   ?= .venv
+INDEX  ?=
+MINUTES ?= 10
+export OMP_WAIT_POLICY ?= PASSIVE
+
+BIN := $(VENV)/bin
+PIP_INDEX := $(if $(INDEX),--extra-index-url $(INDEX))
+
+.PHONY: demo test fast lint types check setup clean
+demo: $(VENV)/installed
+	$(BIN)/sfumato demo --minutes $(MINUTES)
+
+test: $(VENV)/developed check
+	$(BIN)/python -m pytest -q
+
+fast: $(VENV)/developed check
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: $(VENV)/developed lint types
+lint: $(VENV)/developed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+types: $(VENV)/developed
+	$(BIN)/mypy
+
+setup: $(VENV)/developed
+
+$(VENV)/bin/python:
+	@$(PYTHON) tools/preflight.py "$(INDEX)"
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(VENV)/bin/python requirements.txt pyproject.toml
+	$(BIN)/python -m pip install -q $(PIP_INDEX) -c requirements.txt -e .
+	@touch $@
+
+$(VENV)/developed: $(VENV)/installed
+	$(BIN)/python -m pip install -q $(PIP_INDEX) -c requirements.txt -e ".[dev]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build src/*.egg-info

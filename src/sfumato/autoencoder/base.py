@@ -1,0 +1,59 @@
+"""What every first stage is: `z = E(x)`, `x~ = D(z)`, with a factor between their sides."""
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple
+
+from torch import Tensor, nn
+
+from sfumato.config import Choice
+
+
+class Encoded(NamedTuple):
+    """What `encode` gives: the latent for the decoder, the regularisation penalty, and what a cache can keep."""
+
+    latent: Tensor  # (B, channels, h, w)
+    penalty: Tensor  # (B,), in units of the reconstruction error's mean over image values
+    moments: Tensor | None  # (B, M, h, w), from which `sample` draws latents; None where the latent itself is kept
+    codes: Tensor | None  # (B, h, w) integer codebook indices of VQ
+
+
+class Autoencoder(nn.Module, ABC):
+    """(B, image_channels, H, W) in [-1, 1] <-> (B, channels, H/factor, W/factor)."""
+
+    factor: int
+    channels: int
+    image_channels: int
+
+    @abstractmethod
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Encoded:
+        """The latent of `images`; `noise` (B, channels, h, w) draws from the posterior, None takes its mode."""
+
+    @abstractmethod
+    def decode(self, latent: Tensor) -> Tensor:
+        """(B, channels, h, w) -> (B, image_channels, h * factor, w * factor), near [-1, 1] but not clamped."""
+
+    @abstractmethod
+    def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """A latent from stored moments (B, M, h, w); the mode where `noise` is None."""
+
+    def check(self, images: Tensor) -> None:
+        """Raise `ValueError` where the images do not fit: their channels, or sides that the factor does not divide."""
+        channels, height, width = images.shape[1:]
+        if channels != self.image_channels:
+            raise ValueError(f"the autoencoder takes {self.image_channels}-channel images; these have {channels}")
+        if height % self.factor or width % self.factor:
+            down = [max(n // self.factor, 1) * self.factor for n in (width, height)]
+            raise ValueError(
+                f"sizes must be multiples of the autoencoder's factor {self.factor}; got {width}x{height}, "
+                f"try {down[0]}x{down[1]}"
+            )
+
+
+class FirstStage(Choice):
+    """The recipe of an autoencoder; `kind` is a file of `sfumato/autoencoder/`."""
+
+    home: ClassVar[str] = "sfumato.autoencoder"
+
+    def build(self) -> Autoencoder:
+        """The autoencoder with fresh weights."""
+        raise TypeError(f"{type(self).__name__} does not say how it is built")

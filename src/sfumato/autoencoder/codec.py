@@ -1,0 +1,119 @@
+"""The latent boundary: pixels -> stored moments -> whitened latents -> pixels.
+
+A denoiser wants latents of mean 0 and standard deviation 1 in every channel. The published models scale by one magic
+number (0.18215 for Stable Diffusion) estimated from one batch; here each channel's shift and scale are measured over
+the whole training set, travel with the autoencoder's weights, and are part of its fingerprint, so that a denoiser
+cannot be joined to latents it was not trained on.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import files
+from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
+from sfumato.config import trusting
+
+WEIGHTS = "weights.safetensors"
+
+
+class Codec(nn.Module):
+    """An autoencoder with the shift and scale of its latents: whitened = (latent - shift) / scale, channel by channel."""
+
+    shift: Tensor  # (channels,)
+    scale: Tensor  # (channels,)
+
+    def __init__(self, config: FirstStage, autoencoder: Autoencoder | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.autoencoder = autoencoder or config.build()
+        self.register_buffer("shift", torch.zeros(self.channels))
+        self.register_buffer("scale", torch.ones(self.channels))
+
+    @property
+    def factor(self) -> int:
+        """Pixels of a latent's side."""
+        return self.autoencoder.factor
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latent."""
+        return self.autoencoder.channels
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the pictures."""
+        return self.autoencoder.image_channels
+
+    def moments(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> what the latent cache keeps, (B, M, h, w)."""
+        encoded: Encoded = self.autoencoder.encode(images)
+        return encoded.latent if encoded.moments is None else encoded.moments
+
+    def whiten(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Stored moments -> whitened latents (B, channels, h, w), drawn with `noise`, else the posterior's mode."""
+        latent = self.autoencoder.sample(moments, noise)
+        return (latent - self.shift[:, None, None]) / self.scale[:, None, None]
+
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> whitened latents (B, channels, h, w)."""
+        return self.whiten(self.moments(images), noise)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Whitened latents (B, channels, h, w) -> pictures (B, C, H, W), clamped to [-1, 1].
+
+        A decode in half precision can overflow; pictures that are not finite are decoded again in float32.
+        """
+        dtype = next(self.autoencoder.parameters(), latents).dtype
+        raw = latents * self.scale[:, None, None] + self.shift[:, None, None]
+        pictures = self.autoencoder.decode(raw.to(dtype))
+        if (torch.is_autocast_enabled(latents.device.type) or dtype != torch.float32) and not pictures.isfinite().all():
+            with torch.autocast(latents.device.type, enabled=False):
+                pictures = self.autoencoder.float().decode(raw.float())
+            self.autoencoder.to(dtype)
+        return pictures.float().clamp(-1, 1)
+
+    @torch.no_grad()
+    def measure(self, moments: Iterable[Tensor]) -> None:
+        """Set shift and scale from the stored moments of the training set, posterior variance included."""
+        count, total, square = 0, torch.zeros(self.channels, dtype=torch.float64), torch.zeros(self.channels, dtype=torch.float64)
+        for rows in moments:
+            mean = self.autoencoder.sample(rows).double()
+            spread = self.autoencoder.sample(rows, torch.ones_like(mean, dtype=rows.dtype)).double() - mean
+            count += mean.numel() // self.channels
+            total += mean.sum((0, 2, 3)).cpu()
+            square += (mean.square() + spread.square()).sum((0, 2, 3)).cpu()
+        if not count:
+            raise ValueError("there are no latents to measure; the training part of the data set is empty")
+        shift = total / count
+        variance = square / count - shift.square()
+        self.shift.copy_(shift)
+        self.scale.copy_(variance.clamp(min=1e-12).sqrt())
+
+    def fingerprint(self) -> str:
+        """16 hexadecimal digits of the recipe, the weights, the shift and the scale."""
+        return files.fingerprint(self.state_dict(), repr(sorted(self.config.model_dump().items())))
+
+    def save(self, folder: Path) -> None:
+        """Write the autoencoder's model folder."""
+        files.save_tensors(folder / WEIGHTS, self.state_dict())
+        latents = {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
+        fields = {"stage": "autoencoder", "autoencoder": self.config.model_dump(mode="json"), "latents": latents}
+        files.seal(folder, {**fields, "fingerprint": self.fingerprint()})
+
+    @classmethod
+    def load(cls, folder: Path, trust: bool = False) -> Self:
+        """Open an autoencoder's model folder. Raises `ValueError` where a file is missing, damaged or foreign."""
+        fields = files.opened(folder, "autoencoder")
+        with trusting(trust):
+            codec = cls(FirstStage.model_validate(fields["autoencoder"]))
+        try:
+            codec.load_state_dict(files.load_tensors(folder / WEIGHTS))
+        except RuntimeError as error:
+            raise ValueError(f"{folder / WEIGHTS} does not fit its model.yaml: {str(error).splitlines()[-1]}") from None
+        if codec.fingerprint() != fields["fingerprint"]:
+            raise ValueError(f"{folder} was changed after it was written: its fingerprint is not the one in model.yaml")
+        return codec.eval()

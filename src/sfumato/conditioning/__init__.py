@@ -1,0 +1,1 @@
+"""Conditions: what the user says, as vectors, tokens and maps that a backbone can read."""

@@ -1,0 +1,120 @@
+"""`kind: text`. Words as tokens: byte-pair encoding learned from the captions, a transformer trained with the U-Net.
+
+This is the tau_theta of Rombach et al. (2022), section 3.3, trained jointly with eps_theta through the cross-attention.
+The mean of its tokens also joins the time embedding: small networks learn what the picture is from it long before
+cross-attention sharpens.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+
+from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Sizes
+from sfumato.nn.attention import TransformerBlock
+
+TOKENIZER = "tokenizer.json"
+
+
+class TextConfig(ConditionerConfig):
+    """A vocabulary of at most `vocabulary` pieces and a transformer of `layers` blocks over at most `length` tokens."""
+
+    field: str = "caption"
+    width: PositiveInt = 256
+    layers: int = Field(2, ge=0)
+    heads: PositiveInt = 4
+    expansion: PositiveInt = 2
+    vocabulary: PositiveInt = 4096
+    length: PositiveInt = Field(48, description="tokens that a text may have; longer ones are refused")
+    pooled: bool = Field(True, description="the mean of the tokens also joins the time embedding")
+
+    def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["TextConfig", dict[str, str]]:
+        texts = list(_flat(values))
+        if not texts:
+            raise ValueError(f"the data have no {self.field!r}: put a NAME.txt beside each picture, or metadata.jsonl")
+        return self, {TOKENIZER: train_tokenizer(texts, self.vocabulary)}
+
+    def build(self, files: Mapping[str, str]) -> "Text":
+        if TOKENIZER not in files:
+            raise ValueError(f"the text conditioner needs its {TOKENIZER}; the model folder has none")
+        return Text(self, files[TOKENIZER])
+
+
+def _flat(values: Sequence[Any]) -> Iterator[str]:
+    for value in values:
+        if value is not None:
+            yield from [value] if isinstance(value, str) else value
+
+
+def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
+    """Byte-pair encoding (Sennrich et al., 2016) of lower-cased words, as the JSON of the `tokenizers` library."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary, special_tokens=["[PAD]", "[UNK]"], end_of_word_suffix="</w>", show_progress=False
+    )
+    # sorted, so that the vocabulary does not depend on the order in which the data were read
+    tokenizer.train_from_iterator(sorted(texts), trainer)
+    result: str = tokenizer.to_str()
+    return result
+
+
+class Text(Conditioner):
+    """Texts -> tokens (B, N, width) with their mask (B, N), and their mean (B, width) as the vector."""
+
+    def __init__(self, config: TextConfig, tokenizer: str) -> None:
+        super().__init__()
+        from tokenizers import Tokenizer
+
+        self.field, self.dropout, self.length, self.pooled = config.field, config.dropout, config.length, config.pooled
+        self.tokenizer = Tokenizer.from_str(tokenizer)
+        self.sizes = Sizes(vector=config.width if config.pooled else 0, tokens=config.width)
+        self.embedding = nn.Embedding(self.tokenizer.get_vocab_size(), config.width)
+        self.position = nn.Parameter(0.02 * torch.randn(config.length, config.width))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(config.width, config.heads, expansion=config.expansion) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+        self.nothing = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
+        nn.init.normal_(self.embedding.weight, std=0.5)
+
+    def encode(self, values: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """Token numbers and their mask, both (B, N). Raises `ValueError` for a text that is empty or too long."""
+        rows = []
+        for value in values:
+            if not isinstance(value, str) or not value.strip():
+                raise ValueError(f"{self.field} must be a text that says something; got {value!r}")
+            row = self.tokenizer.encode(value).ids
+            if len(row) > self.length:
+                raise ValueError(
+                    f"the {self.field} {value[:40]!r}... has {len(row)} tokens, this model reads {self.length}; shorten it"
+                )
+            rows.append(row or [1])
+        longest = max(len(r) for r in rows)
+        tokens = torch.tensor([r + [0] * (longest - len(r)) for r in rows])
+        mask = torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in rows])
+        device = self.position.device
+        return tokens.to(device), mask.to(device)
+
+    def forward(self, values: Sequence[Any]) -> Conditions:
+        numbers, mask = self.encode(values)
+        x = self.embedding(numbers) + self.position[: numbers.shape[1]]
+        for block in self.blocks:
+            x = block(x, own=mask)
+        return self._conditions(self.norm(x), mask)
+
+    def _conditions(self, tokens: Tensor, mask: Tensor) -> Conditions:
+        weight = mask.to(tokens.dtype)[..., None]
+        vector = (tokens * weight).sum(1) / weight.sum(1) if self.pooled else None
+        return Conditions(vector=vector, tokens=tokens, mask=mask)
+
+    def null(self, count: int) -> Conditions:
+        tokens = self.nothing.expand(count, -1, -1)
+        return self._conditions(tokens, torch.ones(count, 1, dtype=torch.bool, device=tokens.device))

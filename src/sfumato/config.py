@@ -1,0 +1,108 @@
+"""Configs: frozen pydantic models. A `Choice` is one of several kinds, and its `kind` is the name of the file it lives in.
+
+`kind: unet` in a recipe reads `sfumato/backbones/unet.py`, which defines one subclass of the family's `Choice`. Nothing
+is registered: the directory is the registry, so an unknown kind can list the known ones without importing any.
+A dotted kind (`my_lab.nets.mamba`) reads a module of the user's own. Foreign code runs when it is imported, so model
+folders are read inside `trusting(False)`, where a dotted kind is refused.
+"""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_serializer, model_validator
+
+_trust: ContextVar[bool] = ContextVar("trust", default=True)
+
+
+@contextmanager
+def trusting(allowed: bool) -> Iterator[None]:
+    """Within this context dotted kinds are imported (True) or refused (False)."""
+    token = _trust.set(allowed)
+    try:
+        yield
+    finally:
+        _trust.reset(token)
+
+
+class Config(BaseModel):
+    """A frozen set of settings; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def known(family: type["Choice"]) -> list[str]:
+    """Names of the kinds of a family: the files of its package that subclass it, found without importing them."""
+    package = importlib.import_module(family.home)
+    heir = re.compile(rf"^class \w+\({family.__name__}\):", re.MULTILINE)
+    files = [Path(package.__path__[0], f"{m.name}.py") for m in pkgutil.iter_modules(package.__path__)]
+    return sorted(f.stem for f in files if f.is_file() and heir.search(f.read_text(encoding="utf-8")))
+
+
+class Choice(Config):
+    """One of several kinds. A family subclasses it with `home`, its package; each kind file holds one further subclass."""
+
+    home: ClassVar[str] = ""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _choose(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if "home" not in vars(cls) or isinstance(value, cls):
+            return handler(value)
+        if isinstance(value, str):  # `codec: kl` is short for `codec: {kind: kl}`
+            value = {"kind": value}
+        if not isinstance(value, dict):
+            raise ValueError(f"expected a mapping with a `kind`, one of {', '.join(known(cls))}; got {value!r}")
+        kind = value.get("kind")
+        chosen = cls.of(kind if isinstance(kind, str) else "")
+        return chosen.model_validate({k: v for k, v in value.items() if k != "kind"})
+
+    @classmethod
+    def of(cls, kind: str) -> type[Self]:
+        """The subclass that `kind` names. Raises `ValueError` with the known kinds."""
+        if "." in kind and not _trust.get():
+            raise ValueError(f"kind {kind!r} would run foreign code; load it with trust=True if you trust its author")
+        if "." not in kind and kind not in known(cls):
+            raise ValueError(f"unknown kind {kind!r}; known kinds: {', '.join(known(cls))}")
+        path = kind if "." in kind else f"{cls.home}.{kind}"
+        try:
+            module = importlib.import_module(path)
+        except ModuleNotFoundError as error:
+            if error.name is None or not path.startswith(error.name):
+                raise
+            raise ValueError(f"kind {kind!r}: there is no module {path}") from None
+        found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, cls) and c.__module__ == path]
+        if len(found) != 1:
+            raise ValueError(f"kind {kind!r}: {path} must define exactly one {cls.__name__}, it defines {len(found)}")
+        return found[0]
+
+    @model_serializer(mode="wrap")
+    def _tell(self, handler: Any) -> dict[str, Any]:
+        return {"kind": self.kind_name(), **handler(self)}
+
+    @classmethod
+    def kind_name(cls) -> str:
+        """The kind as a recipe writes it: the module's name, without the family's package."""
+        home = next((vars(c)["home"] for c in cls.__mro__ if vars(c).get("home")), "")
+        return cls.__module__.removeprefix(f"{home}.")
+
+
+def explain(error: ValidationError, name: str) -> str:
+    """One line a fault: where it stands, what is wrong, and the keys that are known there."""
+    lines = []
+    for fault in error.errors():
+        place = ".".join(str(p) for p in fault["loc"]) or "(top)"
+        text = fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            text = "unknown key"
+        elif fault["type"] == "missing":
+            text = "is missing"
+        else:
+            text += f" (got {str(fault['input'])[:60]!r})" if fault["type"] != "value_error" else ""
+        lines.append(f"{name}: {place}: {text}")
+    return "\n".join(lines)

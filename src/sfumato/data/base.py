@@ -1,0 +1,56 @@
+"""What every data set is: parts of indexable examples, each a picture and what is known of it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import PositiveInt
+from torch import Tensor
+
+from sfumato.config import Choice
+
+
+class Part(ABC):
+    """One part of a data set (`train`, `held_out`, ...)."""
+
+    channels: int
+    size: int  # pixels a side
+    fingerprint: str  # changes with any picture, caption, size or order
+    labels: tuple[str, ...]  # names of the classes, () where there are none
+    families: Sequence[Sequence[int]]  # drawn uniformly first, then an example inside one: twins do not crowd the rest
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def image(self, index: int) -> Tensor:
+        """The picture, (channels, size, size) uint8."""
+
+    @abstractmethod
+    def fields(self, index: int) -> dict[str, Any]:
+        """What is known: `caption` (a list of texts), `label` (an index into `labels`), `name`; absent where unknown."""
+
+    def mirrors(self, index: int) -> bool:
+        """Whether the mirrored picture still is what its captions say."""
+        return True
+
+
+class Data(Choice):
+    """The recipe of a data set; `kind` is a file of `sfumato/data/`."""
+
+    home: ClassVar[str] = "sfumato.data"
+    size: PositiveInt = 64
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of its parts."""
+        return ("train", "held_out")
+
+    def open(self, part: str = "train") -> Part:
+        """One part. Raises `ValueError` for an unknown name, with the known ones."""
+        raise TypeError(f"{type(self).__name__} does not say how it is opened")
+
+    def check(self, part: str) -> None:
+        """Raise `ValueError` where there is no such part."""
+        if part not in self.parts:
+            raise ValueError(f"unknown part {part!r} of the data set; it has {', '.join(self.parts)}")

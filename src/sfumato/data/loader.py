@@ -1,0 +1,79 @@
+"""Which example is shown when: pure functions of the part, the seed and the position, counted in images.
+
+An epoch is a permutation of the families; of each family one example is drawn. Nothing here keeps state, so a run can
+start at any position, on any number of processes, and see what an uninterrupted one would.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfumato import streams
+from sfumato.data.base import Part
+
+
+class Plan(NamedTuple):
+    """What a batch shows, without its pixels."""
+
+    indices: list[int]
+    flips: list[bool]
+    fields: dict[str, list[Any]]  # `caption` is one text each; None where an example has no value
+
+
+class Batch(NamedTuple):
+    """A plan with its pictures."""
+
+    images: Tensor  # (B, C, H, W) float32 in [-1, 1]
+    indices: list[int]
+    positions: list[int]
+    fields: dict[str, list[Any]]
+
+
+@lru_cache(maxsize=4)
+def _permutation(families: int, seed: int, epoch: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
+    return streams.generator(seed, "order", epoch).permutation(families)
+
+
+def draw(part: Part, seed: int, position: int) -> int:
+    """The example shown at a global position."""
+    epoch, place = divmod(position, len(part.families))
+    family = part.families[int(_permutation(len(part.families), seed, epoch)[place])]
+    if len(family) == 1:
+        return family[0]
+    return family[int(streams.generator(seed, "variant", position).integers(len(family)))]
+
+
+def plan(part: Part, seed: int, positions: Sequence[int], flip: float = 0.0) -> Plan:
+    """Examples, mirroring and captions at these positions; `flip` is the share shown mirrored where that is allowed."""
+    indices = [draw(part, seed, p) for p in positions]
+    flips = [False] * len(indices)
+    if flip > 0:
+        draws = streams.uniform((), seed, "flip", positions).tolist()
+        flips = [d < flip and part.mirrors(k) for d, k in zip(draws, indices, strict=True)]
+    rows = [part.fields(k) for k in indices]
+    names = sorted({name for row in rows for name in row})
+    fields = {name: [row.get(name) for row in rows] for name in names}
+    if "caption" in fields:
+        fields["caption"] = [_one(c, seed, p) for c, p in zip(fields["caption"], positions, strict=True)]
+    return Plan(indices, flips, fields)
+
+
+def _one(captions: Sequence[str] | None, seed: int, position: int) -> str | None:
+    if not captions:
+        return None
+    if len(captions) == 1:
+        return captions[0]
+    return captions[int(streams.generator(seed, "caption", position).integers(len(captions)))]
+
+
+def batch(part: Part, seed: int, positions: Sequence[int], flip: float = 0.0) -> Batch:
+    """The examples at these positions, with their pictures."""
+    planned = plan(part, seed, positions, flip)
+    pictures = [part.image(k) for k in planned.indices]
+    pictures = [p.flip(-1) if f else p for p, f in zip(pictures, planned.flips, strict=True)]
+    images = torch.stack(pictures).float() / 127.5 - 1.0
+    return Batch(images, planned.indices, list(positions), planned.fields)

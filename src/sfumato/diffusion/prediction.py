@@ -1,0 +1,63 @@
+"""What the network predicts: F(into x_t) = p x_0 + q eps, for scales x_t = alpha x_0 + sigma eps.
+
+The loss needs only (p, q), which are finite everywhere. Solving both equations for x_0 gives what a sampler needs,
+x_0 = (q x_t - sigma F) / (q alpha - p sigma), finite except where a prediction says nothing of x_0 (noise at alpha = 0).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfumato.diffusion.schedule import Scales
+
+
+class Target(NamedTuple):
+    """Three scalars an example, shaped like the scales."""
+
+    into: Tensor
+    p: Tensor
+    q: Tensor
+
+
+Prediction = Callable[[Scales], Target]
+
+
+def clean(s: Scales) -> Target:
+    """x_0 itself."""
+    one = torch.ones_like(s.alpha)
+    return Target(one, one, torch.zeros_like(one))
+
+
+def noise(s: Scales) -> Target:
+    """eps, Ho et al. (2020), eq. 14."""
+    one = torch.ones_like(s.alpha)
+    return Target(one, torch.zeros_like(one), one)
+
+
+def v(s: Scales) -> Target:
+    """alpha eps - sigma x_0, Salimans & Ho (2022), appendix D."""
+    return Target(torch.ones_like(s.alpha), -s.sigma, s.alpha)
+
+
+def flow(s: Scales) -> Target:
+    """eps - x_0, Lipman et al. (2023), Liu et al. (2023)."""
+    one = torch.ones_like(s.alpha)
+    return Target(one, -one, one)
+
+
+def edm(s: Scales, data_std: float = 0.5) -> Target:
+    """Karras et al. (2022), table 1, for any alpha."""
+    norm = ((s.alpha * data_std) ** 2 + s.sigma**2).rsqrt()
+    return Target(norm, s.sigma / data_std * norm, -s.alpha * data_std * norm)
+
+
+PREDICTIONS: dict[str, Prediction] = {"clean": clean, "noise": noise, "v": v, "flow": flow, "edm": edm}
+
+
+def prediction(name: str) -> Prediction:
+    """The prediction of this name. Raises `ValueError` with the known names."""
+    if name not in PREDICTIONS:
+        raise ValueError(f"unknown prediction {name!r}; known: {', '.join(PREDICTIONS)}")
+    return PREDICTIONS[name]

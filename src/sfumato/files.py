@@ -1,0 +1,119 @@
+"""Files that are whole or not there: atomic writes, hashes, and model folders whose damage is noticed on loading."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+FORMAT = 1  # of model folders; a reader refuses a newer one
+
+
+def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
+    """Write to a temporary name beside `path`, sync, rename: a reader sees the old file or the new one, whole.
+
+    `content` is bytes, text, or a function that writes to the path it is given. Raises `OSError` with a remedy when
+    the disk is full; the old file then still stands.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        if callable(content):
+            content(part)
+        else:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise full(error, path) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def full(error: OSError, path: Path) -> OSError:
+    """The error, or where the disk is full one that says what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(error.errno, f"no disk space left for {path}; free some and start again: what was saved is whole")
+    return error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(tensors: Mapping[str, Tensor], also: str = "") -> str:
+    """16 hexadecimal digits that change with any name, shape or value of the tensors, or with the text `also`."""
+    digest = hashlib.sha256(also.encode())
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()[:16]
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """A safetensors file, written atomically. Tensors are made contiguous."""
+    from safetensors.torch import save_file
+
+    plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    write(path, lambda part: save_file(plain, part))
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises `ValueError` where it is missing or damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; copy the folder again, whole")
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy the folder again, whole") from None
+
+
+def seal(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Write `model.yaml`: the fields, the format number and the hash of every other file. It is written last."""
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and _sealed(p, folder))
+    hashes = {name: sha256(folder / name) for name in names}
+    write(folder / "model.yaml", yaml.safe_dump({"format": FORMAT, **fields, "files": hashes}, sort_keys=False))
+
+
+def _sealed(path: Path, folder: Path) -> bool:
+    return path != folder / "model.yaml" and path.name != "README.md" and not path.name.startswith(".")
+
+
+def opened(folder: Path, stage: str) -> dict[str, Any]:
+    """The fields of a sealed folder, all files checked. Raises `ValueError` with what is wrong and the remedy."""
+    path = folder / "model.yaml"
+    if not path.is_file():
+        hint = f"; there is one in {folder / 'model'}" if (folder / "model" / "model.yaml").is_file() else ""
+        raise ValueError(f"{folder} is not a model folder: it has no model.yaml{hint}")
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy the folder again, whole") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
+        raise ValueError(f"{path} has no format number; it was not written by Sfumato or is damaged")
+    if fields["format"] > FORMAT:
+        raise ValueError(f"{path} has format {fields['format']}, this Sfumato reads up to {FORMAT}; upgrade Sfumato")
+    if fields.get("stage") != stage:
+        raise ValueError(f"{folder} holds a model of stage {fields.get('stage')!r}; one of stage {stage!r} is needed here")
+    for name, expected in fields.get("files", {}).items():
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder / name} is missing; copy the folder again, whole")
+        if sha256(folder / name) != expected:
+            raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one in model.yaml; copy it again")
+    return fields
+
+

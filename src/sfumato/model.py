@@ -1,0 +1,138 @@
+"""A latent diffusion model: a codec, a denoiser in its latent space and the conditions that steer it.
+
+The three meet only here. The model is what is published: `save` writes a folder without pickle, `load` opens one,
+`sample` turns noise and conditions into pictures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from sfumato import files
+from sfumato.autoencoder.codec import Codec
+from sfumato.backbones.base import BackboneConfig
+from sfumato.conditioning.base import ConditionerConfig, Conditions, join
+from sfumato.conditioning.bundle import Bundle
+from sfumato.config import Config, explain, trusting
+from sfumato.diffusion.denoiser import Denoiser
+from sfumato.diffusion.guidance import Branches, guided
+from sfumato.diffusion.prediction import prediction
+from sfumato.diffusion.samplers import Denoise
+from sfumato.diffusion.schedule import ScheduleConfig
+
+PredictionName = Literal["clean", "noise", "v", "flow", "edm"]
+
+
+class DiffusionConfig(Config):
+    """What a denoiser is made of; the part of a recipe that a model folder keeps."""
+
+    backbone: BackboneConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    prediction: PredictionName = "flow"
+    conditioners: dict[str, ConditionerConfig] = {}
+
+
+class LatentDiffusion(nn.Module):
+    """The whole model. `size` is the side in pixels that it was trained at; `files` are its conditioners' texts."""
+
+    def __init__(self, codec: Codec, config: DiffusionConfig, size: int, texts: Mapping[str, Mapping[str, str]]) -> None:
+        super().__init__()
+        self.codec, self.config, self.size = codec.requires_grad_(False), config, size
+        self.texts = {name: dict(texts.get(name, {})) for name in config.conditioners}
+        self.conditions = Bundle({n: c.build(self.texts[n]) for n, c in config.conditioners.items()})
+        network = config.backbone.build(codec.channels, self.conditions.sizes)
+        schedule = config.schedule.build()
+        self.denoiser = Denoiser(network, schedule, prediction(config.prediction))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.codec.shift.device
+
+    def latent_shape(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
+        """(channels, h, w) of the latents of a picture. Raises `ValueError` for sides the factor does not divide."""
+        w, h, f = width or self.size, height or self.size, self.codec.factor
+        if w % f or h % f or w < f or h < f:
+            near = [max(round(n / f), 1) * f for n in (w, h)]
+            raise ValueError(f"sizes must be multiples of {f} for this model; got {w}x{h}, try {near[0]}x{near[1]}")
+        return self.codec.channels, h // f, w // f
+
+    def denoise(
+        self,
+        given: Conditions,
+        negative: Conditions | None = None,
+        scale: float = 1.0,
+    ) -> Denoise:
+        """`denoise(x_t, t)` with conditions and guidance bound, one batched forward a call.
+
+        `given` and `negative` (the null where None) are conditions of B examples. A scale of 1 needs only the first.
+        """
+        if scale == 1.0:
+            return lambda x_t, t: self.denoiser(x_t, t, given)
+        count = next((len(p) for p in given.parts() if p is not None), 0)
+        other = negative if negative is not None else self.conditions.null(count)
+        return guided(Branches(self.denoiser, [given, other], join), scale)
+
+    @torch.no_grad()
+    def pictures(self, latents: Tensor, at_once: int = 64) -> Tensor:
+        """Whitened latents (B, c, h, w) -> pictures (B, C, H, W) in [-1, 1], decoded `at_once` at a time."""
+        return torch.cat([self.codec.decode(rows) for rows in latents.split(at_once)])
+
+    def save(self, folder: Path, card: str = "") -> None:
+        """Write the model folder; the autoencoder's is copied inside it."""
+        self.codec.save(folder / "autoencoder")
+        files.save_tensors(folder / "denoiser.safetensors", self.denoiser.state_dict())
+        files.save_tensors(folder / "conditioners.safetensors", self.conditions.state_dict())
+        for name, texts in self.texts.items():
+            for file, text in texts.items():
+                files.write(folder / "conditioners" / name / file, text)
+        if card:
+            files.write(folder / "README.md", card)
+        fields = {"stage": "diffusion", "size": self.size, **self.config.model_dump(mode="json")}
+        files.seal(folder, {**fields, "autoencoder": self.codec.fingerprint()})
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+        trust: bool = False,
+    ) -> Self:
+        """Open a model folder. Raises `ValueError` where a file is missing, damaged, foreign or does not belong."""
+        fields = files.opened(folder, "diffusion")
+        codec = Codec.load(folder / "autoencoder", trust)
+        belongs(codec, fields["autoencoder"], str(folder))
+        kept = {k: v for k, v in fields.items() if k in DiffusionConfig.model_fields}
+        try:
+            with trusting(trust):
+                config = DiffusionConfig.model_validate(kept)
+        except ValidationError as error:
+            raise ValueError(explain(error, str(folder / "model.yaml"))) from None
+        model = cls(codec, config, fields["size"], _texts(folder / "conditioners"))
+        try:
+            model.denoiser.load_state_dict(files.load_tensors(folder / "denoiser.safetensors"))
+            model.conditions.load_state_dict(files.load_tensors(folder / "conditioners.safetensors"))
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {folder} do not fit its model.yaml: {str(error).splitlines()[-1]}") from None
+        return model.eval().to(device=device, dtype=dtype)
+
+
+def belongs(codec: Codec, expected: str, owner: str) -> None:
+    """Raise `ValueError` where the autoencoder is not the one whose latents a denoiser was trained on."""
+    if codec.fingerprint() != expected:
+        raise ValueError(
+            f"{owner} was trained on the latents of autoencoder {expected}, this one is {codec.fingerprint()}; "
+            "use the autoencoder folder inside the model, or encode and train again with this one"
+        )
+
+
+def _texts(folder: Path) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for path in sorted(folder.glob("*/*")):
+        found.setdefault(path.parent.name, {})[path.name] = path.read_text(encoding="utf-8")
+    return found

@@ -1,0 +1,1 @@
+"""Building blocks of every network here: convolutions, attention, embeddings, normalisation."""

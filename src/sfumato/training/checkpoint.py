@@ -1,0 +1,58 @@
+"""Checkpoints: folders that are whole or not there, and the newest whole one found again.
+
+A checkpoint is written to a temporary folder, synced and renamed. `state.json` holds the hash of every file in it, so
+a damaged one is noticed, said, and passed over for the one before.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sfumato import files
+
+log = logging.getLogger(__name__)
+
+
+def save(folder: Path, images: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any], keep: int) -> Path:
+    """Write `folder/IMAGES/`, one safetensors file a name in `tensors`, and delete all but the newest `keep`."""
+    whole = folder / f"{images:09d}"
+    part = folder / f".{images:09d}.part"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        for name, group in tensors.items():
+            files.save_tensors(part / f"{name}.safetensors", group)
+        hashes = {p.name: files.sha256(p) for p in sorted(part.iterdir())}
+        files.write(part / "state.json", json.dumps({"images": images, **facts, "files": hashes}, indent=1))
+        if whole.exists():
+            shutil.rmtree(whole)
+        part.rename(whole)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise files.full(error, whole) from error
+    for old in found(folder)[:-keep]:
+        shutil.rmtree(old)
+    return whole
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
+
+
+def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
+    """Tensors and facts of the newest whole checkpoint; None where there is none. Says which damaged ones it passed."""
+    for path in reversed(found(folder)):
+        try:
+            facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            for name, expected in facts["files"].items():
+                if files.sha256(path / name) != expected:
+                    raise ValueError(f"{name} is not what was written")
+            return {n.removesuffix(".safetensors"): files.load_tensors(path / n) for n in facts["files"]}, facts
+        except (OSError, ValueError, KeyError) as error:
+            log.warning("checkpoint %s is damaged (%s); going back to the one before", path, error)
+    return None

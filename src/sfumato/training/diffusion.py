@@ -1,0 +1,100 @@
+"""The second stage's objective: L_LDM, the denoiser and its conditioners trained together (Rombach et al., 2022, eq. 3)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sfumato import image, streams
+from sfumato.data import loader
+from sfumato.data.base import Part
+from sfumato.diffusion.grid import even
+from sfumato.diffusion.samplers import ddim, last
+from sfumato.model import LatentDiffusion
+from sfumato.training.latents import Latents
+from sfumato.training.objective import Objective
+from sfumato.training.recipe import DiffusionRecipe
+
+PREVIEWS = 16
+
+
+class Noisy(NamedTuple):
+    """A batch of the denoiser's turn."""
+
+    latents: Tensor  # (B, C, h, w), whitened
+    t: Tensor  # (B,)
+    eps: Tensor  # (B, C, h, w)
+    fields: dict[str, list[Any]]
+    drop: Tensor  # (B, number of conditioners), True where a condition is dropped
+
+
+class DenoiserTurn(nn.Module):
+    """Condition, add noise, predict, compare."""
+
+    def __init__(self, model: LatentDiffusion) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Noisy) -> dict[str, Tensor]:
+        """The mean loss over the batch."""
+        cond = self.model.conditions(batch.fields, len(batch.t), batch.drop)
+        return {"loss": self.model.denoiser.loss(batch.latents, batch.t, batch.eps, cond).mean()}
+
+
+class Denoising(Objective):
+    """Trains a model's denoiser and conditioners on cached latents."""
+
+    def __init__(
+        self, model: LatentDiffusion, recipe: DiffusionRecipe, train: Part, latents: Latents, device: torch.device, card: str
+    ) -> None:
+        self.model, self.recipe, self.train, self.latents, self.device = model, recipe, train, latents, device
+        self.card = card
+        self.turns: Mapping[str, nn.Module] = {"denoiser": DenoiserTurn(model)}
+        self.shape = model.latent_shape()
+
+    def learned(self, turn: str) -> Sequence[nn.Module]:
+        return [self.model.denoiser, self.model.conditions]
+
+    def batch(self, positions: Sequence[int]) -> Noisy:
+        t = self.recipe.training
+        plan = loader.plan(self.train, t.seed, positions, t.flip)
+        moments = self.latents.rows(plan.indices, plan.flips).to(self.device)
+        noise = streams.normal(self.shape, t.seed, "posterior", positions).to(self.device)
+        eps = streams.normal(self.shape, t.seed, "eps", positions).to(self.device)
+        with torch.no_grad():
+            latents = self.model.codec.whiten(moments, noise)
+        wanted = set(self.model.conditions.fields.values())
+        fields = {name: values for name, values in plan.fields.items() if name in wanted}
+        draws = streams.uniform((len(self.model.config.conditioners),), t.seed, "drop", positions)
+        return Noisy(latents, self.times(positions).to(self.device), eps, fields, self.model.conditions.dropped(draws))
+
+    def times(self, positions: Sequence[int]) -> Tensor:
+        """Training times (B,) in (0, 1), uniform or logit-normal (Esser et al., 2024, section 3.1)."""
+        seed = self.recipe.training.seed
+        if self.recipe.density == "uniform":
+            return streams.uniform((), seed, "time", positions)
+        return streams.normal((), seed, "time", positions).sigmoid()
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        """One sample for each of a few conditions, always from the same noise."""
+        fields = self._previewed()
+        count = next((len(values) for values in fields.values()), PREVIEWS)
+        x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device)
+        denoise = self.model.denoise(self.model.conditions(fields, count), scale=2.5 if fields else 1.0)
+        grid = even(self.model.denoiser.schedule, 12)
+        return image.sheet(self.model.pictures(last(ddim(denoise, x, grid))), columns=min(count, 8))
+
+    def _previewed(self) -> dict[str, list[Any]]:
+        """The recipe's prompts, or the conditions of the first training examples."""
+        wanted = set(self.model.conditions.fields.values())
+        if self.recipe.prompts and "caption" in wanted:
+            return {"caption": list(self.recipe.prompts)}
+        plan = loader.plan(self.train, self.recipe.training.seed, range(PREVIEWS), 0.0)
+        return {name: values for name, values in plan.fields.items() if name in wanted}
+
+    def publish(self, folder: Path) -> None:
+        self.model.save(folder, self.card)

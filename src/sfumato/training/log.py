@@ -1,0 +1,98 @@
+"""What a run tells: metrics.jsonl and TensorBoard for machines and plots, one live line for whoever watches.
+
+`metrics.jsonl` holds only what the recipe determines (images, losses, learning rate), so that a resumed run's file
+equals that of an uninterrupted one byte for byte; what the clock says goes to `times.jsonl`.
+"""
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Log:
+    """The metrics of one run in `folder`; a context manager that also draws the progress line unless `quiet`."""
+
+    def __init__(self, folder: Path, title: str, total: int, images: int, quiet: bool) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder.mkdir(parents=True, exist_ok=True)
+        self.metrics, self.times = folder / "metrics.jsonl", folder / "times.jsonl"
+        cut(self.metrics, images)
+        cut(self.times, images)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images or None)
+        self.last, self.since = images, time.perf_counter()
+        self.seconds = 0.0
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=quiet,
+        )
+        self.task = self.progress.add_task(title, total=total, completed=images, facts="")
+        self.preview = ""
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+        self.board.close()
+
+    def report(self, images: int, values: dict[str, float]) -> None:
+        """One line of metrics after `images` images."""
+        elapsed = time.perf_counter() - self.since
+        self.seconds += elapsed
+        speed = (images - self.last) / max(elapsed, 1e-9)
+        _append(self.metrics, {"images": images, **values})
+        _append(self.times, {"images": images, "images_per_second": round(speed, 2), "seconds": round(elapsed, 4)})
+        for name, value in values.items():
+            self.board.add_scalar(name, value, images)
+        self.board.add_scalar("images_per_second", speed, images)
+        facts = f"{speed:.0f} images/s, loss {values.get('loss', float('nan')):.4f}"
+        self.progress.update(self.task, completed=images, facts=f"{facts}{self.preview}")
+        self.last, self.since = images, time.perf_counter()
+
+    def advance(self, images: int) -> None:
+        """Move the progress line."""
+        self.progress.update(self.task, completed=images)
+
+    def pictured(self, path: Path, seconds: float) -> None:
+        """A preview was written; its seconds do not count as training."""
+        self.preview = f", {path}"
+        self.since += seconds
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def cut(path: Path, images: int) -> None:
+    """Keep only the lines up to `images`; a last line that was not written whole goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["images"] <= images:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    path.write_text("".join(kept), encoding="utf-8")
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file, [] where there is none yet."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]

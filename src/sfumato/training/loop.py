@@ -1,0 +1,202 @@
+"""The one training loop, for every stage: read it from top to bottom.
+
+State is counted in images. Everything random is a function of (seed, purpose, image position), so a run that is
+stopped and resumed takes the same steps as one that was not.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sfumato import device as devices
+from sfumato.training import checkpoint, optimizer
+from sfumato.training.ema import Averages
+from sfumato.training.log import Log
+from sfumato.training.objective import Objective
+from sfumato.training.recipe import TrainingConfig
+
+Watch = Callable[[int, Path | None], None]  # (images seen, a preview just written or None)
+
+
+class Interrupted(KeyboardInterrupt):
+    """Training was stopped by the user; its state is saved."""
+
+
+@dataclass
+class Loop:
+    """One run: an objective, how long, and where its files go."""
+
+    objective: Objective
+    config: TrainingConfig
+    folder: Path
+    title: str
+    device: torch.device
+    dtype: torch.dtype
+    quiet: bool = False
+    watch: Watch | None = None
+
+    def __post_init__(self) -> None:
+        turns = self.objective.turns
+        self.learned = {turn: list(self.objective.learned(turn)) for turn in turns}
+        modules = [m for several in self.learned.values() for m in several]
+        self.modules = nn.ModuleList(modules)
+        self.optimizers = {turn: optimizer.optimizer(several, self.config) for turn, several in self.learned.items()}
+        self.averages = Averages(modules, self.config.ema)
+        self.images, self.sums, self.steps = 0, dict[str, Tensor](), 0
+
+    def run(self, resume: bool) -> None:
+        """Train to the last image and publish. Raises `Interrupted` after Ctrl-C, `FloatingPointError` on NaN."""
+        if resume:
+            self._resume()
+        c = self.config
+        with Log(self.folder, self.title, c.images, self.images, self.quiet) as log, _interrupts() as stopped:
+            if self.images == 0:
+                self._preview(log)
+            while self.images < c.images:
+                before, size = self.images, min(c.batch, c.images - self.images)
+                self._step(range(before, before + size))
+                self.images += size
+                done = self.images >= c.images
+                log.advance(self.images)
+                if done or crossed(before, self.images, c.report):
+                    self._report(log)
+                if done or crossed(before, self.images, c.preview):
+                    self._preview(log)
+                if done or stopped or crossed(before, self.images, c.checkpoint):
+                    self._save()
+                if stopped and not done:
+                    raise Interrupted(f"stopped after {self.images:,} images; the same command with --resume goes on")
+        with self.averaged():
+            self.objective.publish(self.folder / "model")
+
+    def _step(self, positions: Sequence[int]) -> None:
+        """One optimiser step of every turn on the examples at these positions."""
+        parts = [positions[k :: self.config.accumulate] for k in range(self.config.accumulate)]
+        rate = optimizer.rate_at(self.images, self.config)
+        for turn, module in self.objective.turns.items():
+            adam = self.optimizers[turn]
+            for part in parts:
+                if not part:
+                    continue
+                batch = self.objective.batch(part)
+                with devices.cast(self.dtype, self.device):
+                    losses: dict[str, Tensor] = module(batch)
+                share = len(part) / len(positions)
+                (losses["loss"] * share).backward()  # type: ignore[no-untyped-call]
+                for name, value in losses.items():
+                    self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach() * share
+            parameters = [p for m in self.learned[turn] for p in m.parameters()]
+            norm = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
+            name = "gradient" if len(self.optimizers) == 1 else f"gradient_{turn}"
+            self.sums[name] = self.sums.get(name, torch.zeros_like(norm)) + norm
+            for group in adam.param_groups:
+                group["lr"] = rate
+            adam.step()
+            adam.zero_grad(set_to_none=True)
+        self.steps += 1
+        self.averages.update(math.ceil((self.images + len(positions)) / self.config.batch))
+
+    def _means(self) -> dict[str, float]:
+        """Means since the last report. Raises `FloatingPointError` where one is not finite."""
+        values = {name: float(total) / max(self.steps, 1) for name, total in self.sums.items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            kept = checkpoint.found(self.folder / "state")
+            last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+            raise FloatingPointError(
+                f"{', '.join(bad)} became {values[bad[0]]} before image {self.images:,}; {last}. "
+                "Lower training.rate, or use training.precision=fp32, and start again with --resume"
+            )
+        return values
+
+    def _report(self, log: Log) -> None:
+        values = {name: round(value, 7) for name, value in self._means().items()}
+        self.sums, self.steps = {}, 0
+        log.report(self.images, {**values, "rate": optimizer.rate_at(self.images, self.config)})
+        if self.watch is not None:
+            self.watch(self.images, None)
+
+    def _preview(self, log: Log) -> None:
+        begin = time.perf_counter()
+        path = self.folder / "samples" / f"{self.images:09d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with self.averaged(), devices.cast(self.dtype, self.device):
+            self.objective.preview().save(path)
+        log.pictured(path, time.perf_counter() - begin)
+        if self.watch is not None:
+            self.watch(self.images, path)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within this context the modules hold the first average of their weights, in evaluation mode."""
+        self.averages.swap()
+        self.modules.eval()
+        try:
+            yield
+        finally:
+            self.averages.swap()
+            self.modules.train()
+
+    def _save(self) -> None:
+        tensors = {
+            "weights": self.modules.state_dict(),
+            "averages": self.averages.state(),
+            "optimizer": optimizer.state(self.optimizers),
+        }
+        self._means()  # nothing unchecked is saved over a good checkpoint
+        sums = {name: float(total) for name, total in self.sums.items()}
+        facts: dict[str, Any] = {"steps": self.steps, "sums": sums}
+        checkpoint.save(self.folder / "state", self.images, tensors, facts, self.config.keep)
+
+    def _resume(self) -> None:
+        newest = checkpoint.newest(self.folder / "state")
+        if newest is None:
+            return
+        tensors, facts = newest
+        self.modules.load_state_dict(tensors["weights"])
+        self.averages.restore(tensors["averages"])
+        optimizer.restore(self.optimizers, tensors["optimizer"])
+        self.images, self.steps = int(facts["images"]), int(facts["steps"])
+        self.sums = {name: torch.tensor(total, device=self.device) for name, total in facts["sums"].items()}
+
+
+def crossed(before: int, after: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, after]."""
+    return after // every > before // every
+
+
+class _Flag:
+    def __init__(self) -> None:
+        self.set = False
+
+    def __bool__(self) -> bool:
+        return self.set
+
+
+@contextmanager
+def _interrupts() -> Iterator[_Flag]:
+    """Ctrl-C sets the flag, so that the step at hand ends well; a second one stops at once."""
+    flag = _Flag()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        flag.set = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: whoever runs us there owns the signals
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)

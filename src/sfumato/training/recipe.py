@@ -1,0 +1,146 @@
+"""Recipes: what `sfumato train` reads. YAML and overrides become one validated, frozen description of a run."""
+
+import re
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+
+from sfumato.autoencoder.base import FirstStage
+from sfumato.config import Config, explain
+from sfumato.data.base import Data
+from sfumato.model import DiffusionConfig
+
+
+def _count(value: Any) -> Any:
+    if isinstance(value, str):
+        found = re.fullmatch(r"\s*([0-9.]+)\s*([kM]?)\s*", value)
+        if not found:
+            raise ValueError(f"expected a number of images such as 50000, 50k or 2M; got {value!r}")
+        return round(float(found[1]) * {"": 1, "k": 1_000, "M": 1_000_000}[found[2]])
+    return value
+
+
+Images = Annotated[PositiveInt, BeforeValidator(_count)]
+
+
+class TrainingConfig(Config):
+    """How long and how fast. Everything is counted in images, so that a change of batch changes nothing else."""
+
+    images: Images = Field(description="images to train on in all, 50k or 2M for short")
+    batch: PositiveInt = 64
+    accumulate: PositiveInt = Field(1, description="parts in which a batch goes through the network, to save memory")
+    rate: PositiveFloat = Field(1e-3, description="peak learning rate; it is used as written, whatever the batch")
+    warmup: float = Field(0.02, ge=0, le=1, description="share of the run in which the rate rises")
+    decay: float = Field(1.0, ge=0, le=1, description="share of the run, at its end, in which the rate falls to `floor`")
+    floor: float = Field(0.02, ge=0, le=1, description="the last rate over the peak rate")
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient; longer ones are shortened")
+    ema: tuple[PositiveFloat, ...] = Field((0.05,), min_length=1, description="relative widths of the kept averages")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    flip: float = Field(0.0, ge=0, le=1, description="share of the images shown mirrored")
+    seed: int = 0
+    report: Images = Field(2_000, description="images between lines of metrics.jsonl")
+    preview: Images = Field(20_000, description="images between preview grids")
+    checkpoint: Images = Field(50_000, description="images between checkpoints")
+    keep: PositiveInt = Field(2, description="checkpoints kept")
+
+
+class ReconstructionConfig(Config):
+    """Weights of the first stage's losses; all are means over image values, so they hold at every size."""
+
+    l1: float = Field(1.0, ge=0)
+    l2: float = Field(1.0, ge=0)
+    kl: float = Field(1e-6, ge=0, description="the published sum's weight: 1e-6 for the paper's first stages")
+
+
+class AutoencoderRecipe(Config):
+    """A first stage."""
+
+    stage: Literal["autoencoder"]
+    autoencoder: FirstStage
+    objective: ReconstructionConfig = ReconstructionConfig()
+    data: Data
+    training: TrainingConfig
+
+
+class DiffusionRecipe(DiffusionConfig):
+    """A denoiser in the latent space of a trained first stage, whose model folder `autoencoder` names."""
+
+    stage: Literal["diffusion"]
+    autoencoder: Path
+    density: Literal["uniform", "logit_normal"] = Field("logit_normal", description="how training times are drawn")
+    prompts: tuple[str, ...] = Field((), description="texts of the preview grids; () takes captions of the training data")
+    data: Data
+    training: TrainingConfig
+
+
+Recipe = AutoencoderRecipe | DiffusionRecipe
+_either: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("sfumato") / "recipes"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_yaml(source: str) -> dict[str, Any]:
+    """The mapping in a YAML file, or in a shipped recipe of that name. Raises `ValueError` where there is neither."""
+    if source in shipped():
+        text = (resources.files("sfumato") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
+    elif Path(source).is_file():
+        text = Path(source).read_text(encoding="utf-8")
+    else:
+        raise ValueError(f"there is no recipe {source!r}: give a YAML file or one of {', '.join(shipped())}")
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{source} must be a mapping with a `stage`; it is {type(fields).__name__}")
+    return fields
+
+
+def override(fields: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
+    """The fields with each `key.sub=value` set; values are read as YAML. Raises `ValueError` for another form."""
+    for change in changes:
+        path, equals, value = change.partition("=")
+        if not equals or not path:
+            raise ValueError(f"an override has the form key.sub=value; got {change!r}")
+        *places, last = path.split(".")
+        inner = fields
+        for place in places:
+            step = inner.setdefault(place, {})
+            if isinstance(step, str):  # `data: emoji` is short for `data: {kind: emoji}`
+                step = inner[place] = {"kind": step}
+            if not isinstance(step, dict):
+                raise ValueError(f"{change!r}: {place} is not a mapping in this recipe, so nothing in it can be set")
+            inner = step
+        inner[last] = yaml.safe_load(value)
+    return fields
+
+
+def read(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a YAML file or of a shipped name, with overrides. Raises `ValueError`, one line a fault."""
+    return parse(override(load_yaml(source), overrides), Path(source).name)
+
+
+def parse(fields: dict[str, Any], name: str = "recipe") -> Recipe:
+    """A recipe from its mapping. Raises `ValueError`, one line a fault, with the known keys."""
+    fields = {k: v for k, v in fields.items() if k not in ("sfumato", "format")}
+    try:
+        return _either.validate_python(fields)
+    except ValidationError as error:
+        raise ValueError(explain(error, name)) from None
+
+
+def dump(recipe: Recipe) -> dict[str, Any]:
+    """The resolved recipe as plain values, with the version of the package that resolved it."""
+    from sfumato import __version__
+
+    return {"sfumato": __version__, **recipe.model_dump(mode="json")}

@@ -1,0 +1,145 @@
+"""From a recipe to a run folder: open the data, build what is trained, hand both to the loop."""
+
+import json
+import os
+import platform
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from sfumato import __version__, files
+from sfumato import device as devices
+from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Part
+from sfumato.model import DiffusionConfig, LatentDiffusion
+from sfumato.training import checkpoint
+from sfumato.training.autoencoder import Reconstruction
+from sfumato.training.diffusion import Denoising
+from sfumato.training.latents import Latents, encode
+from sfumato.training.loop import Loop, Watch
+from sfumato.training.objective import Objective
+from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe, Recipe, dump, parse
+
+
+def train(
+    recipe: Recipe,
+    folder: Path,
+    *,
+    resume: bool = False,
+    device: str = "auto",
+    quiet: bool = False,
+    watch: Watch | None = None,
+) -> Path:
+    """Train a recipe in the run folder and return its model folder.
+
+    Raises `ValueError` where the folder holds another run, or where the data, the recipe and the first stage do not
+    fit one another; `Interrupted` after Ctrl-C and `FloatingPointError` on NaN, both with what to do next.
+    """
+    where = devices.pick(device)
+    recipe = _settled(recipe, folder, resume, where)
+    torch.manual_seed(recipe.training.seed)  # the fresh weights; everything later has streams of its own
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.training.seed)
+        objective = _objective(recipe, folder, where, quiet)
+    for module in objective.turns.values():
+        module.to(where)
+    dtype = devices.precision(recipe.training.precision, where)
+    loop = Loop(objective, recipe.training, folder, f"{recipe.stage} {folder.name}", where, dtype, quiet, watch)
+    loop.run(resume)
+    return folder / "model"
+
+
+def _objective(recipe: Recipe, folder: Path, where: torch.device, quiet: bool) -> Objective:
+    if isinstance(recipe, AutoencoderRecipe):
+        train_part, held_out = recipe.data.open("train"), recipe.data.open("held_out")
+        codec = Codec(recipe.autoencoder)
+        return Reconstruction(codec.to(where), recipe, train_part, held_out, where)
+    return denoising(recipe, folder, where)
+
+
+def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Denoising:
+    """The second stage's objective: its conditioners fitted to the data, its latents encoded where they are not yet."""
+    codec = Codec.load(recipe.autoencoder).to(where)
+    part = recipe.data.open("train")
+    config, texts = fitted(recipe, part)
+    model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
+    latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
+    return Denoising(model, recipe, part, latents, where, card(recipe))
+
+
+def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
+    """The latent cache of a part, one folder a pair of fingerprints, encoded where it is not there yet."""
+    name = f"{part.fingerprint[:12]}-{codec.fingerprint()[:12]}{'-flip' if flip else ''}"
+    return encode(codec, part, folder / name, flip=flip)
+
+
+def fitted(recipe: DiffusionRecipe, part: Part) -> tuple[DiffusionConfig, dict[str, dict[str, str]]]:
+    """The model's configuration with its conditioners completed by the training data, and their texts."""
+    conditioners, texts = {}, {}
+    for name, conditioner in recipe.conditioners.items():
+        values = [part.fields(k).get(conditioner.field) for k in range(len(part))]
+        present = [v for v in values if v is not None]
+        conditioners[name], texts[name] = conditioner.learn(present, part.labels)
+    kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
+    return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
+
+
+def card(recipe: DiffusionRecipe) -> str:
+    """The model folder's README: what it is, what it was trained on, how to use it."""
+    data = yaml.safe_dump(recipe.data.model_dump(mode="json"), sort_keys=False).strip()
+    return (
+        f"# A latent diffusion model made with Sfumato {__version__}\n\n"
+        f"Trained on {recipe.training.images:,} images of\n\n```yaml\n{data}\n```\n\n"
+        "The licence of the pictures it was trained on is that of their authors; see the data set.\n\n"
+        '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
+        'images = model.generate(prompt="...", count=4, seed=0)\n```\n'
+    )
+
+
+def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:
+    """The recipe with every measured choice made, written to the run folder; on resume, the one that stands there."""
+    path = folder / "recipe.yaml"
+    if resume and path.is_file():
+        stored = parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        chosen = recipe.model_copy(update={"training": _precise(recipe, stored.training.precision)})
+        if stored != chosen:
+            raise ValueError(f"{path} holds another recipe than the one given; resume with that one, or use a new run folder")
+        return stored
+    if checkpoint.found(folder / "state") or (folder / "model" / "model.yaml").is_file():
+        raise ValueError(f"{folder} holds a run already; add --resume to go on, or choose another folder")
+    faster = "bf16" if devices.precision(recipe.training.precision, where) == torch.bfloat16 else "fp32"
+    settled = recipe.model_copy(update={"training": _precise(recipe, faster)})
+    _room(folder)
+    files.write(path, yaml.safe_dump(dump(settled), sort_keys=False, allow_unicode=True))
+    files.write(folder / "environment.json", json.dumps(environment(where), indent=1))
+    return settled
+
+
+def _precise(recipe: Recipe, name: str) -> object:
+    chosen = name if recipe.training.precision == "auto" else recipe.training.precision
+    return recipe.training.model_copy(update={"precision": chosen})
+
+
+def _room(folder: Path, wanted: int = 64 << 20) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise OSError(f"no disk space left for {folder}: {free >> 20} MiB are free; free at least {wanted >> 20} MiB")
+
+
+def environment(where: torch.device) -> dict[str, object]:
+    """What a run's exact numbers depend on besides its recipe."""
+    return {
+        "sfumato": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
+        "processor": platform.processor() or platform.machine(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+    }
