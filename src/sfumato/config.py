@@ -81,9 +81,10 @@ class Choice(Config):
             raise ValueError(f"kind {kind!r}: {path} must define exactly one {cls.__name__}, it defines {len(found)}")
         return found[0]
 
-    @model_serializer(mode="wrap")
-    def _tell(self, handler: Any) -> dict[str, Any]:
-        return {"kind": self.kind_name(), **handler(self)}
+    @model_serializer(mode="plain")
+    def _tell(self) -> dict[str, Any]:
+        # not by the handler: where a field is declared as the family, that knows only the family's own fields
+        return {"kind": self.kind_name(), **{name: getattr(self, name) for name in type(self).model_fields}}
 
     @classmethod
     def kind_name(cls) -> str:

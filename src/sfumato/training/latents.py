@@ -75,7 +75,8 @@ def encode(
     if (folder / KEY).is_file():
         check(folder, wanted)
         return Latents(folder)
-    from datasets import Dataset, Features, Sequence as Row, Value
+    from datasets import Dataset, Features, Value, disable_progress_bars
+    from datasets import Sequence as Row
 
     device = codec.shift.device
     codec.autoencoder.check(torch.empty(1, part.channels, part.size, part.size))
@@ -99,6 +100,7 @@ def encode(
     features = Features({"moments": Row(Value("float16"), length=values)})
     try:
         table = Dataset.from_list(list(generate()), features=features)
+        disable_progress_bars()
         table.save_to_disk(str(part_folder))
         files.write(part_folder / KEY, json.dumps({**wanted, "shape": shape}, indent=1))
         part_folder.replace(folder)
