@@ -18,7 +18,7 @@ from sfumato.backbones.base import BackboneConfig
 from sfumato.conditioning.base import ConditionerConfig, Conditions, join
 from sfumato.conditioning.bundle import Bundle
 from sfumato.config import Config, explain, trusting
-from sfumato.diffusion.denoiser import Denoiser
+from sfumato.diffusion.denoiser import Denoiser, row, thousand
 from sfumato.diffusion.guidance import Branches, guided
 from sfumato.diffusion.prediction import prediction
 from sfumato.diffusion.samplers import Denoise
@@ -46,7 +46,8 @@ class LatentDiffusion(nn.Module):
         self.conditions = Bundle({n: c.build(self.texts[n]) for n, c in config.conditioners.items()})
         network = config.backbone.build(codec.channels, self.conditions.sizes)
         schedule = config.schedule.build()
-        self.denoiser = Denoiser(network, schedule, prediction(config.prediction))
+        clock = row if config.schedule.kind == "betas" else thousand
+        self.denoiser = Denoiser(network, schedule, prediction(config.prediction), clock)
 
     @property
     def device(self) -> torch.device:

@@ -15,8 +15,9 @@ from pydantic import PositiveInt
 from sfumato import device as devices
 from sfumato import files
 from sfumato.config import Config
-from sfumato.training import optimizer, recipe
+from sfumato.training import recipe
 from sfumato.training.objective import Objective
+from sfumato.training.optimizer import Optimizer
 from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 AUTOENCODER, DENOISER = "emoji-autoencoder", "emoji"
@@ -80,15 +81,14 @@ def rate(objective: Objective, config: recipe.TrainingConfig, device: torch.devi
     dtype = devices.precision(config.precision, device)
     (turn, module), *_ = objective.turns.items()
     module.to(device)
-    adam = optimizer.optimizer(objective.learned(turn), config)
+    several = Optimizer(objective.learned(turn), config, dtype)
 
     def step(number: int) -> None:
         batch = objective.batch(range(number * config.batch, (number + 1) * config.batch))
         with devices.cast(dtype, device):
             loss = module(batch)["loss"]
         loss.backward()
-        adam.step()
-        adam.zero_grad()
+        several.step(1e-4)
 
     return config.batch / seconds_a_step(step, seconds)
 

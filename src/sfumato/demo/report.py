@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from sfumato import files
@@ -125,7 +126,7 @@ def curves(runs: Sequence[tuple[str, Path, Sequence[str]]]) -> Image.Image | Non
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
     canvas.draw()
-    return Image.fromarray(canvas.buffer_rgba()).convert("RGB")  # type: ignore[arg-type]
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
 
 
 def percent(cell: dict[str, Any], name: str) -> str:

@@ -11,16 +11,21 @@ from sfumato.diffusion.schedule import Schedule
 Clock = Callable[[Tensor], Tensor]
 
 
-def thousandths(t: Tensor) -> Tensor:
-    """1000 t: what networks of flows and of beta tables are told."""
+def thousand(t: Tensor) -> Tensor:
+    """1000 t: what networks of flows are told."""
     return 1000.0 * t
+
+
+def row(t: Tensor) -> Tensor:
+    """The row of a table of 1000 betas, 999 t: what the published networks are told."""
+    return 999.0 * t
 
 
 class Denoiser(nn.Module):
     """`network(into x_t, clock(t), cond)` -> a tensor of x_t's shape."""
 
     def __init__(
-        self, network: nn.Module, schedule: Schedule, prediction: Prediction, clock: Clock = thousandths
+        self, network: nn.Module, schedule: Schedule, prediction: Prediction, clock: Clock = thousand
     ) -> None:
         super().__init__()
         self.network, self.schedule, self.prediction, self.clock = network, schedule, prediction, clock

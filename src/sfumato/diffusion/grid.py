@@ -25,9 +25,14 @@ class Grid(NamedTuple):
 
 
 def even(schedule: Schedule, steps: int, start: float = 1.0) -> Grid:
-    """Equal steps of time. `start` below 1 begins part of the way down: image-to-image."""
+    """`steps` equal steps of time. `start` below 1 begins part of the way down: image-to-image.
+
+    Raises `ValueError` where `steps` is not in 1..1000 or `start` not in (0, 1].
+    """
     if not 1 <= steps <= 1000:
         raise ValueError(f"steps lie between 1 and 1000; got {steps}")
+    if not 0.0 < start <= 1.0:
+        raise ValueError(f"the start lies above 0 and at most at 1; got {start}")
     t = torch.linspace(start, 0, steps + 1, dtype=torch.float64)
     alpha, sigma = (s.clone() for s in schedule(t))
     alpha[-1], sigma[-1] = 1, 0

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.samplers import Denoise
+from sfumato.diffusion.samplers.base import Denoise
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import device as devices
-from sfumato.training import checkpoint, optimizer
+from sfumato.training import checkpoint
 from sfumato.training.ema import Averages
 from sfumato.training.log import Log
 from sfumato.training.objective import Objective
+from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.recipe import TrainingConfig
 
 Watch = Callable[[int, Path | None], None]  # (images seen, a preview just written or None)
@@ -49,7 +50,7 @@ class Loop:
         self.learned = {turn: list(self.objective.learned(turn)) for turn in turns}
         modules = [m for several in self.learned.values() for m in several]
         self.modules = nn.ModuleList(modules)
-        self.optimizers = {turn: optimizer.optimizer(several, self.config) for turn, several in self.learned.items()}
+        self.optimizers = {t: Optimizer(several, self.config, self.dtype) for t, several in self.learned.items()}
         self.averages = Averages(modules, self.config.ema)
         self.images, self.sums, self.steps = 0, dict[str, Tensor](), 0
 
@@ -81,9 +82,8 @@ class Loop:
     def _step(self, positions: Sequence[int]) -> None:
         """One optimiser step of every turn on the examples at these positions."""
         parts = [positions[k :: self.config.accumulate] for k in range(self.config.accumulate)]
-        rate = optimizer.rate_at(self.images, self.config)
+        rate = rate_at(self.images, self.config)
         for turn, module in self.objective.turns.items():
-            adam = self.optimizers[turn]
             for part in parts:
                 if not part:
                     continue
@@ -98,10 +98,7 @@ class Loop:
             norm = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
             name = "gradient" if len(self.optimizers) == 1 else f"gradient_{turn}"
             self.sums[name] = self.sums.get(name, torch.zeros_like(norm)) + norm
-            for group in adam.param_groups:
-                group["lr"] = rate
-            adam.step()
-            adam.zero_grad(set_to_none=True)
+            self.optimizers[turn].step(rate)
         self.steps += 1
         self.averages.update(math.ceil((self.images + len(positions)) / self.config.batch))
 
@@ -121,7 +118,7 @@ class Loop:
     def _report(self, log: Log) -> None:
         values = {name: round(value, 7) for name, value in self._means().items()}
         self.sums, self.steps = {}, 0
-        log.report(self.images, {**values, "rate": optimizer.rate_at(self.images, self.config)})
+        log.report(self.images, {**values, "rate": rate_at(self.images, self.config)})
         if self.watch is not None:
             self.watch(self.images, None)
 
@@ -150,7 +147,7 @@ class Loop:
         tensors = {
             "weights": self.modules.state_dict(),
             "averages": self.averages.state(),
-            "optimizer": optimizer.state(self.optimizers),
+            **{f"optimizer-{turn}": several.state() for turn, several in self.optimizers.items()},
         }
         self._means()  # nothing unchecked is saved over a good checkpoint
         sums = {name: float(total) for name, total in self.sums.items()}
@@ -164,7 +161,8 @@ class Loop:
         tensors, facts = newest
         self.modules.load_state_dict(tensors["weights"])
         self.averages.restore(tensors["averages"])
-        optimizer.restore(self.optimizers, tensors["optimizer"])
+        for turn, several in self.optimizers.items():
+            several.restore(tensors[f"optimizer-{turn}"])
         self.images, self.steps = int(facts["images"]), int(facts["steps"])
         self.sums = {name: torch.tensor(total, device=self.device) for name, total in facts["sums"].items()}
 

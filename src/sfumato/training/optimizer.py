@@ -1,21 +1,67 @@
-"""AdamW and the learning rate along a run."""
+"""The optimisers of a turn and the learning rate along a run: Muon for matrices and kernels, AdamW for the rest."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from sfumato.training.muon import Muon
 from sfumato.training.recipe import TrainingConfig
 
+SMALLEST = 16  # rows or columns; thinner matrices (first and last layers) have no spectrum worth levelling
 
-def optimizer(modules: Sequence[nn.Module], config: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 2019), fused. Only matrices and kernels decay; norms and biases do not."""
-    parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
-    wide = [p for p in parameters if p.ndim > 1]
-    narrow = [p for p in parameters if p.ndim <= 1]
-    groups = [{"params": wide, "weight_decay": config.weight_decay}, {"params": narrow, "weight_decay": 0.0}]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.rate, betas=config.betas, fused=True)
+
+class Optimizer:
+    """One turn's optimisers, stepped together."""
+
+    def __init__(self, modules: Sequence[nn.Module], config: TrainingConfig, dtype: torch.dtype = torch.float32) -> None:
+        found = [p for m in modules for p in m.parameters() if p.requires_grad]
+        tables = {id(e.weight) for m in modules for e in m.modules() if isinstance(e, nn.Embedding)}
+        spectral = [p for p in found if config.optimizer == "muon" and matrix(p) and id(p) not in tables]
+        taken = {id(p) for p in spectral}
+        rest = [p for p in found if id(p) not in taken]
+        # norms and biases do not decay
+        groups = [
+            {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        self.parts: list[torch.optim.Optimizer] = []
+        if spectral:
+            self.parts.append(Muon(spectral, config.rate, weight_decay=config.weight_decay, dtype=dtype))
+        groups = [g for g in groups if g["params"]]
+        if groups:
+            # Loshchilov & Hutter (2019)
+            self.parts.append(torch.optim.AdamW(groups, lr=config.rate, betas=config.betas, fused=True))
+
+    def step(self, rate: float) -> None:
+        """One step at this learning rate; the gradients are then gone."""
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+    def _slots(self) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
+        return [(part, p) for part in self.parts for group in part.param_groups for p in group["params"]]
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimisers' tensors under flat names."""
+        slots = enumerate(self._slots())
+        return {f"{k}.{name}": value for k, (part, p) in slots for name, value in part.state[p].items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+        slots = self._slots()
+        for key, value in tensors.items():
+            number, name = key.split(".")
+            part, parameter = slots[int(number)]
+            part.state[parameter][name] = value.to(parameter.device)
+
+
+def matrix(parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix, or a kernel to be read as one, of some size."""
+    return parameter.ndim > 1 and min(parameter.shape[0], parameter[0].numel()) >= SMALLEST and parameter.shape[0] > 1
 
 
 def rate_at(images: int, config: TrainingConfig) -> float:
@@ -25,25 +71,3 @@ def rate_at(images: int, config: TrainingConfig) -> float:
     into = 0.0 if not config.decay else max(0.0, (done - (1.0 - config.decay)) / config.decay)
     fall = config.floor + (1.0 - config.floor) * 0.5 * (1.0 + math.cos(math.pi * min(into, 1.0)))
     return config.rate * max(min(rise, fall), 1e-3)
-
-
-def state(optimizers: dict[str, torch.optim.AdamW]) -> dict[str, Tensor]:
-    """The moments and step counts of all optimisers as flat names."""
-    tensors = {}
-    for turn, adam in optimizers.items():
-        for index, parameter in enumerate(_parameters(adam)):
-            for key, value in adam.state[parameter].items():
-                tensors[f"{turn}.{index}.{key}"] = value
-    return tensors
-
-
-def restore(optimizers: dict[str, torch.optim.AdamW], tensors: dict[str, Tensor]) -> None:
-    """Take back what `state` gave."""
-    for name, value in tensors.items():
-        turn, index, key = name.split(".")
-        parameter = _parameters(optimizers[turn])[int(index)]
-        optimizers[turn].state[parameter][key] = value.to(parameter.device)
-
-
-def _parameters(adam: torch.optim.AdamW) -> list[nn.Parameter]:
-    return [p for group in adam.param_groups for p in group["params"]]

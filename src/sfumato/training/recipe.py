@@ -33,7 +33,8 @@ class TrainingConfig(Config):
     images: Images = Field(description="images to train on in all, 50k or 2M for short")
     batch: PositiveInt = 64
     accumulate: PositiveInt = Field(1, description="parts in which a batch goes through the network, to save memory")
-    rate: PositiveFloat = Field(1e-3, description="peak learning rate; it is used as written, whatever the batch")
+    optimizer: Literal["muon", "adamw"] = "muon"
+    rate: PositiveFloat = Field(5e-3, description="peak learning rate; it is used as written, whatever the batch")
     warmup: float = Field(0.02, ge=0, le=1, description="share of the run in which the rate rises")
     decay: float = Field(1.0, ge=0, le=1, description="share of the run, at its end, in which the rate falls to `floor`")
     floor: float = Field(0.02, ge=0, le=1, description="the last rate over the peak rate")
@@ -144,3 +145,25 @@ def dump(recipe: Recipe) -> dict[str, Any]:
     from sfumato import __version__
 
     return {"sfumato": __version__, **recipe.model_dump(mode="json")}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of recipes, with every kind of every family spelled out."""
+    from pydantic.json_schema import models_json_schema
+
+    from sfumato.backbones.base import BackboneConfig
+    from sfumato.conditioning.base import ConditionerConfig
+    from sfumato.config import Choice, known
+
+    families: list[type[Choice]] = [FirstStage, BackboneConfig, ConditionerConfig, Data]
+    kinds = {family: [family.of(name) for name in known(family)] for family in families}
+    models = [AutoencoderRecipe, DiffusionRecipe, *(k for several in kinds.values() for k in several)]
+    _, whole = models_json_schema([(m, "validation") for m in models], title="Sfumato recipe")
+    parts = whole["$defs"]
+    for family, several in kinds.items():
+        for kind in several:
+            body = parts[kind.__name__]
+            body["properties"] = {"kind": {"const": kind.kind_name()}, **body.get("properties", {})}
+            body["required"] = ["kind", *body.get("required", [])]
+        parts[family.__name__] = {"anyOf": [{"$ref": f"#/$defs/{k.__name__}"} for k in several]}
+    return {**whole, "anyOf": [{"$ref": "#/$defs/AutoencoderRecipe"}, {"$ref": "#/$defs/DiffusionRecipe"}]}

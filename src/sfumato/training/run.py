@@ -40,10 +40,9 @@ def train(
     """
     where = devices.pick(device)
     recipe = _settled(recipe, folder, resume, where)
-    torch.manual_seed(recipe.training.seed)  # the fresh weights; everything later has streams of its own
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed)
-        objective = _objective(recipe, folder, where, quiet)
+        torch.manual_seed(recipe.training.seed)  # of the fresh weights; everything later has streams of its own
+        objective = _objective(recipe, folder, where)
     for module in objective.turns.values():
         module.to(where)
     dtype = devices.precision(recipe.training.precision, where)
@@ -52,12 +51,16 @@ def train(
     return folder / "model"
 
 
-def _objective(recipe: Recipe, folder: Path, where: torch.device, quiet: bool) -> Objective:
+def _objective(recipe: Recipe, folder: Path, where: torch.device) -> Objective:
     if isinstance(recipe, AutoencoderRecipe):
-        train_part, held_out = recipe.data.open("train"), recipe.data.open("held_out")
-        codec = Codec(recipe.autoencoder)
-        return Reconstruction(codec.to(where), recipe, train_part, held_out, where)
+        return reconstruction(recipe, where)
     return denoising(recipe, folder, where)
+
+
+def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruction:
+    """The first stage's objective, with fresh weights."""
+    train_part, held_out = recipe.data.open("train"), recipe.data.open("held_out")
+    return Reconstruction(Codec(recipe.autoencoder).to(where), recipe, train_part, held_out, where)
 
 
 def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Denoising:

@@ -1,42 +1,20 @@
-"""Samplers: generators from noise to data. `denoise(x_t, t) -> x_0` has condition and guidance bound."""
+"""Samplers: generator functions from noise to data, a file a family. Which to choose: `docs/diffusion.md`."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor
+from sfumato.diffusion.samplers.base import Denoise, Step, last
+from sfumato.diffusion.samplers.ddim import ddim
+from sfumato.diffusion.samplers.dpmpp import dpmpp_2m
+from sfumato.diffusion.samplers.heun import heun
+from sfumato.diffusion.samplers.names import SAMPLERS
 
-from sfumato.diffusion.grid import Grid
-from sfumato.streams import Stream
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
-
-
-class Step(NamedTuple):
-    """One step's end."""
-
-    time: Tensor
-    x: Tensor
-    x_0: Tensor
+__all__ = ["SAMPLERS", "Denoise", "Step", "ddim", "dpmpp_2m", "heun", "last", "sampler"]
 
 
-def last(steps: Iterator[Step]) -> Tensor:
-    """Run to the end and give x."""
-    x = None
-    for step in steps:
-        x = step.x
-    assert x is not None
-    return x
-
-
-@torch.no_grad()
-def ddim(
-    denoise: Denoise, x: Tensor, grid: Grid, *, eta: float = 0.0, noise: Stream | None = None
-) -> Iterator[Step]:
-    """Song et al. (2021), eq. 12."""
-    for k, ((t, a, o), (s, a_next, o_next)) in enumerate(grid.pairs()):
-        a, o, a_next, o_next = (float(v) for v in (a, o, a_next, o_next))
-        x_0 = denoise(x, t.to(x).expand(len(x)))
-        eps = (x - a * x_0) / o
-        x = a_next * x_0 + o_next * eps
-        yield Step(s, x, x_0)
+def sampler(name: str) -> Callable[..., Iterator[Step]]:
+    """The sampler of this name. Raises `ValueError` with the known names."""
+    if name not in SAMPLERS:
+        raise ValueError(f"unknown sampler {name!r}; known: {', '.join(SAMPLERS)}")
+    found: Any = globals()[name]
+    return found  # type: ignore[no-any-return]

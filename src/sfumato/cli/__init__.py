@@ -1,0 +1,86 @@
+"""The command line: one verb a file, imported when it is used, so that help and errors answer at once."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "train": "Train a recipe: a first stage or a denoiser.",
+    "encode": "Encode a data set once into a cache of latents.",
+    "generate": "Make pictures from words, a class, or nothing.",
+    "evaluate": "Measure a model folder on held-out data.",
+    "show": "Print a recipe or a model folder: settings, shapes, parameters, FLOPs.",
+    "schema": "Print the JSON schema of recipes, for editors.",
+    "demo": "Train everything from scratch on emoji and write a page that shows it.",
+}
+HELP = "Train, use and measure latent diffusion models."
+
+
+def usage() -> str:
+    """What `sfumato --help` prints."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {text}" for name, text in VERBS.items())
+    return (
+        f"Usage: sfumato VERB [OPTIONS]\n\n{HELP}\n\nVerbs:\n{verbs}\n\n"
+        "Options:\n  --version  Print the version.\n  --help     Print this; `sfumato VERB --help` tells a verb's options.\n"
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command; ends with exit code 0, 2 (bad input, one sentence), 130 (interrupted)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("--help", "-h", "help"):
+        print(usage(), end="")
+        sys.exit(0 if words else 2)
+    if words[0] == "--version":
+        from sfumato import __version__
+
+        print(f"sfumato {__version__}")
+        sys.exit(0)
+    if words[0] not in VERBS:
+        print(f"sfumato: there is no verb {words[0]!r}; known: {', '.join(VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    # Both cores are rarely ours alone: threads that spin while they wait slow everything down.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Nothing is fetched or reported unless the user asks for it by name.
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+        os.environ.setdefault(name, "1")
+    _run(words[0], words[1:])
+
+
+def _run(verb: str, rest: list[str]) -> None:
+    import click
+    import typer
+
+    module = importlib.import_module(f"sfumato.cli.{verb}")
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command(name=verb, help=VERBS[verb])(module.command)
+    try:
+        typer.main.get_command(app).main(args=rest, prog_name=f"sfumato {verb}", standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        fail(error.format_message())
+    except KeyboardInterrupt as error:
+        print(f"\nsfumato: {error or 'interrupted'}", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError, FloatingPointError) as error:
+        fail(explained(error))
+
+
+def explained(error: Exception) -> str:
+    """The sentence of an error that is the user's to mend."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        from sfumato.config import explain
+
+        return explain(error, "request")
+    return str(error)
+
+
+def fail(text: str) -> None:
+    """Print one sentence to stderr and exit with code 2."""
+    print(f"sfumato: {text}", file=sys.stderr)
+    sys.exit(2)

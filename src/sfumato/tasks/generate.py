@@ -1,0 +1,103 @@
+"""Generate: pictures from words, a class, or nothing at all."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import device as devices
+from sfumato.diffusion.grid import even
+from sfumato.diffusion.samplers import sampler
+from sfumato.model import LatentDiffusion
+from sfumato.streams import Stream
+from sfumato.tasks.requests import Generate
+
+Progress = Callable[[int, int], None]  # (evaluations done, in all)
+
+
+@dataclass(frozen=True)
+class Made:
+    """Pictures of one batch: (B, C, H, W) in [-1, 1], with the seed and the prompt of each."""
+
+    pictures: Tensor
+    seeds: list[int]
+    prompts: list[str | None]
+
+
+def fields(model: LatentDiffusion, prompts: Sequence[str | None], label: str | None) -> dict[str, list[Any]]:
+    """What a request says, by the fields that the model's conditioners read.
+
+    Raises `ValueError` where the model takes no text or no label.
+    """
+    known = set(model.conditions.fields.values())
+    said: dict[str, list[Any]] = {}
+    if any(p is not None for p in prompts):
+        if "caption" not in known:
+            raise ValueError("this model was trained without text, so it takes no prompt; leave the prompt out")
+        said["caption"] = list(prompts)
+    if label is not None:
+        if "label" not in known:
+            raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
+        said["label"] = [int(label) if label.isdigit() else label] * len(prompts)
+    return said
+
+
+def generate(
+    model: LatentDiffusion, request: Generate, dtype: torch.dtype = torch.float32, tell: Progress | None = None
+) -> Iterator[Made]:
+    """The request's pictures, a batch at a time. Picture k depends on seed + k and its own words, not on the batch."""
+    shape = model.latent_shape(request.width, request.height)
+    seeds, prompts = request.seeds(), request.prompts()
+    fields(model, prompts, request.label)
+    batches = range(0, len(seeds), request.batch)
+    for number, begin in enumerate(batches):
+        rows = slice(begin, begin + request.batch)
+        stream = Stream(seeds[rows])
+        x = stream.normal(shape, 0).to(model.device)
+
+        def told(step: int, before: int = number * request.steps) -> None:
+            if tell is not None:
+                tell(before + step, len(batches) * request.steps)
+
+        latents = sample(model, x, request, prompts[rows], dtype, stream, told)
+        with torch.no_grad():
+            yield Made(model.pictures(latents), seeds[rows], prompts[rows])
+
+
+@torch.no_grad()
+def sample(
+    model: LatentDiffusion,
+    x: Tensor,
+    request: Generate,
+    prompts: Sequence[str | None],
+    dtype: torch.dtype = torch.float32,
+    noise: Stream | None = None,
+    tell: Callable[[int], None] | None = None,
+) -> Tensor:
+    """From noise x (B, c, h, w) to whitened latents under the request's settings."""
+    said = fields(model, prompts, request.label)
+    with devices.cast(dtype, model.device):
+        given = model.conditions(said, len(x))
+        negative = None
+        if request.negative and request.negative.strip():
+            if "caption" not in set(model.conditions.fields.values()):
+                raise ValueError("this model was trained without text, so it takes no negative; leave it out")
+            negative = model.conditions({"caption": [request.negative] * len(x)}, len(x))
+        scale = request.guidance if said else 1.0
+        denoise = model.denoise(given, negative, scale)
+        grid = even(model.denoiser.schedule, request.steps)
+        for number, step in enumerate(sampler(request.sampler)(denoise, x, grid), 1):
+            x = step.x
+            if tell is not None:
+                tell(number)
+    return x
+
+
+def between(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Spherical interpolation of two noises (..., C, h, w): what lies between is as long as noise is (Shoemake, 1985)."""
+    flat_a, flat_b = a.flatten(-3), b.flatten(-3)
+    cosine = torch.nn.functional.cosine_similarity(flat_a, flat_b, -1).clamp(-0.999999, 0.999999)
+    angle = cosine.acos()[..., None, None, None]
+    return (((1 - share) * angle).sin() * a + (share * angle).sin() * b) / angle.sin()

@@ -1,0 +1,62 @@
+"""Settings inside the picture: the text that users of image generators know, and our own JSON, in a PNG's text chunks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from sfumato.tasks.requests import Generate
+
+A1111, OURS = "parameters", "sfumato"
+
+
+def settings(request: Generate, seed: int, prompt: str | None, size: tuple[int, int], model: str, version: str) -> dict[str, Any]:
+    """Everything that is needed to make one picture again."""
+    kept = request.model_dump(exclude={"prompt", "seed", "count", "batch", "width", "height"}, exclude_none=True)
+    return {"prompt": prompt, "seed": seed, "width": size[0], "height": size[1], **kept, "model": model, "version": version}
+
+
+def infotext(s: dict[str, Any]) -> str:
+    """The `parameters` text of AUTOMATIC1111's web UI."""
+    lines = [s.get("prompt") or ""]
+    if s.get("negative"):
+        lines.append(f"Negative prompt: {s['negative']}")
+    facts = {
+        "Steps": s["steps"],
+        "Sampler": {"dpmpp_2m": "DPM++ 2M", "ddim": "DDIM", "heun": "Heun"}.get(s["sampler"], s["sampler"]),
+        "CFG scale": f"{s['guidance']:g}",
+        "Seed": s["seed"],
+        "Size": f"{s['width']}x{s['height']}",
+        "Model": s["model"],
+        "RNG": "CPU",
+        "Version": f"sfumato {s['version']}",
+    }
+    return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])
+
+
+def save(picture: Image.Image, path: Path) -> None:
+    """Write a PNG with the settings in `picture.info` inside."""
+    chunks = PngInfo()
+    for name in (A1111, OURS):
+        if name in picture.info:
+            chunks.add_itxt(name, picture.info[name])
+    picture.save(path, "PNG", pnginfo=chunks)
+
+
+def attach(picture: Image.Image, s: dict[str, Any]) -> Image.Image:
+    """The picture with the settings in its `info`, as `save` writes them."""
+    picture.info[A1111], picture.info[OURS] = infotext(s), json.dumps(s, ensure_ascii=False)
+    return picture
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The settings inside a PNG that `save` wrote. Raises `ValueError` where there are none."""
+    with Image.open(path) as opened:
+        opened.load()
+        text = opened.info.get(OURS)
+    if not isinstance(text, str):
+        raise ValueError(f"{path} holds no settings of Sfumato")
+    found: dict[str, Any] = json.loads(text)
+    return found

@@ -1,0 +1,64 @@
+"""What `sfumato.load` returns: a model with a method a task, pictures in and out as PIL images."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from PIL import Image
+from pydantic import ValidationError
+
+from sfumato import __version__, image
+from sfumato import device as devices
+from sfumato.config import explain
+from sfumato.model import LatentDiffusion
+from sfumato.tasks import generate as task
+from sfumato.tasks import metadata
+from sfumato.tasks.requests import Generate
+
+
+class Pipeline:
+    """A loaded model. `model` is the LatentDiffusion itself, for those who want the tensors."""
+
+    def __init__(self, model: LatentDiffusion, name: str, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.name, self.dtype = model.eval(), name, dtype
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str = "auto", precision: str = "fp32", trust: bool = False) -> Self:
+        """Open a model folder, or a run folder that holds one.
+
+        `precision` is that of the network's work (`fp32`, `bf16`, or `auto`); weights and noise stay in float32.
+        `trust` allows kinds that are foreign code. Raises `ValueError` where something is missing, damaged or foreign.
+        """
+        path = Path(folder)
+        if not (path / "model.yaml").is_file() and (path / "model" / "model.yaml").is_file():
+            path = path / "model"
+        if not path.exists():
+            raise ValueError(f"there is no model folder {path}; train one with `sfumato train`, or run `sfumato demo`")
+        where = devices.pick(device)
+        model = LatentDiffusion.load(path, where, trust=trust)
+        name = path.parent.name if path.name == "model" else path.name
+        return cls(model, name, devices.precision(precision, where))
+
+    def generate(self, request: Generate | None = None, **settings: Any) -> list[Image.Image]:
+        """Pictures for a request, or for its fields as keywords: prompt, count, seed, steps, guidance, negative, ...
+
+        Each picture's `info` holds its settings. Raises `ValueError` where the request or the model does not allow it.
+        """
+        return list(self.stream(request or asked(settings)))
+
+    def stream(self, request: Generate, tell: task.Progress | None = None) -> Iterator[Image.Image]:
+        """The pictures of a request one by one, as their batches are done."""
+        for made in task.generate(self.model, request, self.dtype, tell):
+            pictures = image.to_pil(made.pictures)
+            for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
+                s = metadata.settings(request, seed, prompt, picture.size, self.name, __version__)
+                yield metadata.attach(picture, s)
+
+
+def asked(settings: dict[str, Any]) -> Generate:
+    """A request from its fields. Raises `ValueError`, one line a fault."""
+    try:
+        return Generate(**settings)
+    except ValidationError as error:
+        raise ValueError(explain(error, "generate")) from None

@@ -1,0 +1,93 @@
+"""What a recipe or a model folder is made of, as text and a table: shapes, parameters, FLOPs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sfumato.autoencoder.codec import Codec
+from sfumato.conditioning.base import Conditions, Sizes
+from sfumato.model import LatentDiffusion
+from sfumato.training import recipe as recipes
+from sfumato.training.recipe import AutoencoderRecipe
+from sfumato.training.run import fitted
+
+Row = tuple[str, str, str, str, str]
+
+
+def folder(path: Path) -> tuple[str, list[Row]]:
+    """A model folder's `model.yaml` and table. Raises `ValueError` where it is none."""
+    if not (path / "model.yaml").is_file():
+        raise ValueError(f"{path} is not a model folder: it has no model.yaml")
+    text = (path / "model.yaml").read_text(encoding="utf-8")
+    if (yaml.safe_load(text) or {}).get("stage") == "autoencoder":
+        return text, first_stage(Codec.load(path), 64)
+    return text, both(LatentDiffusion.load(path))
+
+
+def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
+    """A recipe's resolved YAML and table. Without its first stage a denoiser has no shape, and the table says so."""
+    read = recipes.read(source, changes)
+    text = yaml.safe_dump(recipes.dump(read), sort_keys=False, allow_unicode=True)
+    if isinstance(read, AutoencoderRecipe):
+        return text, first_stage(Codec(read.autoencoder), read.data.size)
+    if not (read.autoencoder / "model.yaml").is_file():
+        return text, [("denoiser", f"train the first stage first: {read.autoencoder} is not there", "", "", "")]
+    config, texts = fitted(read, read.data.open("train"))
+    return text, both(LatentDiffusion(Codec.load(read.autoencoder), config, read.data.size, texts))
+
+
+def shape(*sides: int) -> str:
+    """Sides as `3 x 64 x 64`."""
+    return " x ".join(map(str, sides))
+
+
+def parameters(*modules: nn.Module) -> str:
+    """The number of parameters, with thousands apart."""
+    return f"{sum(p.numel() for m in modules for p in m.parameters()):,}"
+
+
+@torch.no_grad()
+def first_stage(codec: Codec, size: int) -> list[Row]:
+    """The encoder's and the decoder's rows."""
+    coder, f = codec.autoencoder.eval(), codec.factor
+    images = torch.zeros(1, codec.image_channels, size, size)
+    with FlopCounterMode(display=False) as there:
+        latent = coder.encode(images).latent
+    with FlopCounterMode(display=False) as back:
+        coder.decode(latent)
+    pixels, small = shape(codec.image_channels, size, size), shape(codec.channels, size // f, size // f)
+    ways = [getattr(coder, name, nn.Identity()) for name in ("encoder", "decoder")]
+    return [
+        ("encoder", pixels, small, parameters(ways[0]), f"{there.get_total_flops() / 1e9:.3f}"),
+        ("decoder", small, pixels, parameters(ways[1]), f"{back.get_total_flops() / 1e9:.3f}"),
+    ]
+
+
+@torch.no_grad()
+def both(model: LatentDiffusion) -> list[Row]:
+    """The first stage's rows, the denoiser's and the conditioners'."""
+    model.eval()
+    rows = first_stage(model.codec, model.size)
+    latent, sizes = model.latent_shape(), model.conditions.sizes
+    with FlopCounterMode(display=False) as counter:
+        model.denoiser(torch.zeros(1, *latent), torch.full((1,), 0.5), blank(sizes, latent))
+    cost = f"{counter.get_total_flops() / 1e9:.3f} an evaluation"
+    rows.append(("denoiser", shape(*latent), shape(*latent), parameters(model.denoiser), cost))
+    doors = ", ".join(f"{name} {width}" for name, width in sizes._asdict().items() if width)
+    fields = ", ".join(model.conditions.fields.values())
+    rows.append(("conditioners", fields or "none", doors, parameters(model.conditions), ""))
+    return rows
+
+
+def blank(sizes: Sizes, latent: tuple[int, int, int], tokens: int = 8) -> Conditions:
+    """Zeros through every open door, for measuring."""
+    return Conditions(
+        torch.zeros(1, sizes.vector) if sizes.vector else None,
+        torch.zeros(1, tokens, sizes.tokens) if sizes.tokens else None,
+        torch.ones(1, tokens, dtype=torch.bool) if sizes.tokens else None,
+        torch.zeros(1, sizes.image, *latent[1:]) if sizes.image else None,
+    )
