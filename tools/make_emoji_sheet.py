@@ -117,14 +117,18 @@ def main() -> None:
         captions = [glyphs[n].name for n in group]
         rows.append([g.code, captions, g.group, g.subgroup, k.base, k.tone, k.gender, part])
     pack(arguments.out, pictures[kept], rows, arguments)
-    print(f"{len(every)} listed; dropped {dict(Counter(f for f in faults.values() if f))}; {len(glyphs) - len(kept)} merged")
+    print(
+        f"{len(every)} listed; dropped {dict(Counter(f for f in faults.values() if f))}; {len(glyphs) - len(kept)} merged"
+    )
     print(f"{len(rows)} pictures of {len({k.base for k in kinds})} bases; parts {dict(Counter(r[-1] for r in rows))}")
 
 
 def pack(folder: Path, pictures: Pictures, rows: list[list[Any]], arguments: argparse.Namespace) -> None:
     """Write the sheet (lossless WebP, so that every machine decodes the same pixels) and the JSON beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = np.where(pictures > 255 - STEP, 255, (pictures.astype(np.int32) + STEP // 2) // STEP * STEP).astype(np.uint8)
+    pictures = np.where(pictures > 255 - STEP, 255, (pictures.astype(np.int32) + STEP // 2) // STEP * STEP).astype(
+        np.uint8
+    )
     blank = np.full((-len(pictures) % COLUMNS, SIZE, SIZE, 3), 255, np.uint8)
     tiles = np.concatenate([pictures, blank]).reshape(-1, COLUMNS, SIZE, SIZE, 3)
     sheet = Image.fromarray(tiles.transpose(0, 2, 1, 3, 4).reshape(-1, COLUMNS * SIZE, 3))
@@ -132,10 +136,12 @@ def pack(folder: Path, pictures: Pictures, rows: list[list[Any]], arguments: arg
     facts = {
         "size": SIZE,
         "columns": COLUMNS,
-        "font": " ".join(ImageFont.truetype(str(arguments.font), 109).getname()),
+        "font": " ".join(map(str, ImageFont.truetype(str(arguments.font), 109).getname())),
         "font_sha256": hashlib.sha256(arguments.font.read_bytes()).hexdigest(),
         "unicode": next(
-            line.split(":")[1].strip() for line in arguments.list.read_text().splitlines() if line.startswith("# Version")
+            line.split(":")[1].strip()
+            for line in arguments.list.read_text().splitlines()
+            if line.startswith("# Version")
         ),
         "sheet_sha256": hashlib.sha256((folder / "emoji.webp").read_bytes()).hexdigest(),
         "columns_of_emoji": ["code", "captions", "group", "subgroup", "base", "tone", "gender", "part"],

@@ -7,7 +7,10 @@ import sys
 def advice(index: str, system: str, machine: str, version: tuple[int, int]) -> tuple[int, str]:
     """The exit code and the line to print for this machine."""
     if version < (3, 11):
-        return 2, f"Sfumato needs Python 3.11 or newer; this is {version[0]}.{version[1]}. Try `make PYTHON=python3.12 ...`."
+        return (
+            2,
+            f"Sfumato needs Python 3.11 or newer; this is {version[0]}.{version[1]}. Try `make PYTHON=python3.12 ...`.",
+        )
     if system == "Linux" and machine == "x86_64" and not index:
         return 0, (
             "Note: on Linux, PyPI's torch brings several gigabytes of CUDA libraries. For the CPU-only build (0.2 GB) stop now\n"
@@ -17,7 +20,9 @@ def advice(index: str, system: str, machine: str, version: tuple[int, int]) -> t
 
 
 if __name__ == "__main__":
-    code, line = advice(sys.argv[1] if len(sys.argv) > 1 else "", platform.system(), platform.machine(), sys.version_info[:2])
+    code, line = advice(
+        sys.argv[1] if len(sys.argv) > 1 else "", platform.system(), platform.machine(), sys.version_info[:2]
+    )
     if line:
         print(line, file=sys.stderr)
     sys.exit(code)

@@ -15,7 +15,14 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_serializer, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 _trust: ContextVar[bool] = ContextVar("trust", default=True)
 
@@ -76,7 +83,9 @@ class Choice(Config):
             if error.name is None or not path.startswith(error.name):
                 raise
             raise ValueError(f"kind {kind!r}: there is no module {path}") from None
-        found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, cls) and c.__module__ == path]
+        found = [
+            c for c in vars(module).values() if isinstance(c, type) and issubclass(c, cls) and c.__module__ == path
+        ]
         if len(found) != 1:
             raise ValueError(f"kind {kind!r}: {path} must define exactly one {cls.__name__}, it defines {len(found)}")
         return found[0]

@@ -18,7 +18,9 @@ def pick(name: str = "auto") -> torch.device:
     if kind not in found:
         raise ValueError(f"unknown device {name!r}; known: auto, {', '.join(found)}")
     if not found[kind]:
-        raise ValueError(f"device {name!r} is not there; this machine has {', '.join(n for n, y in found.items() if y)}")
+        raise ValueError(
+            f"device {name!r} is not there; this machine has {', '.join(n for n, y in found.items() if y)}"
+        )
     return torch.device(name)
 
 
@@ -37,7 +39,7 @@ def fast_bfloat16(kind: str) -> bool:
     announce bfloat16 lose tenfold to slow weight gradients.
     """
     if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind != "cpu":
         return False
     return 1.25 * _seconds(torch.bfloat16) < _seconds(torch.float32)

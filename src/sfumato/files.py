@@ -41,7 +41,9 @@ def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
 def full(error: OSError, path: Path) -> OSError:
     """The error, or where the disk is full one that says what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return OSError(error.errno, f"no disk space left for {path}; free some and start again: what was saved is whole")
+        return OSError(
+            error.errno, f"no disk space left for {path}; free some and start again: what was saved is whole"
+        )
     return error
 
 
@@ -108,12 +110,12 @@ def opened(folder: Path, stage: str) -> dict[str, Any]:
     if fields["format"] > FORMAT:
         raise ValueError(f"{path} has format {fields['format']}, this Sfumato reads up to {FORMAT}; upgrade Sfumato")
     if fields.get("stage") != stage:
-        raise ValueError(f"{folder} holds a model of stage {fields.get('stage')!r}; one of stage {stage!r} is needed here")
+        raise ValueError(
+            f"{folder} holds a model of stage {fields.get('stage')!r}; one of stage {stage!r} is needed here"
+        )
     for name, expected in fields.get("files", {}).items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing; copy the folder again, whole")
         if sha256(folder / name) != expected:
             raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one in model.yaml; copy it again")
     return fields
-
-

@@ -76,7 +76,7 @@ def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
     try:
         source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         changed = ImageCms.profileToProfile(plain, source, target, outputMode="RGB")
-    except ImageCms.PyCMSError:  # a profile that does not fit its picture: browsers ignore it too
+    except (ImageCms.PyCMSError, OSError):  # a profile that does not fit its picture: browsers ignore it too
         return picture
     assert changed is not None
     if alpha is not None:

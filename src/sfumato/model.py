@@ -4,9 +4,9 @@ The three meet only here. The model is what is published: `save` writes a folder
 `sample` turns noise and conditions into pictures.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 from pydantic import ValidationError
@@ -39,7 +39,9 @@ class DiffusionConfig(Config):
 class LatentDiffusion(nn.Module):
     """The whole model. `size` is the side in pixels that it was trained at; `files` are its conditioners' texts."""
 
-    def __init__(self, codec: Codec, config: DiffusionConfig, size: int, texts: Mapping[str, Mapping[str, str]]) -> None:
+    def __init__(
+        self, codec: Codec, config: DiffusionConfig, size: int, texts: Mapping[str, Mapping[str, str]]
+    ) -> None:
         super().__init__()
         self.codec, self.config, self.size = codec.requires_grad_(False), config, size
         self.texts = {name: dict(texts.get(name, {})) for name in config.conditioners}
@@ -81,7 +83,7 @@ class LatentDiffusion(nn.Module):
     @torch.no_grad()
     def pictures(self, latents: Tensor, at_once: int = 64) -> Tensor:
         """Whitened latents (B, c, h, w) -> pictures (B, C, H, W) in [-1, 1], decoded `at_once` at a time."""
-        return torch.cat([self.codec.decode(rows) for rows in latents.split(at_once)])
+        return torch.cat([self.codec.decode(rows) for rows in torch.split(latents, at_once)])
 
     def save(self, folder: Path, card: str = "") -> None:
         """Write the model folder; the autoencoder's is copied inside it."""
@@ -119,7 +121,9 @@ class LatentDiffusion(nn.Module):
             model.denoiser.load_state_dict(files.load_tensors(folder / "denoiser.safetensors"))
             model.conditions.load_state_dict(files.load_tensors(folder / "conditioners.safetensors"))
         except RuntimeError as error:
-            raise ValueError(f"the weights in {folder} do not fit its model.yaml: {str(error).splitlines()[-1]}") from None
+            raise ValueError(
+                f"the weights in {folder} do not fit its model.yaml: {str(error).splitlines()[-1]}"
+            ) from None
         return model.eval().to(device=device, dtype=dtype)
 
 

@@ -79,7 +79,11 @@ class Codec(nn.Module):
     @torch.no_grad()
     def measure(self, moments: Iterable[Tensor]) -> None:
         """Set shift and scale from the stored moments of the training set, posterior variance included."""
-        count, total, square = 0, torch.zeros(self.channels, dtype=torch.float64), torch.zeros(self.channels, dtype=torch.float64)
+        count, total, square = (
+            0,
+            torch.zeros(self.channels, dtype=torch.float64),
+            torch.zeros(self.channels, dtype=torch.float64),
+        )
         for rows in moments:
             mean = self.autoencoder.sample(rows).double()
             spread = self.autoencoder.sample(rows, torch.ones_like(mean, dtype=rows.dtype)).double() - mean
@@ -101,7 +105,11 @@ class Codec(nn.Module):
         """Write the autoencoder's model folder."""
         files.save_tensors(folder / WEIGHTS, self.state_dict())
         latents = {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
-        fields = {"stage": "autoencoder", "autoencoder": self.config.model_dump(mode="json"), "latents": latents}
+        fields = {
+            "stage": "autoencoder",
+            "autoencoder": self.config.model_dump(mode="json"),
+            "latents": latents,
+        }
         files.seal(folder, {**fields, "fingerprint": self.fingerprint()})
 
     @classmethod

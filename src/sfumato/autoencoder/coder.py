@@ -26,11 +26,15 @@ class CoderConfig(Config):
     factor: PositiveInt = Field(8, description="pixels a latent's side stands for; a power of two")
     channels: PositiveInt = Field(4, description="channels of the latent")
     image_channels: PositiveInt = 3
-    stem: PositiveInt = Field(1, description="side of the pixel blocks moved into channels before the first convolution")
+    stem: PositiveInt = Field(
+        1, description="side of the pixel blocks moved into channels before the first convolution"
+    )
     width: PositiveInt = 128
     multipliers: tuple[PositiveInt, ...] = Field((), description="width of each level over `width`; () doubles up to 4")
     blocks: PositiveInt = Field(2, description="residual blocks a level in the encoder")
-    decoder_blocks: PositiveInt | None = Field(None, description="residual blocks a level in the decoder; None: one more")
+    decoder_blocks: PositiveInt | None = Field(
+        None, description="residual blocks a level in the decoder; None: one more"
+    )
     middle_blocks: int = Field(2, ge=0, description="residual blocks at the lowest resolution")
     attention: tuple[PositiveInt, ...] = ()
     middle_attention: bool = True

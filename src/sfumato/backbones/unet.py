@@ -27,7 +27,9 @@ class UNetConfig(BackboneConfig):
     multipliers: tuple[PositiveInt, ...] = Field((1, 2, 2), min_length=1)
     blocks: PositiveInt = Field(2, description="residual blocks a level on the way down; one more on the way up")
     attention: tuple[PositiveInt, ...] = (2, 4)
-    attend: Literal["transformer", "self"] = Field("transformer", description="self: no cross-attention, no feed-forward")
+    attend: Literal["transformer", "self"] = Field(
+        "transformer", description="self: no cross-attention, no feed-forward"
+    )
     heads: PositiveInt | None = Field(None, description="heads of every attention; None: width over `head_width`")
     head_width: PositiveInt = 32
     depth: PositiveInt = Field(1, description="transformer blocks an attention")
@@ -83,7 +85,9 @@ class UNet(Backbone):
         self.vector: nn.Module | None = None
         if sizes.vector:
             if config.direct_vector and sizes.vector != self.embedding:
-                raise ValueError(f"direct_vector wants a vector of {self.embedding}; the conditioners give {sizes.vector}")
+                raise ValueError(
+                    f"direct_vector wants a vector of {self.embedding}; the conditioners give {sizes.vector}"
+                )
             self.vector = nn.Identity() if config.direct_vector else nn.Linear(sizes.vector, self.embedding)
         self.into = nn.Conv2d(channels + sizes.image, config.width, 3, padding=1)
         skips = self._way_down()
@@ -97,7 +101,13 @@ class UNet(Backbone):
     def _block(self, channels: int, out: int, change: Change = "none") -> ResBlock:
         c = self.config
         return ResBlock(
-            channels, out, self.embedding, groups=c.groups, scale_shift=c.scale_shift, change=change, dropout=c.dropout
+            channels,
+            out,
+            self.embedding,
+            groups=c.groups,
+            scale_shift=c.scale_shift,
+            change=change,
+            dropout=c.dropout,
         )
 
     def _attention(self, width: int) -> nn.Module:
@@ -118,7 +128,9 @@ class UNet(Backbone):
         for level, multiplier in enumerate(c.multipliers):
             for _ in range(c.blocks):
                 wide = c.width * multiplier
-                self.down.append(Stage(self._block(width, wide), self._attention(wide) if self._attends(level) else None))
+                self.down.append(
+                    Stage(self._block(width, wide), self._attention(wide) if self._attends(level) else None)
+                )
                 width = wide
                 skips.append(width)
             if level < len(c.multipliers) - 1:
@@ -146,7 +158,8 @@ class UNet(Backbone):
             return embedding
         if cond is None or cond.vector is None:
             raise ValueError("this network needs a vector condition; give the bundle's null where nothing is said")
-        return embedding + self.vector(cond.vector)
+        result: Tensor = embedding + self.vector(cond.vector)
+        return result
 
     def forward(self, x_t: Tensor, clock: Tensor, cond: Conditions | None = None) -> Tensor:
         if any(n % self.factor for n in x_t.shape[-2:]):
@@ -160,7 +173,13 @@ class UNet(Backbone):
         if self.sizes.image:
             if cond is None or cond.image is None:
                 raise ValueError("this network needs an image condition laid beside the latent")
-            x = torch.cat([x, F.interpolate(cond.image, x.shape[-2:]) if cond.image.shape[-2:] != x.shape[-2:] else cond.image], 1)
+            x = torch.cat(
+                [
+                    x,
+                    F.interpolate(cond.image, x.shape[-2:]) if cond.image.shape[-2:] != x.shape[-2:] else cond.image,
+                ],
+                1,
+            )
         h: Tensor = self.into(x)
         skips = [h]
         for layer in self.down:
@@ -179,7 +198,8 @@ class UNet(Backbone):
     def _step(layer: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:
         if isinstance(layer, Stage):
             return layer(h, embedding, tokens, mask)  # type: ignore[no-any-return]
-        return layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
+        result: Tensor = layer(h, embedding) if isinstance(layer, ResBlock) else layer(h)
+        return result
 
 
 def _grow(x: Tensor, factor: int) -> tuple[Tensor, tuple[int, int]]:

@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 VERBS = {
     "train": "Train a recipe: a first stage or a denoiser.",
@@ -50,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(verb: str, rest: list[str]) -> None:
-    import click
     import typer
 
     module = importlib.import_module(f"sfumato.cli.{verb}")
@@ -58,15 +58,22 @@ def _run(verb: str, rest: list[str]) -> None:
     app.command(name=verb, help=VERBS[verb])(module.command)
     try:
         typer.main.get_command(app).main(args=rest, prog_name=f"sfumato {verb}", standalone_mode=False)
-    except click.exceptions.Abort:
+    except typer.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except _usage_error() as error:
         fail(error.format_message())
     except KeyboardInterrupt as error:
         print(f"\nsfumato: {error or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(explained(error))
+
+
+def _usage_error() -> Any:
+    """What typer raises for wrong words: click's own class, or the one of the click that newer typers carry."""
+    import typer
+
+    return next(c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException")
 
 
 def explained(error: Exception) -> str:

@@ -10,7 +10,9 @@ def command(
     minutes: Annotated[float, typer.Option(min=0.5, help="about how long, on this machine")] = 10.0,
     out: Annotated[Path, typer.Option("--out", "-o", help="the demo's folder")] = Path("runs/demo"),
     resume: Annotated[bool, typer.Option("--resume", help="go on with a demo that was stopped")] = False,
-    open_page: Annotated[bool, typer.Option("--open", help="open the page in a browser as soon as it is there")] = False,
+    open_page: Annotated[
+        bool, typer.Option("--open", help="open the page in a browser as soon as it is there")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress lines")] = False,
 ) -> None:

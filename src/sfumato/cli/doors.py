@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Optional, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
@@ -27,7 +27,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     shown = None if field.default is None else str(field.default)
     names = [f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else []), *ALIASES.get(name, [])]
     option = typer.Option(*names, help=field.description, show_default=shown or False)
-    kind = Annotated[_plain(field.annotation) | None, option]  # type: ignore[operator]
+    kind: Any = Annotated[Optional[_plain(field.annotation)], option]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 

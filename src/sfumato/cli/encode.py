@@ -26,4 +26,6 @@ def command(
     folder = autoencoder / "model" if (autoencoder / "model" / "model.yaml").is_file() else autoencoder
     opened = Data.model_validate(fields).open(part)
     latents = cached(Codec.load(folder).to(where), opened, out, flip)
-    print(f"{len(latents)} pictures, moments {'x'.join(map(str, latents.shape))}{', mirrored too' if flip else ''}, in {out}")
+    print(
+        f"{len(latents)} pictures, moments {'x'.join(map(str, latents.shape))}{', mirrored too' if flip else ''}, in {out}"
+    )

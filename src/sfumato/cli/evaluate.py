@@ -8,7 +8,9 @@ import typer
 
 def command(
     model: Annotated[Path, typer.Argument(help="a model folder, or the run folder around it; a first stage works too")],
-    data: Annotated[str | None, typer.Option(help="`emoji` or a folder; by default the data of the run's recipe")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="`emoji` or a folder; by default the data of the run's recipe")
+    ] = None,
     size: Annotated[int, typer.Option(help="pixels a side, with --data")] = 64,
     captions: Annotated[int, typer.Option(min=1, help="captions a part in the caption match")] = 512,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 25,

@@ -58,9 +58,28 @@ command = doors.command(
     Generate,
     run,
     [
-        P("model", P.KEYWORD_ONLY, annotation=Annotated[Path, typer.Argument(help="a model folder, or the run folder around it")]),
-        P("out", P.KEYWORD_ONLY, default=Path("outputs"), annotation=Annotated[Path, typer.Option("--out", "-o", help="folder for the PNGs")]),
-        P("device", P.KEYWORD_ONLY, default="auto", annotation=Annotated[str, typer.Option(help="auto, cuda, mps or cpu")]),
-        P("precision", P.KEYWORD_ONLY, default="fp32", annotation=Annotated[str, typer.Option(help="fp32, bf16 or auto")]),
+        P(
+            "model",
+            P.KEYWORD_ONLY,
+            annotation=Annotated[Path, typer.Argument(help="a model folder, or the run folder around it")],
+        ),
+        P(
+            "out",
+            P.KEYWORD_ONLY,
+            default=Path("outputs"),
+            annotation=Annotated[Path, typer.Option("--out", "-o", help="folder for the PNGs")],
+        ),
+        P(
+            "device",
+            P.KEYWORD_ONLY,
+            default="auto",
+            annotation=Annotated[str, typer.Option(help="auto, cuda, mps or cpu")],
+        ),
+        P(
+            "precision",
+            P.KEYWORD_ONLY,
+            default="fp32",
+            annotation=Annotated[str, typer.Option(help="fp32, bf16 or auto")],
+        ),
     ],
 )

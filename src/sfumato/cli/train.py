@@ -8,7 +8,9 @@ import typer
 
 def command(
     recipe: Annotated[str, typer.Argument(help="a YAML file, or the name of a recipe that ships")],
-    changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of the recipe")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of the recipe")
+    ] = None,
     run: Annotated[Path | None, typer.Option(help="the run's folder; by default runs/RECIPE")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint")] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",

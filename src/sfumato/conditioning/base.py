@@ -35,7 +35,7 @@ def join(several: Sequence[Conditions]) -> Conditions:
     longest = max((c.tokens.shape[1] for c in several if c.tokens is not None), default=0)
     padded = [_pad(c, longest) for c in several]
     columns = zip(*(c.parts() for c in padded), strict=True)
-    return Conditions(*(None if any(p is None for p in column) else torch.cat(column) for column in columns))  # type: ignore[arg-type]
+    return Conditions(*(None if any(p is None for p in column) else torch.cat(column) for column in columns))
 
 
 def _pad(c: Conditions, length: int) -> Conditions:
@@ -49,7 +49,7 @@ def _pad(c: Conditions, length: int) -> Conditions:
 def choose(keep: Tensor, given: Conditions, otherwise: Conditions) -> Conditions:
     """Row by row, `given` where keep (B,) is True, else `otherwise`."""
     given, otherwise = _same_length(given, otherwise)
-    rows = []
+    rows: list[Tensor | None] = []
     for a, b in zip(given.parts(), otherwise.parts(), strict=True):
         if a is None or b is None:
             rows.append(None)

@@ -46,7 +46,9 @@ class Bundle(nn.Module):
         known = set(self.fields.values())
         strange = sorted(set(fields) - known)
         if strange:
-            raise ValueError(f"the model takes no {', '.join(strange)}; it takes {', '.join(sorted(known)) or 'no condition'}")
+            raise ValueError(
+                f"the model takes no {', '.join(strange)}; it takes {', '.join(sorted(known)) or 'no condition'}"
+            )
         return self._joined([self._one(n, fields, count, drop, k) for k, n in enumerate(self.conditioners)])
 
     def _one(
@@ -63,7 +65,7 @@ class Bundle(nn.Module):
         said = [k for k, g in enumerate(gone) if not g]
         if not said:
             return null
-        given = conditioner([values[k] for k in said])
+        given: Conditions = conditioner([values[k] for k in said])
         if len(said) == count:
             return given
         device = next(p.device for p in given.parts() if p is not None)

@@ -52,14 +52,14 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
     """Byte-pair encoding (Sennrich et al., 2016) of lower-cased words, as the JSON of the `tokenizers` library."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", end_of_word_suffix="</w>"))
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    # words are marked at their beginning: marks at their end get their numbers in the order of a hash table, so that
+    # two trainings on the same texts would differ
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated")]
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Metaspace()]
     )
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary, special_tokens=["[PAD]", "[UNK]"], end_of_word_suffix="</w>", show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=["[PAD]", "[UNK]"], show_progress=False)
     # sorted, so that the vocabulary does not depend on the order in which the data were read
     tokenizer.train_from_iterator(sorted(texts), trainer)
     result: str = tokenizer.to_str()
@@ -73,7 +73,12 @@ class Text(Conditioner):
         super().__init__()
         from tokenizers import Tokenizer
 
-        self.field, self.dropout, self.length, self.pooled = config.field, config.dropout, config.length, config.pooled
+        self.field, self.dropout, self.length, self.pooled = (
+            config.field,
+            config.dropout,
+            config.length,
+            config.pooled,
+        )
         self.tokenizer = Tokenizer.from_str(tokenizer)
         self.sizes = Sizes(vector=config.width if config.pooled else 0, tokens=config.width)
         self.embedding = nn.Embedding(self.tokenizer.get_vocab_size(), config.width)

@@ -73,7 +73,10 @@ class EmojiPart(Part):
     """Emoji held as one uint8 array (N, 3, size, size)."""
 
     def __init__(self, rows: list[Emoji], pictures: Pixels) -> None:
-        self.rows, self.pictures = rows, torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+        self.rows, self.pictures = (
+            rows,
+            torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))),
+        )
         self.channels, self.size = 3, int(pictures.shape[1])
         self.labels = tuple(sorted({row.group for row in shipped()[1]}))
         bases: dict[str, list[int]] = {}
@@ -121,7 +124,8 @@ def shrunk(pictures: Pixels, size: int) -> Pixels:
     if factor == 1:
         return pictures
     blocks = pictures.reshape(len(pictures), size, factor, size, factor, 3)
-    return (blocks.mean((2, 4), dtype=np.float32) + 0.5).astype(np.uint8)
+    means: Pixels = (blocks.mean((2, 4), dtype=np.float32) + 0.5).astype(np.uint8)
+    return means
 
 
 def drawn(path: Path, size: int) -> tuple[list[Emoji], Pixels]:
@@ -129,5 +133,7 @@ def drawn(path: Path, size: int) -> tuple[list[Emoji], Pixels]:
     font = Font(path)
     rows = [row for row in shipped()[1] if not font.fault(row.text)]
     if not rows:
-        raise ValueError(f"{path} draws none of the emoji as one picture; use a colour emoji font such as NotoColorEmoji.ttf")
+        raise ValueError(
+            f"{path} draws none of the emoji as one picture; use a colour emoji font such as NotoColorEmoji.ttf"
+        )
     return rows, np.stack([np.asarray(font.picture(row.text, size)) for row in rows])

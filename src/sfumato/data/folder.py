@@ -1,8 +1,7 @@
 """`kind: folder`. Any folder of pictures: class folders, a `metadata.jsonl`, or a `NAME.txt` beside each picture.
 
-The layouts are those of Hugging Face's `imagefolder`, and its library reads them: the table of files is theirs, on this
-machine only (its download counting is switched off). Pictures are decoded when they are asked for, so memory stays flat;
-those that cannot be read are skipped, counted and named.
+The layouts are those of Hugging Face's `imagefolder`, so a folder made for one serves the other. Pictures are decoded
+when they are asked for, so memory stays flat; those that cannot be read are left out, counted and named.
 """
 
 import hashlib
@@ -58,7 +57,9 @@ def listed(root: Path) -> list[dict[str, Any]]:
     """
     rows = _from_metadata(root) if (root / "metadata.jsonl").is_file() else _from_names(root)
     if not rows:
-        raise ValueError(f"there are no pictures in {root}; it may hold {', '.join(sorted(SUFFIXES))} files or class folders")
+        raise ValueError(
+            f"there are no pictures in {root}; it may hold {', '.join(sorted(SUFFIXES))} files or class folders"
+        )
     return rows
 
 
@@ -94,11 +95,13 @@ def _from_metadata(root: Path) -> list[dict[str, Any]]:
 
 
 def table(path: Path) -> list[dict[str, Any]]:
-    """The lines of a JSON-lines file, read by `datasets`; nothing is fetched or reported over the network."""
+    """The lines of a JSON-lines file. Raises `ValueError` where one is not JSON."""
     try:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON lines ({error}); one object a line, with `file_name` and `text`") from None
+        raise ValueError(
+            f"{path} is not JSON lines ({error}); one object a line, with `file_name` and `text`"
+        ) from None
 
 
 class FolderPart(Part):
@@ -108,12 +111,27 @@ class FolderPart(Part):
         self.channels, self.size = 3, size
         self.rows, self.skipped = readable(rows)
         if rows and not self.rows:
-            raise ValueError(f"none of the {len(rows)} pictures in {root} can be read; the first fault: {self.skipped[0]}")
+            raise ValueError(
+                f"none of the {len(rows)} pictures in {root} can be read; the first fault: {self.skipped[0]}"
+            )
         if self.skipped:
-            log.warning("%d pictures of %s cannot be read and are left out: %s", len(self.skipped), root, self.skipped[0])
+            log.warning(
+                "%d pictures of %s cannot be read and are left out: %s",
+                len(self.skipped),
+                root,
+                self.skipped[0],
+            )
         self.labels = tuple(sorted({row["class"] for row in self.rows if "class" in row}))
         self.families = [[k] for k in range(len(self.rows))]
-        told = [(r["file"].relative_to(root).as_posix(), r["file"].stat().st_size, r.get("caption"), r.get("class")) for r in self.rows]
+        told = [
+            (
+                r["file"].relative_to(root).as_posix(),
+                r["file"].stat().st_size,
+                r.get("caption"),
+                r.get("class"),
+            )
+            for r in self.rows
+        ]
         self.fingerprint = hashlib.sha256(json.dumps([size, told]).encode()).hexdigest()
 
     def __len__(self) -> int:

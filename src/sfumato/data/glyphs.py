@@ -12,14 +12,47 @@ from typing import NamedTuple
 from PIL import Image, ImageDraw, ImageFont, features
 
 STRIKE, CANVAS = 109, 136  # the one size of Noto Color Emoji's bitmaps, and the square that holds them
-TONES = {0x1F3FB: "light", 0x1F3FC: "medium-light", 0x1F3FD: "medium", 0x1F3FE: "medium-dark", 0x1F3FF: "dark"}
+TONES = {
+    0x1F3FB: "light",
+    0x1F3FC: "medium-light",
+    0x1F3FD: "medium",
+    0x1F3FE: "medium-dark",
+    0x1F3FF: "dark",
+}
 JOINER, VARIATION, RIGHT = 0x200D, 0xFE0F, 0x27A1
 SIGNS = {0x2640: "woman", 0x2642: "man"}
 # The person that stands for each gendered one, so that the variants of one role share a base.
-PERSONS = {0x1F468: 0x1F9D1, 0x1F469: 0x1F9D1, 0x1F466: 0x1F9D2, 0x1F467: 0x1F9D2, 0x1F474: 0x1F9D3, 0x1F475: 0x1F9D3}
-SAME = {0x1F930: 0x1FAC4, 0x1FAC3: 0x1FAC4, 0x1F57A: 0x1F483, 0x1F936: 0x1F385, 0x1F478: 0x1FAC5, 0x1F934: 0x1FAC5}
-GENDERS = {0x1F468: "man", 0x1F469: "woman", 0x1F466: "boy", 0x1F467: "girl", 0x1F474: "man", 0x1F475: "woman"}
-COUPLES = {0x1F46B: (0x1F91D,), 0x1F46C: (0x1F91D,), 0x1F46D: (0x1F91D,), 0x1F48F: (0x2764, 0x1F48B), 0x1F491: (0x2764,)}
+PERSONS = {
+    0x1F468: 0x1F9D1,
+    0x1F469: 0x1F9D1,
+    0x1F466: 0x1F9D2,
+    0x1F467: 0x1F9D2,
+    0x1F474: 0x1F9D3,
+    0x1F475: 0x1F9D3,
+}
+SAME = {
+    0x1F930: 0x1FAC4,
+    0x1FAC3: 0x1FAC4,
+    0x1F57A: 0x1F483,
+    0x1F936: 0x1F385,
+    0x1F478: 0x1FAC5,
+    0x1F934: 0x1FAC5,
+}
+GENDERS = {
+    0x1F468: "man",
+    0x1F469: "woman",
+    0x1F466: "boy",
+    0x1F467: "girl",
+    0x1F474: "man",
+    0x1F475: "woman",
+}
+COUPLES = {
+    0x1F46B: (0x1F91D,),
+    0x1F46C: (0x1F91D,),
+    0x1F46D: (0x1F91D,),
+    0x1F48F: (0x2764, 0x1F48B),
+    0x1F491: (0x2764,),
+}
 FAMILY = 0x1F46A
 
 
@@ -107,7 +140,9 @@ class Font:
         try:
             self.font = ImageFont.truetype(str(path), STRIKE, layout_engine=ImageFont.Layout.RAQM)
         except OSError as error:
-            raise ValueError(f"{path} is not a font with bitmaps of {STRIKE} pixels ({error}); use NotoColorEmoji.ttf") from None
+            raise ValueError(
+                f"{path} is not a font with bitmaps of {STRIKE} pixels ({error}); use NotoColorEmoji.ttf"
+            ) from None
         self.advance = self.font.getlength("\U0001f600")
         self.missing = self._draw("\U0010fffe").tobytes()
 

@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 import torch
 from pydantic import PositiveInt
 
@@ -22,7 +21,7 @@ from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 AUTOENCODER, DENOISER = "emoji-autoencoder", "emoji"
 # Shares of the budget. What is left pays for starting, encoding, previews, sampling and measuring.
-FIRST_STAGE_SHARE, DENOISER_SHARE, SPARE_SECONDS = 0.33, 0.50, 12.0
+FIRST_STAGE_SHARE, DENOISER_SHARE, SPARE_SECONDS = 0.20, 0.62, 12.0
 
 
 class Plan(Config):
@@ -64,7 +63,9 @@ def _whole(images: float, batch: int) -> int:
 def recipes(plan: Plan, folder: Path) -> tuple[AutoencoderRecipe, DiffusionRecipe]:
     """Both stages' recipes with the plan's numbers and the demo's folders in them."""
     first = recipe.read(AUTOENCODER, _spread(plan.first_stage_images, 6))
-    second = recipe.read(DENOISER, [*_spread(plan.denoiser_images, 8), f"autoencoder={folder / 'first-stage' / 'model'}"])
+    second = recipe.read(
+        DENOISER, [*_spread(plan.denoiser_images, 8), f"autoencoder={folder / 'first-stage' / 'model'}"]
+    )
     assert isinstance(first, AutoencoderRecipe)
     assert isinstance(second, DiffusionRecipe)
     return first, second
@@ -73,7 +74,10 @@ def recipes(plan: Plan, folder: Path) -> tuple[AutoencoderRecipe, DiffusionRecip
 def _spread(images: int, previews: int) -> list[str]:
     """Overrides that spread reports, previews and checkpoints over a run."""
     every = {"report": images // 80, "preview": images // previews, "checkpoint": images // 4}
-    return [f"training.images={images}", *(f"training.{name}={max(count, 64)}" for name, count in every.items())]
+    return [
+        f"training.images={images}",
+        *(f"training.{name}={max(count, 64)}" for name, count in every.items()),
+    ]
 
 
 def rate(objective: Objective, config: recipe.TrainingConfig, device: torch.device, seconds: float = 2.0) -> float:
@@ -104,5 +108,3 @@ def seconds_a_step(step: Callable[[int], None], seconds: float) -> float:
             break
     kept = sorted(taken[2:])
     return kept[len(kept) // 2]
-
-

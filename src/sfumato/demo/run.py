@@ -20,7 +20,7 @@ from sfumato.data.base import Data
 from sfumato.demo import plan as plans
 from sfumato.demo import show
 from sfumato.demo.plan import Plan
-from sfumato.demo.report import Page, curves, enlarge, percent
+from sfumato.demo.report import Page, curves, percent
 from sfumato.evaluation.run import evaluate_model
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.training.run import cached, denoising, reconstruction, train
@@ -58,9 +58,13 @@ def demo(minutes: float, folder: Path, *, resume: bool, open_page: bool, device:
     clock = Clock(folder / "seconds.json")
     plan = Plan.load(folder)
     if plan is not None and not resume:
-        raise ValueError(f"{folder} holds a demo already; add --resume to go on with it, or choose another folder with --out")
+        raise ValueError(
+            f"{folder} holds a demo already; add --resume to go on with it, or choose another folder with --out"
+        )
     if plan is not None and plan.minutes != minutes:
-        raise ValueError(f"{folder} holds a demo of {plan.minutes:g} minutes; resume with --minutes {plan.minutes:g}, or use --out")
+        raise ValueError(
+            f"{folder} holds a demo of {plan.minutes:g} minutes; resume with --minutes {plan.minutes:g}, or use --out"
+        )
     if plan is None:
         say.print(f"Measuring this machine, then training for about {minutes:g} minutes.")
         with clock.stage("measuring"):
@@ -172,7 +176,11 @@ def finish(folder: Path, plan: Plan, clock: Clock, data: Data, where: torch.devi
     growing(page, 8)
     losses(page)
     seconds = clock.read()
-    results = {"seconds": {"total": round(sum(seconds.values()), 1), **seconds}, "plan": plan.model_dump(), **found}
+    results = {
+        "seconds": {"total": round(sum(seconds.values()), 1), **seconds},
+        "plan": plan.model_dump(),
+        **found,
+    }
     files.write(folder / "results.json", json.dumps(results, indent=1))
     tables(page, results)
     path = page.write()
@@ -188,7 +196,11 @@ def tables(page: Page, results: dict[str, Any]) -> None:
         "The headline is the row of combinations that training never showed together.",
     )
     rows = []
-    titles = {"held_out": "held-out combinations", "train": "recall of training captions", "held_out_bases": "held-out emoji"}
+    titles = {
+        "held_out": "held-out combinations",
+        "train": "recall of training captions",
+        "held_out_bases": "held-out emoji",
+    }
     for name, title in titles.items():
         cell = results["caption_match"][name]
         rows.append([f"{title} ({cell['count']})", percent(cell, "top1"), percent(cell, "top10")])
@@ -201,7 +213,10 @@ def tables(page: Page, results: dict[str, Any]) -> None:
     page.table(
         ["", ""],
         [
-            ["reconstruction of held-out emoji", f"{rebuilt['psnr']:.2f} ± {rebuilt['psnr_error']:.2f} dB PSNR, {rebuilt['ssim']:.3f} SSIM"],
+            [
+                "reconstruction of held-out emoji",
+                f"{rebuilt['psnr']:.2f} ± {rebuilt['psnr_error']:.2f} dB PSNR, {rebuilt['ssim']:.3f} SSIM",
+            ],
             ["held-out denoising loss", f"{loss['loss']:.4f}; with shuffled captions {loss['shuffled']:.4f}"],
             ["images seen, first stage", f"{results['plan']['first_stage_images']:,}"],
             ["images seen, denoiser", f"{results['plan']['denoiser_images']:,}"],

@@ -24,9 +24,7 @@ def row(t: Tensor) -> Tensor:
 class Denoiser(nn.Module):
     """`network(into x_t, clock(t), cond)` -> a tensor of x_t's shape."""
 
-    def __init__(
-        self, network: nn.Module, schedule: Schedule, prediction: Prediction, clock: Clock = thousand
-    ) -> None:
+    def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction, clock: Clock = thousand) -> None:
         super().__init__()
         self.network, self.schedule, self.prediction, self.clock = network, schedule, prediction, clock
 

@@ -4,7 +4,6 @@ t runs from (nearly) clean at 0 to (nearly) noise at 1 in every schedule. Invers
 which is infinite at the end of a flow.
 """
 
-import math
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, Protocol
 

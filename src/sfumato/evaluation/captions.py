@@ -75,7 +75,7 @@ class Matcher:
         own = self.own(part, indices)
         captions = [part.fields(k)["caption"][0] for k in indices]
         originals = torch.stack([part.image(k) for k in indices]).float() / 127.5 - 1.0
-        ceiling = torch.cat([rebuilt(codec, rows) for rows in originals.split(64)])
+        ceiling = torch.cat([rebuilt(codec, rows) for rows in torch.split(originals, 64)])
         return {
             **shares(ranks(draw(captions), self.reference, own)),
             "ceiling": shares(ranks(ceiling, self.reference, own)),

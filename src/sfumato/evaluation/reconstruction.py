@@ -52,4 +52,9 @@ def reconstruction(codec: Codec, part: Part) -> dict[str, float]:
     values = torch.cat(ratios)
     error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
     mean = float(values.mean())
-    return {"psnr": mean, "psnr_error": error, "ssim": float(torch.cat(similarities).mean()), "count": len(values)}
+    return {
+        "psnr": mean,
+        "psnr_error": error,
+        "ssim": float(torch.cat(similarities).mean()),
+        "count": len(values),
+    }

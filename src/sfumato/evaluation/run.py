@@ -49,7 +49,11 @@ def evaluate_model(
     say("held-out denoising loss")
     found["denoising"] = denoising(model, part)
     settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "seed": SEED, "captions": captions}
-    found["protocol"] |= {"model": files.fingerprint(model.state_dict()), "samples": settings, "precision": str(dtype)}
+    found["protocol"] |= {
+        "model": files.fingerprint(model.state_dict()),
+        "samples": settings,
+        "precision": str(dtype),
+    }
     if "all" in data.parts and "caption" in model.conditions.fields.values():
         matcher = Matcher(data)
 

@@ -19,7 +19,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if allowed is not None:
         scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    return scores.softmax(-1).to(v.dtype) @ v
+    result: Tensor = scores.softmax(-1).to(v.dtype) @ v
+    return result
 
 
 class Attention(nn.Module):
@@ -36,7 +37,7 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         source = x if context is None else context
@@ -76,7 +77,13 @@ class TransformerBlock(nn.Module):
         x = x + self.attn1(self.norm1(x), mask=own)
         if self.norm2 is not None and self.attn2 is not None:
             x = x + self.attn2(self.norm2(x), context, mask)
-        return x + self.feed(self.norm3(x))
+        result: Tensor = x + self.feed(self.norm3(x))
+        return result
+
+
+def spread(tokens: Tensor, like: Tensor) -> Tensor:
+    """(B, H * W, C) -> (B, C, H, W), with the sides of `like`."""
+    return tokens.transpose(1, 2).reshape(len(tokens), -1, *like.shape[-2:])
 
 
 class SpatialTransformer(nn.Module):
@@ -106,8 +113,8 @@ class SpatialTransformer(nn.Module):
         for block in self.blocks:
             tokens = block(tokens, context, mask)
         if self.linear:
-            return x + self.out(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
-        result: Tensor = x + self.out(tokens.transpose(1, 2).unflatten(2, x.shape[-2:]))
+            return x + spread(self.out(tokens), x)
+        result: Tensor = x + self.out(spread(tokens, x))
         return result
 
 
@@ -122,4 +129,4 @@ class MapAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens = self.norm(x).flatten(2).transpose(1, 2)
-        return x + self.attention(tokens).transpose(1, 2).unflatten(2, x.shape[-2:])
+        return x + spread(self.attention(tokens), x)

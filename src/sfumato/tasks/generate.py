@@ -45,7 +45,10 @@ def fields(model: LatentDiffusion, prompts: Sequence[str | None], label: str | N
 
 
 def generate(
-    model: LatentDiffusion, request: Generate, dtype: torch.dtype = torch.float32, tell: Progress | None = None
+    model: LatentDiffusion,
+    request: Generate,
+    dtype: torch.dtype = torch.float32,
+    tell: Progress | None = None,
 ) -> Iterator[Made]:
     """The request's pictures, a batch at a time. Picture k depends on seed + k and its own words, not on the batch."""
     shape = model.latent_shape(request.width, request.height)

@@ -12,10 +12,20 @@ from sfumato.tasks.requests import Generate
 A1111, OURS = "parameters", "sfumato"
 
 
-def settings(request: Generate, seed: int, prompt: str | None, size: tuple[int, int], model: str, version: str) -> dict[str, Any]:
+def settings(
+    request: Generate, seed: int, prompt: str | None, size: tuple[int, int], model: str, version: str
+) -> dict[str, Any]:
     """Everything that is needed to make one picture again."""
     kept = request.model_dump(exclude={"prompt", "seed", "count", "batch", "width", "height"}, exclude_none=True)
-    return {"prompt": prompt, "seed": seed, "width": size[0], "height": size[1], **kept, "model": model, "version": version}
+    return {
+        "prompt": prompt,
+        "seed": seed,
+        "width": size[0],
+        "height": size[1],
+        **kept,
+        "model": model,
+        "version": version,
+    }
 
 
 def infotext(s: dict[str, Any]) -> str:

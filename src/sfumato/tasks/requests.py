@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from sfumato.config import Config
-from sfumato.diffusion.samplers.names import SAMPLERS
+from sfumato.diffusion.names import SAMPLERS
 
 
 def _listed(value: Any) -> Any:
@@ -38,7 +38,9 @@ class Generate(Config):
     seed: int = Field(-1, ge=-1, le=2**63 - 1, description="seed of the first picture, the next count up; -1: random")
     steps: int = Field(25, ge=1, le=1000, description="denoising steps")
     guidance: float = Field(3.0, ge=0, le=100, description="how strictly to follow the words; 1: not amplified")
-    sampler: Annotated[str, BeforeValidator(_known_sampler)] = Field("dpmpp_2m", description=f"one of {', '.join(SAMPLERS)}")
+    sampler: Annotated[str, BeforeValidator(_known_sampler)] = Field(
+        "dpmpp_2m", description=f"one of {', '.join(SAMPLERS)}"
+    )
     width: int | None = Field(None, ge=1, le=16_384, description="pixels; by default what the model was trained at")
     height: int | None = Field(None, ge=1, le=16_384, description="pixels; by default what the model was trained at")
     batch: int = Field(64, ge=1, le=4096, description="pictures made at once; it does not change them")
@@ -66,4 +68,4 @@ class Generate(Config):
         """A prompt a picture, None where nothing was said."""
         if not self.prompt:
             return [None] * self.total
-        return list(self.prompt) if len(self.prompt) > 1 else self.prompt * self.total
+        return [*self.prompt] if len(self.prompt) > 1 else [*self.prompt * self.total]

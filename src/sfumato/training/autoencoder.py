@@ -46,8 +46,16 @@ class Coder(nn.Module):
 class Reconstruction(Objective):
     """Trains a codec's autoencoder on one part of a data set."""
 
-    def __init__(self, codec: Codec, recipe: AutoencoderRecipe, train: Part, held_out: Part, device: torch.device) -> None:
-        self.codec, self.recipe, self.train, self.held_out, self.device = codec, recipe, train, held_out, device
+    def __init__(
+        self, codec: Codec, recipe: AutoencoderRecipe, train: Part, held_out: Part, device: torch.device
+    ) -> None:
+        self.codec, self.recipe, self.train, self.held_out, self.device = (
+            codec,
+            recipe,
+            train,
+            held_out,
+            device,
+        )
         self.turns: Mapping[str, nn.Module] = {"coder": Coder(codec, recipe.objective)}
         side = recipe.data.size // codec.factor
         self.shape = (codec.channels, side, side)

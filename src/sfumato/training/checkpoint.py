@@ -18,7 +18,9 @@ from sfumato import files
 log = logging.getLogger(__name__)
 
 
-def save(folder: Path, images: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any], keep: int) -> Path:
+def save(
+    folder: Path, images: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any], keep: int
+) -> Path:
     """Write `folder/IMAGES/`, one safetensors file a name in `tensors`, and delete all but the newest `keep`."""
     whole = folder / f"{images:09d}"
     part = folder / f".{images:09d}.part"

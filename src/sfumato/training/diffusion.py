@@ -48,7 +48,13 @@ class Denoising(Objective):
     """Trains a model's denoiser and conditioners on cached latents."""
 
     def __init__(
-        self, model: LatentDiffusion, recipe: DiffusionRecipe, train: Part, latents: Latents, device: torch.device, card: str
+        self,
+        model: LatentDiffusion,
+        recipe: DiffusionRecipe,
+        train: Part,
+        latents: Latents,
+        device: torch.device,
+        card: str,
     ) -> None:
         self.model, self.recipe, self.train, self.latents, self.device = model, recipe, train, latents, device
         self.card = card

@@ -113,6 +113,8 @@ def encode(
 def check(folder: Path, wanted: dict[str, Any]) -> None:
     """Raise `ValueError` where the cache in `folder` was made from something else."""
     facts = json.loads((folder / KEY).read_text(encoding="utf-8"))
-    other = [f"{name} {facts.get(name)} instead of {value}" for name, value in wanted.items() if facts.get(name) != value]
+    other = [
+        f"{name} {facts.get(name)} instead of {value}" for name, value in wanted.items() if facts.get(name) != value
+    ]
     if other:
         raise ValueError(f"{folder} holds latents of {', '.join(other)}; delete the folder, or encode into another")

@@ -18,7 +18,7 @@ A, B, C = 3.4445, -4.7750, 2.0315
 
 def orthogonal(matrices: Tensor, rounds: int = 5) -> Tensor:
     """(n, r, c) with r <= c -> about the nearest matrices with orthonormal rows, by Newton and Schulz's iteration."""
-    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x: Tensor = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(rounds):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=B, alpha=C), x, beta=A)
@@ -53,6 +53,7 @@ class Muon(torch.optim.Optimizer):
 
     def _step(self, alike: list[nn.Parameter], shape: tuple[int, int], group: dict[str, Any]) -> None:
         grads = [p.grad for p in alike if p.grad is not None]
+        weights: list[Tensor] = list(alike)
         for p in alike:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
@@ -63,6 +64,6 @@ class Muon(torch.optim.Optimizer):
         flat = shape[0] <= shape[1]
         turned = orthogonal(wide if flat else wide.mT.contiguous())
         updates = (turned if flat else turned.mT).to(alike[0].dtype)
-        torch._foreach_mul_(alike, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
         scale = -0.2 * max(shape) ** 0.5 * group["lr"]
-        torch._foreach_add_(alike, [u.reshape(p.shape) for u, p in zip(updates, alike, strict=True)], alpha=scale)
+        torch._foreach_add_(weights, [u.reshape(p.shape) for u, p in zip(updates, alike, strict=True)], alpha=scale)

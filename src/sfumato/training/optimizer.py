@@ -15,7 +15,9 @@ SMALLEST = 16  # rows or columns; thinner matrices (first and last layers) have 
 class Optimizer:
     """One turn's optimisers, stepped together."""
 
-    def __init__(self, modules: Sequence[nn.Module], config: TrainingConfig, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, modules: Sequence[nn.Module], config: TrainingConfig, dtype: torch.dtype = torch.float32
+    ) -> None:
         found = [p for m in modules for p in m.parameters() if p.requires_grad]
         tables = {id(e.weight) for m in modules for e in m.modules() if isinstance(e, nn.Embedding)}
         spectral = [p for p in found if config.optimizer == "muon" and matrix(p) and id(p) not in tables]

@@ -36,7 +36,9 @@ class TrainingConfig(Config):
     optimizer: Literal["muon", "adamw"] = "muon"
     rate: PositiveFloat = Field(5e-3, description="peak learning rate; it is used as written, whatever the batch")
     warmup: float = Field(0.02, ge=0, le=1, description="share of the run in which the rate rises")
-    decay: float = Field(1.0, ge=0, le=1, description="share of the run, at its end, in which the rate falls to `floor`")
+    decay: float = Field(
+        1.0, ge=0, le=1, description="share of the run, at its end, in which the rate falls to `floor`"
+    )
     floor: float = Field(0.02, ge=0, le=1, description="the last rate over the peak rate")
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
@@ -75,7 +77,9 @@ class DiffusionRecipe(DiffusionConfig):
     stage: Literal["diffusion"]
     autoencoder: Path
     density: Literal["uniform", "logit_normal"] = Field("logit_normal", description="how training times are drawn")
-    prompts: tuple[str, ...] = Field((), description="texts of the preview grids; () takes captions of the training data")
+    prompts: tuple[str, ...] = Field(
+        (), description="texts of the preview grids; () takes captions of the training data"
+    )
     data: Data
     training: TrainingConfig
 
@@ -157,7 +161,11 @@ def schema() -> dict[str, Any]:
 
     families: list[type[Choice]] = [FirstStage, BackboneConfig, ConditionerConfig, Data]
     kinds = {family: [family.of(name) for name in known(family)] for family in families}
-    models = [AutoencoderRecipe, DiffusionRecipe, *(k for several in kinds.values() for k in several)]
+    models: list[type[Config]] = [
+        AutoencoderRecipe,
+        DiffusionRecipe,
+        *(k for several in kinds.values() for k in several),
+    ]
     _, whole = models_json_schema([(m, "validation") for m in models], title="Sfumato recipe")
     parts = whole["$defs"]
     for family, several in kinds.items():

@@ -109,7 +109,9 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
         stored = parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
         chosen = recipe.model_copy(update={"training": _precise(recipe, stored.training.precision)})
         if stored != chosen:
-            raise ValueError(f"{path} holds another recipe than the one given; resume with that one, or use a new run folder")
+            raise ValueError(
+                f"{path} holds another recipe than the one given; resume with that one, or use a new run folder"
+            )
         return stored
     if checkpoint.found(folder / "state") or (folder / "model" / "model.yaml").is_file():
         raise ValueError(f"{folder} holds a run already; add --resume to go on, or choose another folder")

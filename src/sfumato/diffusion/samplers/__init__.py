@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sfumato.diffusion.names import SAMPLERS
 from sfumato.diffusion.samplers.base import Denoise, Step, last
 from sfumato.diffusion.samplers.ddim import ddim
 from sfumato.diffusion.samplers.dpmpp import dpmpp_2m
 from sfumato.diffusion.samplers.heun import heun
-from sfumato.diffusion.samplers.names import SAMPLERS
 
 __all__ = ["SAMPLERS", "Denoise", "Step", "ddim", "dpmpp_2m", "heun", "last", "sampler"]
 

@@ -11,9 +11,7 @@ from sfumato.streams import Stream
 
 
 @torch.no_grad()
-def ddim(
-    denoise: Denoise, x: Tensor, grid: Grid, *, eta: float = 0.0, noise: Stream | None = None
-) -> Iterator[Step]:
+def ddim(denoise: Denoise, x: Tensor, grid: Grid, *, eta: float = 0.0, noise: Stream | None = None) -> Iterator[Step]:
     """Eq. 12; order 1, one evaluation a step. x (B, C, h, w) starts at the grid's first row.
 
     `eta` 0 follows the probability flow, 1 is the ancestral sampler of DDPM; above 0 it draws from `noise`, whose step

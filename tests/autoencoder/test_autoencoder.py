@@ -1,0 +1,153 @@
+"""The first stage: any factor, any channels, a penalty with a meaning, a codec that refuses what is not its own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sfumato.autoencoder.base import FirstStage
+from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.kl import KLAutoencoder, KLConfig
+
+CODER = {"stem": 1, "width": 8, "blocks": 1, "middle_blocks": 1, "groups": 4}
+
+
+@given(
+    st.sampled_from([2, 4, 8, 16]),
+    st.integers(0, 3),
+    st.integers(1, 9),
+    st.sampled_from([1, 3, 4]),
+    st.booleans(),
+)
+@settings(deadline=None, max_examples=15)
+def test_any_factor_stem_and_channels(
+    factor: int, halvings: int, channels: int, image_channels: int, refine: bool
+) -> None:
+    stem = max(factor >> halvings, 1)
+    coder = {
+        **CODER,
+        "factor": factor,
+        "stem": stem,
+        "channels": channels,
+        "image_channels": image_channels,
+        "refine": 4 * refine,
+    }
+    model = FirstStage.model_validate({"kind": "kl", "coder": coder}).build()
+    images = torch.zeros(1, image_channels, 2 * factor, factor)
+    encoded = model.encode(images)
+    assert encoded.latent.shape == (1, channels, 2, 1)
+    assert model.decode(encoded.latent).shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "multipliers", "attention", "channels", "parameters"),
+    [
+        ("kl-f4", (1, 2, 4), (), 3, 55_312_063),
+        ("kl-f8", (1, 2, 4, 4), (), 4, 83_653_863),
+        ("kl-f16", (1, 1, 2, 2, 4), (16,), 16, 69_610_963),
+        ("kl-f32", (1, 1, 2, 2, 4, 4), (16, 32), 64, 103_880_131),
+    ],
+)
+def test_published_first_stages_have_their_published_size(
+    name: str, multipliers: tuple[int, ...], attention: tuple[int, ...], channels: int, parameters: int
+) -> None:
+    coder = {
+        "factor": 2 ** (len(multipliers) - 1),
+        "multipliers": multipliers,
+        "attention": attention,
+        "channels": channels,
+    }
+    with torch.device("meta"):
+        model = KLAutoencoder(KLConfig.model_validate({"coder": coder}))
+    # the one constant that the published checkpoints keep with these weights is the loss's log-variance
+    assert sum(p.numel() for p in model.parameters()) in (parameters, parameters - 1), name
+
+
+def test_the_penalty_is_the_kl_divergence_over_image_values(codec: Codec) -> None:
+    images = torch.zeros(2, 3, 16, 16)
+    encoded = codec.autoencoder.encode(images)
+    assert encoded.moments is not None
+    mean, log_variance = (m.double() for m in encoded.moments.chunk(2, 1))
+    normal = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    exact = torch.distributions.kl_divergence(
+        normal, torch.distributions.Normal(torch.zeros(1).double(), torch.ones(1).double())
+    )
+    torch.testing.assert_close(encoded.penalty.double(), exact.flatten(1).sum(1) / (3 * 16 * 16), rtol=1e-5, atol=0)
+
+
+def test_the_posterior_is_drawn_with_the_given_noise(codec: Codec) -> None:
+    torch.manual_seed(0)
+    images, noise = torch.rand(1, 3, 16, 16), torch.randn(1, 4, 2, 2)
+    coder = codec.autoencoder
+    mode, drawn, again = (coder.encode(images, n).latent for n in (None, noise, noise))
+    assert torch.equal(drawn, again)
+    moments = codec.moments(images)
+    torch.testing.assert_close(drawn, mode + (0.5 * moments.chunk(2, 1)[1]).exp() * noise)
+
+
+def test_whitened_latents_have_mean_0_and_deviation_1(codec: Codec) -> None:
+    torch.manual_seed(0)
+    moments = torch.cat([5 * torch.randn(400, 4, 2, 2) + 3, torch.full((400, 4, 2, 2), 1.0)], 1)
+    codec.measure(moments.split(100))
+    latents = codec.whiten(moments, torch.randn(400, 4, 2, 2))
+    assert latents.mean((0, 2, 3)).abs().max() < 0.1
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.06, rtol=0)
+    raw = latents * codec.scale[:, None, None] + codec.shift[:, None, None]
+    torch.testing.assert_close(codec.decode(latents[:2]), codec.autoencoder.decode(raw[:2]).clamp(-1, 1))
+
+
+def test_a_saved_codec_is_the_same_bit_for_bit(codec: Codec, tmp_path: Path) -> None:
+    codec.shift.fill_(0.3)
+    codec.save(tmp_path)
+    again = Codec.load(tmp_path)
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(codec.encode(images), again.encode(images))
+    assert again.fingerprint() == codec.fingerprint()
+    before = codec.fingerprint()
+    codec.scale[0] = 2
+    assert codec.fingerprint() != before
+
+
+def test_a_changed_folder_is_noticed(codec: Codec, tmp_path: Path) -> None:
+    codec.save(tmp_path)
+    fields = yaml.safe_load((tmp_path / "model.yaml").read_text())
+    fields["autoencoder"]["coder"]["width"] = 32
+    (tmp_path / "model.yaml").write_text(yaml.safe_dump(fields))
+    with pytest.raises(ValueError, match=r"do(es)? not fit"):
+        Codec.load(tmp_path)
+
+
+@pytest.mark.parametrize(("shape", "words"), [((1, 3, 20, 16), "try 16x16"), ((1, 1, 16, 16), "takes 3-channel")])
+def test_pictures_that_do_not_fit_say_what_would(codec: Codec, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        codec.encode(torch.zeros(shape))
+
+
+def test_a_decode_that_overflows_is_repeated_in_float32(codec: Codec) -> None:
+    half = codec.to(torch.bfloat16)
+    calls = []
+    inner = half.autoencoder.decode
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        calls.append(latent.dtype)
+        out = inner(latent)
+        return out * float("nan") if latent.dtype == torch.bfloat16 else out
+
+    half.autoencoder.decode = decode  # type: ignore[method-assign]
+    assert half.decode(torch.zeros(1, 4, 2, 2)).isfinite().all()
+    assert calls == [torch.bfloat16, torch.float32]
+
+
+def test_pixels_are_their_own_latents_at_factor_1() -> None:
+    codec = Codec(FirstStage.model_validate({"kind": "identity"}))
+    images = torch.rand(1, 3, 5, 7)
+    assert torch.equal(codec.decode(codec.encode(images)), images)
+
+
+def test_the_decoder_starts_without_a_grid_of_its_stem(codec: Codec) -> None:
+    """Equal latents decode to equal pixels away from the border; a plain shuffle would draw its blocks."""
+    picture = codec.autoencoder.decode(torch.ones(1, 4, 12, 12)).detach()[..., 40:56, 40:56]
+    assert float(picture.std((-1, -2)).max()) < 1e-4

@@ -1,0 +1,173 @@
+"""The command line: every verb, and for bad input one sentence and exit code 2."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfumato import cli
+from sfumato.tasks import metadata
+
+
+def call(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command run in this process."""
+    code = 0
+    try:
+        cli.main([str(w) for w in words])
+    except SystemExit as end:
+        code = int(end.code or 0)
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_help_and_version_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call("--help", capsys=capsys)
+    assert code == 0
+    assert all(verb in out for verb in cli.VERBS)
+    assert call("--version", capsys=capsys)[1].startswith("sfumato ")
+    for verb in cli.VERBS:
+        assert call(verb, "--help", capsys=capsys)[0] == 0
+
+
+def test_generate_writes_pictures_that_carry_their_settings(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "generate",
+        model_folder,
+        "--prompt",
+        "red heart",
+        "-c",
+        2,
+        "--seed",
+        4,
+        "--steps",
+        2,
+        "--out",
+        tmp_path,
+    ]
+    assert call(*words, capsys=capsys)[0] == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000-4.png", "00001-5.png"]
+    assert metadata.read(tmp_path / "00001-5.png")["prompt"] == "red heart"
+    assert call(*words, "--cfg-scale", 2, capsys=capsys)[0] == 0
+    assert len(list(tmp_path.iterdir())) == 4  # nothing is written over
+
+
+def test_evaluate_prints_and_writes_json(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = call(
+        "evaluate", model_folder, "--captions", 2, "--steps", 1, "--out", tmp_path / "e.json", capsys=capsys
+    )
+    assert code == 0
+    assert json.loads(out) == json.loads((tmp_path / "e.json").read_text())
+    code, out, _ = call("evaluate", model_folder / "autoencoder", "--data", "emoji", "--size", 32, capsys=capsys)
+    assert json.loads(out)["reconstruction"]["count"] == 186
+
+
+def test_show_and_schema(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for source in (model_folder, model_folder / "autoencoder", "emoji-autoencoder", "emoji"):
+        code, out, _ = call("show", source, capsys=capsys)
+        assert code == 0
+        assert "parameters" in out
+    assert "GFLOPs" in call("show", model_folder, capsys=capsys)[1]
+    assert "UNetConfig" in json.loads(call("schema", capsys=capsys)[1])["$defs"]
+
+
+def test_encode_and_train_from_the_command_line(
+    first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "encode",
+        first_stage,
+        "emoji",
+        "--size",
+        32,
+        "--part",
+        "held_out",
+        "--out",
+        tmp_path / "latents",
+    ]
+    code, out, _ = call(*words, capsys=capsys)
+    assert code == 0
+    assert "186 pictures, moments 8x4x4" in out
+    small = [
+        "data.size=32",
+        "training.images=32",
+        "training.batch=16",
+        "autoencoder.coder.width=16",
+        "training.precision=fp32",
+    ]
+    code, out, _ = call("train", "emoji-autoencoder", *small, "--run", tmp_path / "run", "--quiet", capsys=capsys)
+    assert code == 0
+    assert (tmp_path / "run" / "model" / "model.yaml").is_file()
+    assert call("train", "emoji", *small[:2], "--dry-run", capsys=capsys)[1].count("images: 32") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["trian"], "there is no verb 'trian'"),
+        (["train", "nothing"], "there is no recipe 'nothing'"),
+        (["train", "emoji", "training.bach=2"], "training.bach: unknown key"),
+        (["train", "emoji", "backbone.kind=net"], "known kinds: unet"),
+        (["train", "emoji", "autoencoder=nowhere"], "nowhere is not a model folder"),
+        (["train", "emoji-autoencoder", "data.size=20", "--run", "{tmp}/a"], "choose 8, 16, 32 or 64"),
+        (
+            ["train", "emoji-autoencoder", "data={kind: folder, path: nowhere}", "--run", "{tmp}/b"],
+            "there is no folder nowhere",
+        ),
+        (
+            ["train", "emoji-autoencoder", "data={kind: folder, path: ., size: 60}", "--run", "{tmp}/c"],
+            "there are no pictures",
+        ),
+        (["train", "emoji-autoencoder", "--device", "tpu"], "unknown device 'tpu'"),
+        (["generate", "nowhere", "--prompt", "a"], "there is no model folder nowhere"),
+        (["generate", "{model}", "--prompt", ""], "prompt is empty"),
+        (["generate", "{model}", "--prompt", "heart " * 4000], "shorten it"),
+        (["generate", "{model}", "--steps", "0"], "greater than or equal to 1"),
+        (["generate", "{model}", "--width", "33"], "multiples of 8"),
+        (["generate", "{model}", "--sampler", "x"], "known: ddim"),
+        (["generate", "{model}", "--promt", "x"], "No such option"),
+        (["evaluate", "{tmp}"], "names its data"),
+        (["show", "{tmp}"], "not a model folder"),
+        (["encode", "{tmp}"], "not a model folder"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    words: list[str],
+    text: str,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [w.replace("{tmp}", str(tmp_path)).replace("{model}", str(model_folder)) for w in words]
+    code, _, err = call(*filled, capsys=capsys)
+    assert code == 2
+    assert text in err
+    assert "Traceback" not in err
+
+
+def test_a_demo_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "plan.json").write_text(
+        '{"minutes": 3, "first_stage_images": 64, "denoiser_images": 128, "captions": 4, "rates": {}}'
+    )
+    code, _, err = call("demo", "--out", tmp_path, capsys=capsys)
+    assert (code, "add --resume" in err) == (2, True)
+    code, _, err = call("demo", "--out", tmp_path, "--resume", "--minutes", 4, capsys=capsys)
+    assert (code, "--minutes 3" in err) == (2, True)
+
+
+def test_the_installed_command_reports_bad_input_without_a_traceback(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-m", "sfumato", "generate", str(tmp_path), "--steps", "0"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "error"}, check=False,
+    )  # fmt: skip
+    assert run.returncode == 2
+    assert run.stderr.startswith("sfumato: ")
+    assert "Traceback" not in run.stderr

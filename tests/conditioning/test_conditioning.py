@@ -1,0 +1,153 @@
+"""Conditions: doors, masks, nulls, and errors that name what can be said."""
+
+import pytest
+import torch
+
+from sfumato.conditioning.base import ConditionerConfig, Conditions, choose, join
+from sfumato.conditioning.bundle import Bundle
+from sfumato.conditioning.label import Label, LabelConfig
+from sfumato.conditioning.text import Text, TextConfig
+
+TEXTS = ["a red heart", "a blue heart", "woman firefighter: dark skin tone", "flag: japan"]
+
+
+def text(**fields: object) -> Text:
+    torch.manual_seed(0)
+    config, files = TextConfig.model_validate(
+        {"width": 16, "heads": 2, "layers": 1, "vocabulary": 200, **fields}
+    ).learn([[t] for t in TEXTS], ())
+    assert isinstance(config, TextConfig)
+    return config.build(files)
+
+
+def label(**fields: object) -> Label:
+    torch.manual_seed(0)
+    config, _ = LabelConfig.model_validate({"width": 6, **fields}).learn([0, 1], ["cat", "dog"])
+    assert isinstance(config, LabelConfig)
+    return config.build({})
+
+
+def test_padding_does_not_change_a_text() -> None:
+    encoder = text().eval()
+    alone, together = encoder(["a red heart"]), encoder(["a red heart", TEXTS[2]])
+    assert alone.tokens is not None
+    assert alone.vector is not None
+    assert together.tokens is not None
+    assert together.mask is not None
+    assert together.vector is not None
+    length = alone.tokens.shape[1]
+    torch.testing.assert_close(together.tokens[:1, :length], alone.tokens)
+    torch.testing.assert_close(together.vector[:1], alone.vector)
+    assert together.mask[0].tolist() == [True] * length + [False] * (together.mask.shape[1] - length)
+
+
+def test_words_in_any_case_are_the_same_words_and_unknown_ones_are_read() -> None:
+    encoder = text()
+    assert torch.equal(encoder.encode(["A Red HEART"])[0], encoder.encode(["a red heart"])[0])
+    assert encoder.encode(["Ωμέγα"])[0].shape[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("", "says something"), (3, "says something"), ("heart " * 5000, "this model reads 48; shorten it")],
+)
+def test_texts_that_cannot_be_read_are_refused(value: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        text()([value])
+
+
+def test_the_vocabulary_does_not_depend_on_the_order_of_the_data() -> None:
+    files = [TextConfig(vocabulary=100).learn(values, ())[1] for values in (TEXTS, TEXTS[::-1])]
+    assert files[0] == files[1]
+
+
+def test_data_without_what_a_conditioner_reads_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"NAME\.txt beside each picture"):
+        TextConfig().learn([], ())
+    with pytest.raises(ValueError, match="class folders"):
+        LabelConfig().learn([], ())
+
+
+def test_labels_are_read_by_name_and_by_number() -> None:
+    by_name, by_number = label()(["dog"]), label()([1])
+    assert by_name.vector is not None
+    assert by_number.vector is not None
+    assert torch.equal(by_name.vector, by_number.vector)
+    with pytest.raises(ValueError, match="knows cat, dog"):
+        label()(["cow"])
+    tokens = label(door="tokens")(["cat"])
+    assert tokens.vector is None
+    assert tokens.tokens is not None
+    assert tokens.tokens.shape == (1, 1, 6)
+
+
+def test_a_bundle_joins_doors_and_projects_token_widths() -> None:
+    bundle = Bundle({"caption": text(), "kind": label(door="tokens"), "class": label()})
+    assert bundle.sizes == (16 + 6, 16, 0)
+    c = bundle({"caption": TEXTS[:2], "label": ["cat", 1]}, 2)
+    assert c.vector is not None
+    assert c.tokens is not None
+    assert c.mask is not None
+    assert c.vector.shape == (2, 22)
+    assert c.tokens.shape[2] == 16
+    assert c.mask.shape == c.tokens.shape[:2]
+
+
+def test_nothing_said_is_the_null_however_it_is_not_said() -> None:
+    bundle = Bundle({"caption": text().eval()})
+    null = bundle.null(2)
+    for fields in ({}, {"caption": [None, None]}, {"caption": ["", " "]}):
+        said = bundle(fields, 2)
+        assert all(
+            a is b or torch.equal(a, b)
+            for a, b in zip(said.parts(), null.parts(), strict=True)
+            if a is not None and b is not None
+        )
+    dropped = bundle({"caption": TEXTS[:2]}, 2, torch.tensor([[True], [False]]))
+    kept = bundle({"caption": [None, TEXTS[1]]}, 2)
+    assert dropped.vector is not None
+    assert kept.vector is not None
+    assert torch.equal(dropped.vector, kept.vector)
+    assert null.vector is not None
+    torch.testing.assert_close(dropped.vector[0], null.vector[0])
+
+
+def test_unknown_fields_and_wrong_counts_are_refused() -> None:
+    bundle = Bundle({"caption": text()})
+    with pytest.raises(ValueError, match="takes no label; it takes caption"):
+        bundle({"label": [0]}, 1)
+    with pytest.raises(ValueError, match="1 values of 'caption' for 2 images"):
+        bundle({"caption": ["a"]}, 2)
+
+
+def test_dropout_drops_at_the_conditioners_own_rates() -> None:
+    bundle = Bundle({"caption": text(dropout=0.25), "class": label(dropout=0.0)})
+    dropped = bundle.dropped(torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)))
+    assert abs(float(dropped[:, 0].float().mean()) - 0.25) < 0.03
+    assert not dropped[:, 1].any()
+
+
+def test_joined_and_chosen_conditions_pad_their_tokens() -> None:
+    short = Conditions(tokens=torch.ones(1, 2, 3), mask=torch.ones(1, 2, dtype=torch.bool))
+    long = Conditions(tokens=torch.ones(1, 4, 3), mask=torch.ones(1, 4, dtype=torch.bool))
+    both = join([short, long])
+    assert both.mask is not None
+    assert both.mask.sum(1).tolist() == [2, 4]
+    picked = choose(torch.tensor([False]), long, short)
+    assert picked.mask is not None
+    assert picked.mask.sum(1).tolist() == [2]
+
+
+def test_gradients_reach_the_text_encoder() -> None:
+    encoder = text()
+    c = Bundle({"caption": encoder})({"caption": TEXTS}, 4)
+    assert c.tokens is not None
+    assert c.vector is not None
+    (c.tokens.square().sum() + c.vector.sum()).backward()
+    assert encoder.embedding.weight.grad is not None
+    assert float(encoder.embedding.weight.grad.abs().sum()) > 0
+
+
+def test_a_conditioner_without_its_tokenizer_says_so() -> None:
+    with pytest.raises(ValueError, match=r"tokenizer\.json"):
+        ConditionerConfig.model_validate({"kind": "text"}).build({})

@@ -1,0 +1,79 @@
+"""Building blocks: shapes, starting points, and the kernels that crash or crawl elsewhere."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sfumato.nn.attention import Attention, MapAttention, SpatialTransformer, attend
+from sfumato.nn.conv import Downsample, ResBlock, Upsample
+from sfumato.nn.embed import sinusoid
+from sfumato.nn.norm import GroupNorm, groups_for
+
+
+def test_groups_divide_the_channels() -> None:
+    assert [groups_for(c, 32) for c in (64, 48, 20, 7, 1)] == [32, 24, 20, 7, 1]
+
+
+@pytest.mark.parametrize("size", [4, 16])
+def test_group_norm_of_a_frozen_channels_last_input_has_a_gradient(size: int) -> None:
+    """torch's own kernel crashes the process here."""
+    norm = GroupNorm(128)
+    x = torch.randn(2, 128, size, size).to(memory_format=torch.channels_last)
+    norm(x).square().mean().backward()
+    assert norm.weight.grad is not None
+    torch.testing.assert_close(norm(x), F.group_norm(x.contiguous(), 32, norm.weight, norm.bias, 1e-5))
+
+
+@pytest.mark.parametrize("how", ["unshuffle", "strided", "asymmetric"])
+def test_down_halves(how: str) -> None:
+    assert Downsample(8, 12, how)(torch.zeros(1, 8, 6, 10)).shape == (1, 12, 3, 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["shuffle", "nearest"])
+def test_up_doubles_and_starts_without_a_grid(how: str) -> None:
+    torch.manual_seed(0)
+    y = Upsample(8, 4, how)(torch.randn(1, 8, 1, 1).expand(1, 8, 5, 5))  # type: ignore[arg-type]
+    assert y.shape == (1, 4, 10, 10)
+    inner = y[..., 2:-2, 2:-2]
+    torch.testing.assert_close(inner, inner[..., :1, :1].expand_as(inner))
+
+
+@pytest.mark.parametrize("change", ["none", "down", "up"])
+def test_a_residual_block_starts_as_its_skip(change: str) -> None:
+    x = torch.randn(2, 8, 4, 4)
+    y = ResBlock(8, 8, 16, change=change)(x, torch.randn(2, 16))  # type: ignore[arg-type]
+    expected = {"none": x, "down": F.avg_pool2d(x, 2), "up": F.interpolate(x, scale_factor=2.0)}[change]
+    torch.testing.assert_close(y, expected)
+
+
+def test_short_and_long_rows_attend_alike() -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 3, 80, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 8)
+    mask = torch.tensor([[True] * 4 + [False] * 3, [True] * 7])
+    fused, plain = attend(q, k, v, mask), attend(q[:, :, :50], k, v, mask)
+    torch.testing.assert_close(fused[:, :, :50], plain)
+    torch.testing.assert_close(attend(q[:1], k[:1, :, :4], v[:1, :, :4]), fused[:1])  # masked keys do not count
+
+
+def test_heads_must_divide_the_width() -> None:
+    with pytest.raises(ValueError, match="not divisible by 3 heads"):
+        Attention(16, 3)
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_spatial_attention_starts_as_the_identity_and_reads_its_context(linear: bool) -> None:
+    torch.manual_seed(0)
+    x, context = torch.randn(2, 16, 3, 5), torch.randn(2, 4, 6)
+    layer = SpatialTransformer(16, 2, 6, linear=linear)
+    torch.testing.assert_close(layer(x, context), x)
+    nn.init.normal_(layer.out.weight)
+    assert not torch.allclose(layer(x, context), layer(x, context + 1))
+    assert torch.equal(MapAttention(16, 2)(x), x)
+
+
+def test_the_sinusoid_is_cosines_then_sines() -> None:
+    wave = sinusoid(torch.tensor([0.0, 1.0]), 6)
+    assert wave[0].tolist() == [1, 1, 1, 0, 0, 0]
+    torch.testing.assert_close(wave[1, :3], torch.cos(10_000.0 ** -(torch.arange(3) / 3)))
+    assert sinusoid(torch.tensor([1.0]), 7).shape == (1, 7)

@@ -1,0 +1,143 @@
+"""Pictures from requests: the same for the same seed, whatever the batch; refused with a sentence where they must be."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import sfumato
+from sfumato import image
+from sfumato.evaluation.reconstruction import psnr
+from sfumato.tasks import metadata
+from sfumato.tasks.generate import between
+from sfumato.tasks.pipeline import Pipeline
+from sfumato.tasks.requests import Generate
+
+
+@pytest.fixture(scope="module")
+def pipeline(model_folder: Path) -> Pipeline:
+    return sfumato.load(model_folder, device="cpu")
+
+
+def tensors(pictures: list[Image.Image]) -> torch.Tensor:
+    return torch.stack([image.to_tensor(p) for p in pictures])
+
+
+def test_a_request_gives_as_many_pictures_as_it_asks(pipeline: Pipeline) -> None:
+    assert [p.size for p in pipeline.generate(prompt="red heart", count=3, steps=2, seed=0)] == [(32, 32)] * 3
+    assert len(pipeline.generate(prompt=["red heart", "cat face"], steps=1)) == 2
+    assert pipeline.generate(steps=1, width=48, height=16)[0].size == (48, 16)
+
+
+def test_picture_k_is_the_request_for_k_alone_whatever_the_batch(pipeline: Pipeline) -> None:
+    whole = tensors(pipeline.generate(prompt="red heart", count=3, seed=5, steps=3))
+    small = tensors(pipeline.generate(prompt="red heart", count=3, seed=5, steps=3, batch=2))
+    alone = tensors(pipeline.generate(prompt="red heart", seed=6, steps=3))
+    assert float(psnr(whole, small).min()) > 60
+    assert float(psnr(whole[1:2], alone).min()) > 60
+    assert float(psnr(whole[:1], whole[1:2])) < 60
+
+
+def test_a_saved_and_loaded_model_samples_the_same_bits(pipeline: Pipeline, tmp_path: Path) -> None:
+    pipeline.model.save(tmp_path / "again")
+    again = sfumato.load(tmp_path / "again", device="cpu")
+    one, two = (tensors(p.generate(prompt="sun", seed=1, steps=3)) for p in (pipeline, again))
+    assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m", "DPM++ 2M"])
+def test_words_guidance_negatives_and_samplers_matter(pipeline: Pipeline, sampler: str) -> None:
+    def make(**more: object) -> torch.Tensor:
+        return tensors(pipeline.generate(**{"prompt": "red heart", "seed": 3, "steps": 4, "sampler": sampler, **more}))
+
+    base = make()
+    for more in (
+        {"prompt": "blue car"},
+        {"guidance": 40.0},
+        {"negative": "sun", "guidance": 40.0},
+        {"seed": 4},
+    ):
+        assert not torch.equal(base, make(**more)), more
+
+
+def test_settings_travel_inside_the_picture(pipeline: Pipeline, tmp_path: Path) -> None:
+    request = {
+        "prompt": "grinning face: “wide”",
+        "negative": "sun",
+        "seed": 9,
+        "steps": 2,
+        "guidance": 2.5,
+        "count": 2,
+    }
+    second = pipeline.generate(**request)[1]
+    metadata.save(second, tmp_path / "a.png")
+    found = metadata.read(tmp_path / "a.png")
+    assert found["prompt"] == request["prompt"]
+    assert (found["seed"], found["steps"], found["guidance"], found["width"]) == (10, 2, 2.5, 32)
+    with Image.open(tmp_path / "a.png") as opened:
+        text = opened.info["parameters"]
+    assert text.splitlines()[1] == "Negative prompt: sun"
+    assert "Steps: 2, Sampler: DPM++ 2M, CFG scale: 2.5, Seed: 10, Size: 32x32" in text
+    known = {k: v for k, v in found.items() if k in Generate.model_fields}
+    assert torch.equal(tensors(pipeline.generate(**known)), tensors([second]))
+    Image.new("RGB", (2, 2)).save(tmp_path / "b.png")
+    with pytest.raises(ValueError, match="no settings"):
+        metadata.read(tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(
+    ("settings_", "words"),
+    [
+        ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": "heart " * 3000}, "shorten it"),
+        ({"steps": 0}, "steps: .*greater than or equal to 1"),
+        ({"width": 30}, "multiples of 8 .*try 32x32"),
+        ({"label": "Cars"}, "the model knows Activities"),
+        ({"sampler": "eular"}, "known: ddim, heun, dpmpp_2m"),
+        ({"promt": "sun"}, "promt: unknown key"),
+        ({"prompt": ["a", "b"], "count": 3}, "leave count out"),
+        ({"seed": -2}, "seed"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    pipeline: Pipeline, settings_: dict[str, object], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        pipeline.generate(**settings_)
+
+
+def test_a_damaged_model_folder_is_noticed_before_anything_is_made(model_folder: Path, tmp_path: Path) -> None:
+    for name in (
+        "denoiser.safetensors",
+        "autoencoder/weights.safetensors",
+        "conditioners/caption/tokenizer.json",
+    ):
+        folder = tmp_path / name.replace("/", "-")
+        shutil.copytree(model_folder, folder)
+        (folder / name).unlink()
+        with pytest.raises(ValueError, match=f"{Path(name).name} is missing"):
+            sfumato.load(folder)
+        (folder / name).write_bytes(b"\0" * 20)
+        with pytest.raises(ValueError, match="is damaged"):
+            sfumato.load(folder)
+    with pytest.raises(ValueError, match="there is no model folder"):
+        sfumato.load(tmp_path / "nothing")
+
+
+@given(st.floats(0, 1))
+@settings(deadline=None)
+def test_between_two_noises_there_is_noise_of_the_same_length(share: float) -> None:
+    a, b = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    length = float(between(a, b, share).norm())
+    assert 0.98 * float(a.norm()) < length < 1.02 * float(b.norm())
+
+
+def test_seeds_follow_one_another_and_random_ones_differ() -> None:
+    assert Generate(count=3, seed=7).seeds() == [7, 8, 9]
+    assert Generate().seeds() != Generate().seeds()
+    assert json.loads(Generate(prompt="a").model_dump_json())["prompt"] == ["a"]

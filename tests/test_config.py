@@ -1,0 +1,54 @@
+"""The kind is the file, typos end early, and what is dumped can be read back."""
+
+import pytest
+from pydantic import ValidationError
+
+from sfumato.autoencoder.base import FirstStage
+from sfumato.autoencoder.kl import KLConfig
+from sfumato.config import explain, known, trusting
+from sfumato.data.base import Data
+
+
+def test_kinds_are_found_without_a_registry() -> None:
+    assert known(FirstStage) == ["identity", "kl"]
+    assert known(Data) == ["emoji", "folder"]
+
+
+def test_a_dumped_choice_reads_back_with_all_its_fields() -> None:
+    config = FirstStage.model_validate({"kind": "kl", "coder": {"width": 32, "factor": 4}})
+    assert isinstance(config, KLConfig)
+    assert FirstStage.model_validate(config.model_dump(mode="json")) == config
+    assert config.model_dump()["coder"]["width"] == 32
+
+
+def test_an_unknown_kind_lists_the_known_ones() -> None:
+    with pytest.raises(ValidationError, match="known kinds: identity, kl"):
+        FirstStage.model_validate({"kind": "kll"})
+
+
+def test_an_unknown_key_is_named_with_its_place() -> None:
+    with pytest.raises(ValidationError) as caught:
+        FirstStage.model_validate({"kind": "kl", "coder": {"widht": 3}})
+    assert "coder.widht: unknown key" in explain(caught.value, "recipe.yaml")
+
+
+def test_foreign_code_runs_only_where_it_is_trusted() -> None:
+    with trusting(False), pytest.raises(ValidationError, match="trust=True"):
+        FirstStage.model_validate({"kind": "somewhere.else"})
+    with pytest.raises(ValidationError, match="there is no module"):
+        FirstStage.model_validate({"kind": "somewhere.else"})
+    assert isinstance(FirstStage.model_validate({"kind": "sfumato.autoencoder.kl"}), KLConfig)
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"factor": 6}, "power of two"),
+        ({"factor": 4, "stem": 8}, "stem 8 is larger"),
+        ({"factor": 8, "multipliers": [1, 2]}, "4 levels"),
+        ({"factor": "eight"}, "valid integer"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        FirstStage.model_validate({"kind": "kl", "coder": fields})

@@ -1,0 +1,68 @@
+"""Pictures come in as a person sees them and go out rounded."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageCms
+
+from sfumato import image
+
+
+def test_8_bit_values_survive_a_round_trip_and_are_rounded() -> None:
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(image.to_uint8(values.float() / 127.5 - 1), values)
+    assert int(image.to_uint8(torch.tensor(1 / 127.5 - 1 - 0.003))) == 1  # 0.62 rounds up; truncation would give 0
+    assert image.to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
+
+
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 4), "black")
+    picture.putpixel((0, 0), (255, 0, 0))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter right
+    picture.save(tmp_path / "a.png", exif=exif)
+    read = image.read(tmp_path / "a.png")
+    assert read.size == (4, 8)
+    assert read.getpixel((3, 0)) == (255, 0, 0)
+
+
+def test_a_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (4, 4), (10, 200, 30)).save(tmp_path / "a.png", icc_profile=lab)
+    assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (10, 200, 30)
+    Image.new("RGB", (4, 4), (10, 200, 30)).save(tmp_path / "b.png", icc_profile=b"no profile")
+    assert image.read(tmp_path / "b.png").getpixel((0, 0)) == (10, 200, 30)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
+    Image.new(mode, (5, 3)).save(path)
+    read = image.read(path)
+    assert (read.mode, read.size) == ("RGB", (5, 3))
+
+
+def test_16_bit_gray_keeps_its_range(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 2), 65535, np.uint16)).save(tmp_path / "a.png")
+    assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_transparency_is_seen_over_white(tmp_path: Path) -> None:
+    Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "a.png")
+    assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_a_truncated_picture_is_an_error_that_names_it(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.effect_noise((64, 64), 50).save(path)
+    path.write_bytes(path.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"a\.png cannot be read"):
+        image.read(path)
+
+
+def test_a_sheet_holds_every_picture() -> None:
+    sheet = image.sheet(torch.full((5, 3, 4, 4), -1.0), columns=3, gap=1)
+    assert sheet.size == (14, 9)
+    assert (np.asarray(sheet) == 0).all(-1).sum() == 5 * 16

@@ -1,0 +1,65 @@
+"""Recipes: every shipped one parses and builds, and every fault is told with its place."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sfumato.conditioning.base import Sizes
+from sfumato.training import recipe
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_every_shipped_recipe_parses_and_builds(name: str) -> None:
+    read = recipe.read(name)
+    assert recipe.parse(recipe.dump(read)) == read
+    with torch.device("meta"):
+        if isinstance(read, recipe.AutoencoderRecipe):
+            read.autoencoder.build()
+        else:
+            read.backbone.build(4, Sizes())
+
+
+def test_images_are_counted_in_thousands_and_millions() -> None:
+    read = recipe.read("emoji", ["training.images=2M", "training.preview=1.5k", "training.seed=3"])
+    assert (read.training.images, read.training.preview, read.training.seed) == (2_000_000, 1_500, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["training.imags=3"], "training.imags: unknown key"),
+        (["training.batch=many"], "training.batch: .*valid integer"),
+        (["training.images=3G"], "50k or 2M"),
+        (["backbone.kind=unett"], "unknown kind 'unett'; known kinds: unet"),
+        (["training.images"], "key.sub=value"),
+        (["stage.x=1"], "stage"),
+        (["prediction=epsilon"], "prediction"),
+    ],
+)
+def test_faults_are_told_with_their_place(changes: list[str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        recipe.read("emoji", changes)
+
+
+def test_a_recipe_that_is_not_there_or_not_yaml_says_so(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="one of emoji, emoji-autoencoder"):
+        recipe.read("emojo")
+    (tmp_path / "a.yaml").write_text("a: [")
+    with pytest.raises(ValueError, match="is not YAML"):
+        recipe.read(str(tmp_path / "a.yaml"))
+    (tmp_path / "b.yaml").write_text("- a")
+    with pytest.raises(ValueError, match="must be a mapping"):
+        recipe.read(str(tmp_path / "b.yaml"))
+
+
+def test_a_short_choice_can_be_overridden_inside() -> None:
+    fields = recipe.override({"data": "emoji"}, ["data.size=32"])
+    assert fields == {"data": {"kind": "emoji", "size": 32}}
+
+
+def test_the_schema_knows_every_kind() -> None:
+    text = yaml.safe_dump(recipe.schema())
+    for kind in ("unet", "kl", "identity", "text", "label", "emoji", "folder"):
+        assert f"const: {kind}" in text

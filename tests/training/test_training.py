@@ -1,0 +1,225 @@
+"""The loop: exact to resume, safe to stop, honest about NaN, and it does learn."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from sfumato import files
+from sfumato.autoencoder.codec import Codec
+from sfumato.data.emoji import EmojiData
+from sfumato.evaluation.denoising import denoising as held_out_loss
+from sfumato.model import LatentDiffusion
+from sfumato.training import checkpoint, latents
+from sfumato.training.ema import Averages, exponent
+from sfumato.training.log import cut
+from sfumato.training.loop import Interrupted
+from sfumato.training.muon import Muon, orthogonal
+from sfumato.training.optimizer import rate_at
+from sfumato.training.recipe import Recipe, TrainingConfig
+from sfumato.training.run import train
+from tests.conftest import autoencoder_recipe, diffusion_recipe
+
+
+def recipe_of(stage: str, first_stage: Path, **training: object) -> Recipe:
+    return autoencoder_recipe(**training) if stage == "autoencoder" else diffusion_recipe(first_stage, **training)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What must be equal to the byte: metrics, the last checkpoint's tensors, the model."""
+    last = checkpoint.found(folder / "state")[-1]
+    paths = [
+        folder / "metrics.jsonl",
+        *last.glob("*.safetensors"),
+        *(folder / "model").rglob("*.safetensors"),
+    ]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
+    stage: str, accumulate: int, first_stage: Path, tmp_path: Path
+) -> None:
+    """Stopped by Ctrl-C between two reports, mid-epoch; then again from a checkpoint while the next is half written."""
+    recipe = recipe_of(stage, first_stage, accumulate=accumulate)
+    train(recipe, tmp_path / "whole", device="cpu", quiet=True)
+
+    def stop(images: int, preview: Path | None) -> None:
+        if images == 32 and preview is None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="--resume"):
+        train(recipe, tmp_path / "parts", device="cpu", quiet=True, watch=stop)
+    assert len(checkpoint.found(tmp_path / "parts" / "state")) == 1
+    (tmp_path / "parts" / "state" / ".000000064.part").mkdir()  # what a kill in the middle of a checkpoint leaves
+    with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
+        file.write('{"images": 64, "lo')
+    train(recipe, tmp_path / "parts", device="cpu", quiet=True, resume=True)
+    whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    assert [name for name in whole if whole[name] != parts[name]] == []
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = autoencoder_recipe()
+    train(recipe, tmp_path / "run", device="cpu", quiet=True)
+    whole = contents(tmp_path / "run")
+    older, newer = checkpoint.found(tmp_path / "run" / "state")
+    weights = newer / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-9])
+    train(recipe, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    assert f"checkpoint {newer} is damaged" in caplog.text
+    assert contents(tmp_path / "run") == whole
+    assert older.exists()
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint.save(tmp_path, 10, {"weights": {"a": torch.zeros(3)}}, {}, keep=2)
+
+    def fails(path: Path, tensors: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(files, "save_tensors", fails)
+    with pytest.raises(OSError, match="no disk space left"):
+        checkpoint.save(tmp_path, 20, {"weights": {"a": torch.ones(3)}}, {}, keep=2)
+    monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == ["000000010"]
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found[1]["images"] == 10
+
+
+def test_nan_stops_with_a_message_and_the_good_checkpoint_intact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sfumato.autoencoder.kl import KLAutoencoder
+
+    inner, calls = KLAutoencoder.decode, []
+
+    def decode(self: KLAutoencoder, latent: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return inner(self, latent) * (float("nan") if len(calls) > 5 else 1.0)
+
+    monkeypatch.setattr(KLAutoencoder, "decode", decode)
+    with pytest.raises(FloatingPointError, match=r"last good checkpoint is .*0000000\d\d.*training\.rate"):
+        train(autoencoder_recipe(), tmp_path, device="cpu", quiet=True)
+    found = checkpoint.newest(tmp_path / "state")
+    assert found is not None
+    assert all(bool(t.isfinite().all()) for t in found[0]["weights"].values())
+
+
+def test_a_folder_with_another_run_is_not_written_over(tmp_path: Path) -> None:
+    train(autoencoder_recipe(images=32), tmp_path, device="cpu", quiet=True)
+    with pytest.raises(ValueError, match="add --resume"):
+        train(autoencoder_recipe(images=32), tmp_path, device="cpu", quiet=True)
+    with pytest.raises(ValueError, match="another recipe"):
+        train(autoencoder_recipe(images=64), tmp_path, device="cpu", quiet=True, resume=True)
+
+
+def test_the_first_stage_learns(tmp_path: Path) -> None:
+    train(autoencoder_recipe(images=640, rate=0.01), tmp_path, device="cpu", quiet=True)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["loss"] < 0.5 * rows[0]["loss"]
+
+
+def test_the_denoiser_learns_and_listens_to_words(first_stage: Path, tmp_path: Path) -> None:
+    """Overfits sixteen emoji: their own words denoise them better than each other's."""
+    part = EmojiData(size=32).open("train")
+    part.rows, part.pictures = part.rows[300:316], part.pictures[300:316]
+    part.families = [[k] for k in range(16)]
+    from unittest import mock
+
+    recipe = diffusion_recipe(first_stage, images=3200, rate=0.01, flip=0.0, batch=32)
+    with mock.patch.object(EmojiData, "open", return_value=part):
+        folder = train(recipe, tmp_path / "run", device="cpu", quiet=True)
+    found = held_out_loss(LatentDiffusion.load(folder), part)
+    assert found["loss"] < 0.8
+    assert found["shuffled"] > 1.1 * found["loss"]
+
+
+def test_gradients_reach_the_text_encoder_through_the_loss(model_folder: Path) -> None:
+    model = LatentDiffusion.load(model_folder).train()
+    cond = model.conditions({"caption": ["red heart", "cat face"]}, 2)
+    x = torch.randn(2, *model.latent_shape())
+    model.denoiser.loss(x, torch.tensor([0.3, 0.6]), torch.randn_like(x), cond).sum().backward()
+    grads = {n: p.grad for n, p in model.conditions.named_parameters() if "caption" in n}
+    weight = grads["conditioners.caption.blocks.0.attn1.to_q.weight"]
+    assert weight is not None
+    assert float(weight.abs().sum()) > 0
+
+
+def test_latents_are_encoded_once_and_refused_when_they_are_not_ours(codec: Codec, tmp_path: Path) -> None:
+    part = EmojiData(size=16).open("held_out")
+    stored = latents.encode(codec, part, tmp_path / "a", flip=True)
+    images = part.pictures[[3, 5]].float() / 127.5 - 1
+    expected = torch.cat([codec.moments(images[:1]), codec.moments(images[1:].flip(-1))])
+    torch.testing.assert_close(stored.rows([3, 5], [False, True]), expected, atol=2e-3, rtol=2e-3)
+    before = (tmp_path / "a" / latents.KEY).stat().st_mtime_ns
+    assert len(latents.encode(codec, part, tmp_path / "a", flip=True)) == len(part)
+    assert (tmp_path / "a" / latents.KEY).stat().st_mtime_ns == before
+    codec.scale.fill_(2.0)
+    with pytest.raises(ValueError, match="holds latents of autoencoder"):
+        latents.encode(codec, part, tmp_path / "a", flip=True)
+    with pytest.raises(ValueError, match="without mirrored"):
+        latents.encode(codec, part, tmp_path / "b").rows([0], [True])
+
+
+def test_a_denoiser_refuses_an_autoencoder_it_was_not_trained_on(
+    model_folder: Path, codec: Codec, tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder, tmp_path / "model")
+    codec.save(tmp_path / "model" / "autoencoder")
+    fields = files.yaml.safe_load((tmp_path / "model" / "model.yaml").read_text())
+    fields["files"] = {}
+    (tmp_path / "model" / "model.yaml").write_text(files.yaml.safe_dump(fields))
+    with pytest.raises(ValueError, match="use the autoencoder folder inside the model"):
+        LatentDiffusion.load(tmp_path / "model")
+
+
+def test_averages_follow_their_power() -> None:
+    """The weights of a power's average are t^power; for weights equal to the step number its mean is known."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    averages = Averages([module], [0.1])
+    power = exponent(0.1)
+    assert abs(((power + 1) / ((power + 2) ** 2 * (power + 3))) ** 0.5 - 0.1) < 1e-9
+    for step in range(1, 2001):
+        module.weight.data.fill_(step)
+        averages.update(step)
+    expected = 2000 * (power + 1) / (power + 2)
+    assert abs(float(averages.kept[0][0]) / expected - 1) < 0.01
+    averages.swap()
+    assert abs(float(module.weight.detach()) / expected - 1) < 0.01
+    averages.swap()
+    assert float(module.weight.detach()) == 2000
+    with pytest.raises(ValueError, match=r"0\.28"):
+        exponent(0.3)
+
+
+def test_the_rate_rises_stays_and_falls() -> None:
+    config = TrainingConfig(images=1000, rate=1.0, warmup=0.1, decay=0.5, floor=0.1)
+    assert [round(rate_at(n, config), 3) for n in (50, 100, 500, 750, 1000)] == [0.5, 1.0, 1.0, 0.55, 0.1]
+
+
+def test_muon_levels_the_spectrum_and_takes_kernels() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonal(torch.randn(3, 20, 50)))
+    assert 0.6 < float(values.min()) <= float(values.max()) < 1.3
+    kernel = torch.nn.Parameter(torch.zeros(32, 16, 3, 3))
+    kernel.grad = torch.randn_like(kernel)
+    Muon([kernel], lr=0.01).step()
+    assert abs(float(kernel.square().mean().sqrt()) / (0.2 * 0.01) - 1) < 0.2  # AdamW's step at this rate
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"images": 10}\n{"images": 20}\n{"images": 30}\n{"ima')
+    cut(path, 20)
+    assert path.read_text() == '{"images": 10}\n{"images": 20}\n'
