@@ -5,12 +5,17 @@ whatever the batch it is in, the device it goes to, or the number of processes, 
 uninterrupted one would. All draws are made on the CPU in float32.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+LOWEST, DEPTH = -24, 10  # octave below which a path is one cell; halvings of an octave
+Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def generator(seed: int, purpose: str, image: int = 0, step: int = 0) -> np.random.Generator:
@@ -42,4 +47,69 @@ class Stream:
     def normal(self, shape: Sequence[int], step: int, like: Tensor | None = None) -> Tensor:
         """Draws (len(seeds), *shape) for a step; step 0 is x_T, the noise injected in step n is n + 1."""
         rows = torch.cat([normal(shape, seed, self.purpose, [0], step) for seed in self.seeds])
-        return rows if like is None else rows.to(like)
+        return _sent(rows, like)
+
+    def between(self, shape: Sequence[int], low: float, high: float, like: Tensor | None = None) -> Tensor:
+        """(W(high) - W(low)) / sqrt(high - low), (len(seeds), *shape), for a Brownian path W an image.
+
+        A path is drawn where it is read (Lévy's construction, octave by octave of its time), so an increment depends on
+        its two ends alone: two half steps sum to the whole one. Ends closer than a thousandth of an octave share the
+        draw of their cell. Raises `ValueError` unless 0 <= low < high < infinity.
+        """
+        if not 0 <= low < high < math.inf:
+            raise ValueError(f"a Brownian increment needs 0 <= low < high < infinity; got {low}, {high}")
+        rows = [torch.from_numpy(_increment(tuple(shape), seed, self.purpose, low, high)) for seed in self.seeds]
+        return _sent(torch.stack(rows), like)
+
+
+def _increment(shape: tuple[int, ...], seed: int, purpose: str, low: float, high: float) -> Array:
+    first, last = _octave(low), _octave(high)
+    total = _within(shape, seed, purpose, last, high) - _within(shape, seed, purpose, first, low)
+    for octave in range(first, last):
+        total += _draw(shape, seed, purpose, octave, 0) * math.sqrt(_width(octave))
+    increment: Array = total / math.sqrt(high - low)
+    return increment
+
+
+def _within(shape: tuple[int, ...], seed: int, purpose: str, octave: int, time: float) -> Array:
+    """W(time) - W(start of the octave): midpoints are drawn down to the cell of `time`, then a bridge inside it."""
+    begin, width = _begin(octave), _width(octave)
+    share, left = (time - begin) / width, np.zeros(shape, dtype=np.float32)
+    if share <= 0:
+        return left
+    right = _draw(shape, seed, purpose, octave, 0) * math.sqrt(width)
+    node = 1
+    for _ in range(DEPTH):
+        middle = (left + right) / 2 + _draw(shape, seed, purpose, octave, node) * (math.sqrt(width) / 2)
+        upper, width = share >= 0.5, width / 2
+        left, right = (middle, right) if upper else (left, middle)
+        share, node = 2 * share - upper, 2 * node + upper
+    spread = math.sqrt(width * share * (1 - share))
+    inner: Array = left + (right - left) * share + _draw(shape, seed, purpose, octave, node) * spread
+    return inner
+
+
+def _draw(shape: tuple[int, ...], seed: int, purpose: str, octave: int, node: int) -> Array:
+    rng = generator(seed, f"{purpose}/path", octave - LOWEST, node)
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def _octave(time: float) -> int:
+    return LOWEST if time <= 0 else max(math.floor(math.log2(time)), LOWEST)
+
+
+def _begin(octave: int) -> float:
+    return 0.0 if octave == LOWEST else 2.0**octave
+
+
+def _width(octave: int) -> float:
+    return 2.0 ** (LOWEST + 1) if octave == LOWEST else 2.0**octave
+
+
+def _sent(rows: Tensor, like: Tensor | None) -> Tensor:
+    """On the device and in the type of `like`, without making the host wait for it."""
+    if like is None:
+        return rows
+    if like.is_cuda:
+        return rows.pin_memory().to(like.device, non_blocking=True).to(like.dtype)
+    return rows.to(like)

@@ -1,10 +1,17 @@
-"""The denoiser: a network, a schedule and a prediction, seen from outside as x_0 = D(x_t, t, cond)."""
+"""The denoiser: a network, a schedule and a prediction, seen from outside as x_0 = D(x_t, t, cond).
+
+Everything that differs between published models is here, and nothing outside needs to know it: what scales the noise
+has at time t, what the network is told of it (its clock), what it predicts, and how the clean estimate follows.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from sfumato.diffusion.loss import Weighting
 from sfumato.diffusion.prediction import Prediction
 from sfumato.diffusion.schedule import Schedule
 
@@ -21,24 +28,63 @@ def row(t: Tensor) -> Tensor:
     return 999.0 * t
 
 
+@dataclass(frozen=True)
+class Quarter:
+    """log(sigma / alpha) / 4, Karras et al. (2022), table 1: c_noise, for any schedule; within ±10 at infinite ends."""
+
+    schedule: Schedule
+
+    def __call__(self, t: Tensor) -> Tensor:
+        alpha, sigma = self.schedule(t)
+        return ((sigma.log() - alpha.log()) / 4).clamp(-10.0, 10.0)
+
+
 class Denoiser(nn.Module):
-    """`network(into x_t, clock(t), cond)` -> a tensor of x_t's shape."""
+    """`network(into x_t, clock(t), cond)` -> a tensor of x_t's shape, turned into the estimate of x_0.
+
+    The scalars are computed in t's own type, float32 at least, whatever x_t's.
+    """
 
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction, clock: Clock = thousand) -> None:
         super().__init__()
         self.network, self.schedule, self.prediction, self.clock = network, schedule, prediction, clock
+        scales = schedule(torch.ones((), dtype=torch.float64))
+        _, p, q = prediction(scales)
+        self.blind = bool(q * scales.alpha == p * scales.sigma)  # says nothing of x_0 at t = 1
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
-        """x_t (B, C, h, w), t (B,) -> the estimate of x_0 (B, C, h, w). `cond` passes through unread."""
-        alpha, sigma = scales = self.schedule(t).like(x_t)
+        """x_t (B, C, h, w), t (B,) -> the estimate of x_0 (B, C, h, w). `cond` passes through unread.
+
+        Raises `ValueError` where the network predicts noise and x_t is nothing else (alpha 0): there is no x_0 in it.
+        """
+        scales = self.schedule(_wide(t))
+        if self.blind and bool((scales.alpha == 0).any()):
+            raise ValueError(
+                "noise prediction says nothing of the clean picture at t = 1, where this schedule is pure noise; "
+                "start the grid below 1 (start=0.999), or train with prediction v or flow"
+            )
         into, p, q = self.prediction(scales)
-        result: Tensor = (q * x_t - sigma * self.network(into * x_t, self.clock(t), cond)) / (q * alpha - p * sigma)
+        whole, clean = q * scales.alpha - p * scales.sigma, scales.sigma == 0
+        whole = torch.where(whole == 0, torch.ones_like(whole), whole)
+        skip = torch.where(clean, 1 / scales.alpha, q / whole)  # without noise, x_t is x_0 to scale
+        out = torch.where(clean, torch.zeros_like(whole), -scales.sigma / whole)
+        shape = (-1,) + (1,) * (x_t.ndim - 1)
+        into, skip, out = (s.expand(len(x_t)).reshape(shape).to(x_t) for s in (into, skip, out))
+        result: Tensor = skip * x_t + out * self.network(into * x_t, self.clock(t), cond)
         return result
 
-    def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, cond: Any = None) -> Tensor:
-        """L_LDM, one value an example (B,): Rombach et al. (2022), eq. 2 and 3, for every prediction type."""
-        alpha, sigma = scales = self.schedule(t).like(x_0)
-        into, p, q = self.prediction(scales)
+    def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, cond: Any = None, weighting: Weighting | None = None) -> Tensor:
+        """L_LDM, one value an example (B,): Rombach et al. (2022), eq. 2 and 3, for every prediction type.
+
+        It is the mean square error in what the network predicts, finite at both ends; `weighting` multiplies it.
+        """
+        scales = self.schedule(_wide(t))
+        alpha, sigma = scales.like(x_0)
+        into, p, q = (s.reshape(alpha.shape).to(x_0) for s in self.prediction(scales))
         output = self.network(into * (alpha * x_0 + sigma * eps), self.clock(t), cond)
         result: Tensor = (output - (p * x_0 + q * eps)).square().flatten(1).mean(1)
-        return result
+        return result if weighting is None else weighting(scales, self.prediction).to(result) * result
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()

@@ -1,26 +1,46 @@
-"""Heun's method (Karras et al., 2022, algorithm 1) for any alpha: the noise estimate is averaged over a step's ends."""
+"""Heun's method (Karras et al., 2022, algorithms 1 and 2) for any alpha: the noise estimate is averaged over a step."""
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.grid import Grid
-from sfumato.diffusion.samplers.base import Denoise, Step
+from sfumato.diffusion.grid import Grid, Row
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of
+from sfumato.diffusion.samplers.euler import churned
+from sfumato.streams import Stream
+
+
+def trapezoid(x: Tensor, x_0: Tensor, eps: Tensor, here: Row, there: Row) -> Tensor:
+    """x at `there` from the noise estimates at both ends; from pure noise, where r is infinite, from dx instead.
+
+    dy = eps dr and dx = x_0 dalpha + eps dsigma are the same flow; the second has no infinity. `x_0` and `eps` are the
+    means over the step.
+    """
+    if here.alpha:
+        return there.alpha * (x / here.alpha + (there.ratio - here.ratio) * eps)
+    return x + there.alpha * x_0 + (there.sigma - here.sigma) * eps
 
 
 @torch.no_grad()
-def heun(denoise: Denoise, x: Tensor, grid: Grid) -> Iterator[Step]:
-    """Order 2, two evaluations a step, one in the last step and in a first step from pure noise.
-
-    With y = x / alpha and r = sigma / alpha the flow is dy/dr = eps, so the trapezoid rule in r is what is taken.
-    """
-    for (t, a, o), (s, a_next, o_next) in grid.pairs():
-        x_0 = denoise(x, t.to(x).expand(len(x)))
-        eps = (x - a * x_0) / o
-        y = a_next * x_0 + o_next * eps
-        if a > 0 and o_next > 0:
-            eps_next = (y - a_next * denoise(y, s.to(x).expand(len(x)))) / o_next
-            y = a_next / a * x + (o_next - a_next / a * o) * (eps + eps_next) / 2
+def heun(
+    denoise: Denoise,
+    x: Tensor,
+    grid: Grid,
+    *,
+    churn: float = 0.0,
+    limits: tuple[float, float] = (0.0, math.inf),
+    noise: Stream | None = None,
+) -> Iterator[Step]:
+    """Order 2, two evaluations a step and one in the last: 2 N - 1. With `churn` above 0 it draws from `noise`."""
+    checked("churn", churn, 0.0, math.inf)
+    for k, (row, there) in enumerate(grid.pairs()):
+        x, here = churned(x, row, grid, churn, noise, k, limits)
+        x_0 = ask(denoise, x, here)
+        y = move(x, x_0, here, there)
+        if there.sigma:
+            eps, ahead = noise_of(x, x_0, here), ask(denoise, y, there)
+            y = trapezoid(x, (x_0 + ahead) / 2, (eps + noise_of(y, ahead, there)) / 2, here, there)
         x = y
-        yield Step(s, x, x_0)
+        yield done(there, x, x_0)

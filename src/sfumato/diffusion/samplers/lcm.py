@@ -1,0 +1,25 @@
+"""Multistep consistency sampling (Song et al., 2023, algorithm 1; Luo et al., 2023): estimate, and noise it again."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from sfumato.diffusion.grid import Grid
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, done, needed
+from sfumato.streams import Stream
+
+
+@torch.no_grad()
+def lcm(denoise: Denoise, x: Tensor, grid: Grid, *, noise: Stream | None = None) -> Iterator[Step]:
+    """For networks distilled to jump to x_0 at once: all noise is fresh at every step; stochastic, one evaluation a step.
+
+    With an ordinary denoiser the estimates are means and the samples too smooth.
+    """
+    stream = needed(noise, "lcm")
+    for k, (here, there) in enumerate(grid.pairs()):
+        x_0 = ask(denoise, x, here)
+        x = x_0
+        if there.sigma:
+            x = there.alpha * x_0 + there.sigma * stream.normal(x.shape[1:], k + 1, x)
+        yield done(there, x, x_0)
