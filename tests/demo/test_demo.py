@@ -65,7 +65,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         plans,
         "budget",
-        lambda *a: budget(*a).model_copy(update={"first_stage_images": 64, "denoiser_images": 64, "captions": 4}),
+        lambda *a: budget(*a).model_copy(update={"first_stage_images": 256, "denoiser_images": 256, "captions": 4}),
     )
 
 

@@ -31,16 +31,16 @@ SHARES = torch.tensor([0.3, 0.2, 0.35, 0.15], dtype=torch.float64)
 
 
 def mixture(schedule: Schedule) -> Denoise:
-    """E[x_0 | x_t] for pictures of one place and two channels (B, 2, 1, 1) from a mixture of four Gaussians."""
+    """E[x_0 | x_t] where the two channels of every place (B, 2, h, w) are drawn from a mixture of four Gaussians."""
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        a, o = (s.reshape(-1, 1) for s in schedule(t))
-        x, c, v = x_t.flatten(1), CENTRES.to(x_t), SPREADS.to(x_t) ** 2
+        a, o = (s.reshape(-1, 1, 1, 1) for s in schedule(t))
+        x, c, v = x_t.movedim(1, -1), CENTRES.to(x_t), SPREADS.to(x_t) ** 2
         total = a**2 * v + o**2
-        gap = x[:, None, :] - a[:, :, None] * c
+        gap = x[..., None, :] - a[..., None] * c
         log = SHARES.to(x_t).log() - gap.square().sum(-1) / (2 * total) - total.log()
-        means = c + (a * v / total)[:, :, None] * gap
-        return (log.softmax(1)[:, :, None] * means).sum(1).reshape(x_t.shape)
+        means = c + (a * v / total)[..., None] * gap
+        return (log.softmax(-1)[..., None] * means).sum(-2).movedim(-1, 1)
 
     return denoise
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 import sfumato
 from sfumato import image
+from sfumato.diffusion.names import SAMPLERS
 from sfumato.evaluation.reconstruction import psnr
 from sfumato.tasks import metadata
 from sfumato.tasks.generate import between
@@ -50,7 +51,7 @@ def test_a_saved_and_loaded_model_samples_the_same_bits(pipeline: Pipeline, tmp_
     assert torch.equal(one, two)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "heun", "dpmpp_2m", "DPM++ 2M"])
+@pytest.mark.parametrize("sampler", [*SAMPLERS, "DPM++ 2M"])
 def test_words_guidance_negatives_and_samplers_matter(pipeline: Pipeline, sampler: str) -> None:
     def make(**more: object) -> torch.Tensor:
         return tensors(pipeline.generate(**{"prompt": "red heart", "seed": 3, "steps": 4, "sampler": sampler, **more}))
@@ -98,7 +99,7 @@ def test_settings_travel_inside_the_picture(pipeline: Pipeline, tmp_path: Path) 
         ({"steps": 0}, "steps: .*greater than or equal to 1"),
         ({"width": 30}, "multiples of 8 .*try 32x32"),
         ({"label": "Cars"}, "the model knows Activities"),
-        ({"sampler": "eular"}, "known: ddim, heun, dpmpp_2m"),
+        ({"sampler": "eular"}, "known: ddim, "),
         ({"promt": "sun"}, "promt: unknown key"),
         ({"prompt": ["a", "b"], "count": 3}, "leave count out"),
         ({"seed": -2}, "seed"),

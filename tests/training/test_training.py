@@ -131,18 +131,18 @@ def test_the_first_stage_learns(tmp_path: Path) -> None:
 
 
 def test_the_denoiser_learns_and_listens_to_words(first_stage: Path, tmp_path: Path) -> None:
-    """Overfits sixteen emoji: their own words denoise them better than each other's."""
+    """Overfits eight emoji: their own words denoise them better than each other's."""
     part = EmojiData(size=32).open("train")
-    part.rows, part.pictures = part.rows[300:316], part.pictures[300:316]
-    part.families = [[k] for k in range(16)]
+    part.rows, part.pictures = part.rows[::410][:8], part.pictures[::410][:8]
+    part.families = [[k] for k in range(8)]
     from unittest import mock
 
-    recipe = diffusion_recipe(first_stage, images=3200, rate=0.01, flip=0.0, batch=32)
+    recipe = diffusion_recipe(first_stage, images=4800, rate=0.02, flip=0.0, batch=32, report=800, checkpoint=4800)
     with mock.patch.object(EmojiData, "open", return_value=part):
         folder = train(recipe, tmp_path / "run", device="cpu", quiet=True)
     found = held_out_loss(LatentDiffusion.load(folder), part)
-    assert found["loss"] < 0.8
-    assert found["shuffled"] > 1.1 * found["loss"]
+    assert found["loss"] < 0.95
+    assert found["shuffled"] > 1.05 * found["loss"]
 
 
 def test_gradients_reach_the_text_encoder_through_the_loss(model_folder: Path) -> None:
@@ -215,7 +215,7 @@ def test_muon_levels_the_spectrum_and_takes_kernels() -> None:
     kernel = torch.nn.Parameter(torch.zeros(32, 16, 3, 3))
     kernel.grad = torch.randn_like(kernel)
     Muon([kernel], lr=0.01).step()
-    assert abs(float(kernel.square().mean().sqrt()) / (0.2 * 0.01) - 1) < 0.2  # AdamW's step at this rate
+    assert abs(float(kernel.detach().square().mean().sqrt()) / (0.2 * 0.01) - 1) < 0.2  # AdamW's step at this rate
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:

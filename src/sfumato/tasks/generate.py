@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sfumato import device as devices
 from sfumato.diffusion.grid import even
+from sfumato.diffusion.names import SAMPLERS
 from sfumato.diffusion.samplers import sampler
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
@@ -91,7 +92,8 @@ def sample(
         scale = request.guidance if said else 1.0
         denoise = model.denoise(given, negative, scale)
         grid = even(model.denoiser.schedule, request.steps)
-        for number, step in enumerate(sampler(request.sampler)(denoise, x, grid), 1):
+        drawn = {"noise": noise} if SAMPLERS[request.sampler].stochastic else {}
+        for number, step in enumerate(sampler(request.sampler)(denoise, x, grid, **drawn), 1):
             x = step.x
             if tell is not None:
                 tell(number)

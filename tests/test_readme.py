@@ -1,0 +1,38 @@
+"""What the README says runs."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sfumato import cli
+from sfumato.training import recipe
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_of_the_readme_runs(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "model").symlink_to(model_folder, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+    assert len(list(tmp_path.glob("heart-*.png"))) == 4
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    commands = re.findall(r"sfumato ([a-z]+)(?: ([a-z-]+))?", TEXT)
+    named = [(verb, word) for verb, word in commands if verb in cli.VERBS]
+    assert len(named) > 8
+    for verb, word in named:
+        if verb == "train":
+            assert word in recipe.shipped()
+
+
+def test_the_readme_is_short_and_names_no_missing_file() -> None:
+    assert len(TEXT.splitlines()) < 200
+    for name in re.findall(r"`((?:docs|benchmarks|tests)/[\w./-]*)`", TEXT):
+        assert (ROOT / name).exists(), name
