@@ -11,7 +11,7 @@ PIP_INDEX := $(if $(INDEX),--extra-index-url $(INDEX))
 
 .PHONY: demo test fast lint types check setup clean
 demo: $(VENV)/installed
-	$(BIN)/sfumato demo --minutes $(MINUTES)
+	$(BIN)/sfumato demo --minutes $(MINUTES) --resume
 
 test: $(VENV)/developed check
 	$(BIN)/python -m pytest -q
