@@ -1,5 +1,6 @@
 """Noise depends on what it is for, not on the batch it is drawn in."""
 
+import pytest
 import torch
 
 from sfumato import streams
@@ -39,3 +40,36 @@ def test_image_k_of_a_request_is_the_request_for_k_alone() -> None:
     many, alone = streams.Stream([10, 11, 12]), streams.Stream([11])
     for step in (0, 1, 5):
         assert torch.equal(many.normal((4, 2, 2), step)[1:2], alone.normal((4, 2, 2), step))
+
+
+def test_an_increment_is_the_sum_of_its_parts() -> None:
+    """One path, however it is cut: octaves, halves, uneven parts, from its very beginning."""
+    stream = streams.Stream([3, 4])
+    for cuts in ([0.5, 1.0, 2.0], [0.0, 1e-6, 0.013, 0.7, 0.71, 3.3, 900.0], [5.0, 5.1, 5.2]):
+        parts = [(stream.between((4, 3), a, b), b - a) for a, b in zip(cuts, cuts[1:], strict=False)]
+        total = torch.stack([part * width**0.5 for part, width in parts]).sum(0)
+        whole = stream.between((4, 3), cuts[0], cuts[-1]) * (cuts[-1] - cuts[0]) ** 0.5
+        torch.testing.assert_close(total, whole, atol=1e-5 * cuts[-1] ** 0.5, rtol=1e-4)
+
+
+def test_increments_are_normal_and_independent() -> None:
+    stream = streams.Stream([3])
+    cuts = [0.0, 1e-9, 0.3, 0.31, 1.0, 1.9, 2.0, 2.5, 40.0]
+    draws = torch.stack([stream.between((40_000,), a, b)[0] for a, b in zip(cuts, cuts[1:], strict=False)])
+    torch.testing.assert_close(draws.mean(1), torch.zeros(8), atol=0.025, rtol=0)
+    torch.testing.assert_close(draws.cov(), torch.eye(8), atol=0.03, rtol=0)
+    assert abs(float((draws**4).mean()) - 3) < 0.1
+
+
+def test_a_path_belongs_to_its_image() -> None:
+    many, alone = streams.Stream([10, 11, 12]), streams.Stream([11])
+    assert torch.equal(many.between((4, 2), 0.2, 3.0)[1:2], alone.between((4, 2), 0.2, 3.0))
+    assert not torch.equal(many.between((4, 2), 0.2, 3.0)[:1], alone.between((4, 2), 0.2, 3.0))
+    like = torch.zeros(1, dtype=torch.float64)
+    assert alone.between((4, 2), 0.2, 3.0, like).dtype == torch.float64
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (0.0, float("inf"))])
+def test_an_increment_goes_forward_in_time(ends: tuple[float, float]) -> None:
+    with pytest.raises(ValueError, match="0 <= low < high < infinity"):
+        streams.Stream([1]).between((1,), *ends)

@@ -53,7 +53,7 @@ def mixture_samples(count: int, seed: int = 0) -> Tensor:
     return CENTRES[which] + SPREADS[which, None] * noise
 
 
-def between(schedule: Schedule, steps: int, high: float = 20.0, low: float = 0.05) -> Grid:
+def between(schedule: Schedule, steps: int, high: float = 10.0, low: float = 0.05) -> Grid:
     """A grid between two noisy rows, even in angle: smooth for every schedule, with no jump to the clean end."""
     angle = torch.linspace(math.atan(high), math.atan(low), steps + 1, dtype=torch.float64)
     t = schedule.time(Scales(angle.cos(), angle.sin()))

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from sfumato.diffusion import grid, names
 from sfumato.diffusion.schedule import Betas, Cosine, Exploding, Linear, Schedule, Sigmoid
 
-SCHEDULES: list[Schedule] = [Linear(), Linear(3.0), Cosine(), Betas(), Betas(zero_terminal=True), Exploding(), Sigmoid()]
+SCHEDULES: list[Schedule] = [
+    Linear(),
+    Linear(3.0),
+    Cosine(),
+    Betas(),
+    Betas(zero_terminal=True),
+    Exploding(),
+    Sigmoid(),
+]
 
 
 @pytest.mark.parametrize("name", names.GRIDS)
@@ -21,7 +29,8 @@ def test_every_number_of_steps_from_one_to_a_thousand(name: str, schedule: Sched
         assert g.steps == steps
         assert (float(g.alpha[-1]), float(g.sigma[-1])) == (1.0, 0.0)
         assert (torch.atan2(g.sigma, g.alpha).diff() < 0).all(), (name, steps)
-        assert (g.t.diff() < 0).all() or (g.t.diff()[:-1] < 0).all()
+        assert (g.t.diff()[:-1] < 0).all()
+        assert (g.sigma[:-1] > 0).all()
         if name not in ("leading",):
             assert float(g.t[0]) == 1
 
@@ -71,8 +80,8 @@ def test_beta_rows_are_quantiles() -> None:
         return total * t**0.6 * math.gamma(1.2) / math.gamma(0.6) ** 2
 
     t = grid.beta(Linear(), 10).t
-    assert [below(x) for x in t[5:].tolist()] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], abs=1e-5)
-    torch.testing.assert_close(t, 1 - t.flip(0), atol=1e-9, rtol=0)
+    assert [below(x) for x in t[5:].tolist()] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1, 0.0], abs=1e-4)
+    torch.testing.assert_close(t, 1 - t.flip(0), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

@@ -88,9 +88,10 @@ def even(schedule: Schedule, steps: int, start: float = 1.0, *, clean: bool = Tr
 def trailing(schedule: Schedule, steps: int, start: float = 1.0, *, rows: int = 1000) -> Grid:
     """Rows of a table counted down from its last, 999, 979, ... for 50: Lin et al. (2024), table 2."""
     _check(steps, start)
-    places = torch.linspace(start * rows, 0, steps + 1, dtype=torch.float64)[:-1]
-    whole = places.round() - 1 if _distinct(places) else places - 1
-    return _close(schedule, whole.clamp(0, rows - 1) / (rows - 1))
+    places = torch.linspace(start * rows, 0, steps + 1, dtype=torch.float64)[:-1].round() - 1
+    if steps > start * rows:
+        places = torch.linspace(start * (rows - 1), 0, steps + 1, dtype=torch.float64)[:-1]
+    return _close(schedule, _row_times(schedule, places, rows))
 
 
 def leading(
@@ -102,11 +103,11 @@ def leading(
     first row, as published. Unlike the published one it has the asked number of steps for every number.
     """
     _check(steps, start)
-    count = max(int(start * rows), steps)
-    places = torch.arange(steps, dtype=torch.float64).flip(0) * max(count // steps, 1)
+    count = int(start * rows)
+    places = torch.arange(steps, dtype=torch.float64).flip(0) * (count // steps or start * rows / steps)
     if float(places[0]) + offset <= rows - 1:
         places = places + offset
-    t = places / (rows - 1)
+    t = _row_times(schedule, places, rows)
     if not clean:
         return _grid(schedule, torch.cat([t, t.new_zeros(1)]), clean=False)
     return _close(schedule, t)
@@ -116,7 +117,9 @@ def sgm_uniform(schedule: Schedule, steps: int, start: float = 1.0, *, rows: int
     """Rows of a table, evenly from its last towards its first and not reaching it: Stability's generative-models."""
     _check(steps, start)
     places = torch.linspace(start * (rows - 1), 0, steps + 1, dtype=torch.float64)[:-1]
-    return _close(schedule, (places.floor() if _distinct(places.floor()) else places) / (rows - 1))
+    if steps <= start * rows:
+        places = places.floor()
+    return _close(schedule, _row_times(schedule, places, rows))
 
 
 def karras(schedule: Schedule, steps: int, start: float = 1.0, *, rho: float = 7.0, end: float | None = None) -> Grid:
@@ -181,8 +184,11 @@ def _check(steps: int, start: float) -> None:
         raise ValueError(f"the start lies above 0 and at most at 1; got {start}")
 
 
-def _distinct(places: Tensor) -> bool:
-    return len(places) < 2 or bool((places.round().diff() < 0).all())
+def _row_times(schedule: Schedule, places: Tensor, rows: int) -> Tensor:
+    """Times of rows 0 to rows - 1; where t = 0 is clean already, a table of it begins one row above."""
+    if float(schedule(places.new_zeros(())).sigma):
+        return places / (rows - 1)
+    return (places + 1) / rows
 
 
 def _grid(schedule: Schedule, t: Tensor, clean: bool) -> Grid:
