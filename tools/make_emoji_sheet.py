@@ -11,6 +11,7 @@ pixels are merged and keep all their captions. The split is made here, once, and
 import argparse
 import hashlib
 import json
+import struct
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFont
 
-from sfumato.data.glyphs import Font, Glyph, Kind, kind, listed
+from sfumato.data.emoji import Emoji
+from sfumato.data.glyphs import STRIKE, Font, Glyph, Kind, kind, listed, resized
 
 SIZE, COLUMNS = 64, 64
 STEP = 7  # of the 8-bit values kept: the lossless sheet stays under 5 MB, at 43 dB to the rendered pictures
@@ -79,7 +81,8 @@ def combinations(kinds: list[Kind], out: set[str]) -> set[int]:
     tone, the role with that gender, and the pair in other roles."""
     roles: dict[str, dict[tuple[str, str], int]] = defaultdict(dict)
     for number, k in enumerate(kinds):
-        if k.base not in out and "," not in k.tone + k.gender and k.gender in ("", "man", "woman"):
+        single = "," not in k.tone + k.gender and not k.direction
+        if k.base not in out and single and k.gender in ("", "man", "woman"):
             roles[k.base][k.tone, k.gender] = number
     chosen: set[int] = set()
     for base, cells in sorted(roles.items()):
@@ -93,6 +96,20 @@ def combinations(kinds: list[Kind], out: set[str]) -> set[int]:
     return chosen
 
 
+def version(font: Path) -> str:
+    """What a TrueType file says of its version: entry 5 of its `name` table (OpenType specification)."""
+    content = font.read_bytes()
+    tables = (struct.unpack_from(">4sLLL", content, 12 + 16 * k) for k in range(*struct.unpack_from(">H", content, 4)))
+    start = next(offset for tag, _, offset, _ in tables if tag == b"name")
+    _, count, strings = struct.unpack_from(">HHH", content, start)
+    for k in range(count):
+        platform, _, _, name, length, offset = struct.unpack_from(">6H", content, start + 6 + 12 * k)
+        if name == 5:
+            text = content[start + strings + offset :][:length]
+            return text.decode("latin-1" if platform == 1 else "utf-16-be")
+    raise ValueError(f"{font} does not say its version")
+
+
 def main() -> None:
     """Render, check, merge, split, pack."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,9 +119,9 @@ def main() -> None:
     arguments = parser.parse_args()
     font = Font(arguments.font)
     every = list(listed(arguments.list))
-    faults = {g.text: font.fault(g.text) for g in every}
-    glyphs = [g for g in every if not faults[g.text]]
-    pictures = np.stack([np.asarray(font.picture(g.text, SIZE)) for g in glyphs])
+    tried = [(g, *font.draw(g.text)) for g in every]
+    glyphs = [g for g, _, fault in tried if not fault]
+    pictures = np.stack([np.asarray(resized(picture, SIZE)) for _, picture, fault in tried if not fault])
     groups = merged(glyphs, pictures)
     kept = [group[0] for group in groups]
     kinds = [kind(glyphs[n].text) for n in kept]
@@ -115,11 +132,10 @@ def main() -> None:
         g = glyphs[group[0]]
         part = "held_out" if k.base in out else "combinations" if number in together else "train"
         captions = [glyphs[n].name for n in group]
-        rows.append([g.code, captions, g.group, g.subgroup, k.base, k.tone, k.gender, part])
+        rows.append([g.code, captions, g.group, g.subgroup, *k, part])
     pack(arguments.out, pictures[kept], rows, arguments)
-    print(
-        f"{len(every)} listed; dropped {dict(Counter(f for f in faults.values() if f))}; {len(glyphs) - len(kept)} merged"
-    )
+    dropped = dict(Counter(fault for _, _, fault in tried if fault))
+    print(f"{len(every)} listed; dropped {dropped}; {len(glyphs) - len(kept)} merged")
     print(f"{len(rows)} pictures of {len({k.base for k in kinds})} bases; parts {dict(Counter(r[-1] for r in rows))}")
 
 
@@ -136,7 +152,8 @@ def pack(folder: Path, pictures: Pictures, rows: list[list[Any]], arguments: arg
     facts = {
         "size": SIZE,
         "columns": COLUMNS,
-        "font": " ".join(map(str, ImageFont.truetype(str(arguments.font), 109).getname())),
+        "font": " ".join(map(str, ImageFont.truetype(str(arguments.font), STRIKE).getname())),
+        "font_version": version(arguments.font),
         "font_sha256": hashlib.sha256(arguments.font.read_bytes()).hexdigest(),
         "unicode": next(
             line.split(":")[1].strip()
@@ -144,7 +161,7 @@ def pack(folder: Path, pictures: Pictures, rows: list[list[Any]], arguments: arg
             if line.startswith("# Version")
         ),
         "sheet_sha256": hashlib.sha256((folder / "emoji.webp").read_bytes()).hexdigest(),
-        "columns_of_emoji": ["code", "captions", "group", "subgroup", "base", "tone", "gender", "part"],
+        "columns_of_emoji": [*Emoji._fields],
     }
     body = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     head = json.dumps(facts, ensure_ascii=False, indent=1)[:-2]

@@ -115,7 +115,7 @@ def test_encode_and_train_from_the_command_line(
         (["train", "emoji", "training.bach=2"], "training.bach: unknown key"),
         (["train", "emoji", "backbone.kind=net"], "known kinds: unet"),
         (["train", "emoji", "autoencoder=nowhere"], "nowhere is not a model folder"),
-        (["train", "emoji-autoencoder", "data.size=20", "--run", "{tmp}/a"], "choose 8, 16, 32 or 64"),
+        (["train", "emoji-autoencoder", "data.font=no.ttf", "--run", "{tmp}/a"], "use the emoji that ship"),
         (
             ["train", "emoji-autoencoder", "data={kind: folder, path: nowhere}", "--run", "{tmp}/b"],
             "there is no folder nowhere",

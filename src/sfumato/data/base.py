@@ -1,5 +1,6 @@
 """What every data set is: parts of indexable examples, each a picture and what is known of it."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -8,6 +9,8 @@ from pydantic import PositiveInt
 from torch import Tensor
 
 from sfumato.config import Choice
+
+SIDED = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwise)(wards?)?\b", re.IGNORECASE)
 
 
 class Part(ABC):
@@ -28,11 +31,11 @@ class Part(ABC):
 
     @abstractmethod
     def fields(self, index: int) -> dict[str, Any]:
-        """What is known: `caption` (a list of texts), `label` (an index into `labels`), `name`; absent where unknown."""
+        """What is known: `caption` (a list of texts), `label` (an index into `labels`), `group`, `name`; absent where unknown."""
 
     def mirrors(self, index: int) -> bool:
-        """Whether the mirrored picture still is what its captions say."""
-        return True
+        """Whether the mirrored picture still is what its captions say: none of them names a side."""
+        return not any(SIDED.search(caption) for caption in self.fields(index).get("caption", ()))
 
 
 class Data(Choice):

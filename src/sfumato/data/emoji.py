@@ -1,10 +1,11 @@
 """`kind: emoji`. About 3,600 captioned emoji that come with the package: pictures to learn on, without a download.
 
 They are Noto Color Emoji, drawn once at 64 pixels by `tools/make_emoji_sheet.py` and packed losslessly, so every machine
-trains on the same pixels; `font` draws them anew from a font of the machine, at any size. Half of them are skin tones,
-so families (a base and its variants) are drawn uniformly. Three parts: `held_out` has bases of which no picture is
-within 24 dB of a training picture; `combinations` has roles with a tone and a gender that training shows apart, but
-never together; `train` is the rest.
+trains on the same pixels; sizes that do not divide 64 are drawn from a font of the machine, as is any size with `font`.
+Half of them are skin tones, so families (a base and its variants) are drawn uniformly. Labels are Unicode's nine groups
+(its hundred subgroups hold thirty pictures each, too few to learn a class from). Three parts: `held_out` has bases of
+which no picture is within 24 dB of a training picture; `combinations` has roles with a tone and a gender that training
+shows apart, but never together; `train` is the rest.
 """
 
 import hashlib
@@ -21,8 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato.data.base import Data, Part
-from sfumato.data.glyphs import Font
+from sfumato.data.glyphs import Font, installed, resized
 
+# Pictures that are another emoji, or wrong letters and digits, when mirrored, though their captions name no side.
+TURNED = re.compile(
+    r"o'clock|thirty|arrow|quarter moon|waxing|waning|place medal|calendar|chart|hundred points|zzz|symbols on mouth"
+    r"|banknote|\b(flag|pager|newspaper|receipt|map of japan|slot machine|e-mail|bus stop|musical)\b"
+)
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -36,6 +42,7 @@ class Emoji(NamedTuple):
     base: str
     tone: str
     gender: str
+    direction: str
     part: str
 
     @property
@@ -45,9 +52,9 @@ class Emoji(NamedTuple):
 
 
 class EmojiData(Data):
-    """`size` divides 64, or any with `font`, the path of a colour emoji font of this machine."""
+    """Sizes that divide 64 come from the sheet; other sizes, and all with `font`, from a colour emoji font of this machine."""
 
-    font: Path | None = None
+    font: Path | None = None  # its path; Noto Color Emoji is looked for where a size needs it and this is left out
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -55,16 +62,11 @@ class EmojiData(Data):
 
     def open(self, part: str = "train") -> "EmojiPart":
         self.check(part)
-        if self.font is None:
-            facts, rows, pictures = shipped()
-            if facts["size"] % self.size:
-                raise ValueError(
-                    f"the emoji that ship are {facts['size']} pixels a side, which {self.size} does not divide; "
-                    "choose 8, 16, 32 or 64, or give the path of a colour emoji font as `font`"
-                )
+        facts, rows, pictures = shipped()
+        if self.font is None and facts["size"] % self.size == 0:
             pictures = shrunk(pictures, self.size)
         else:
-            rows, pictures = drawn(self.font, self.size)
+            rows, pictures = drawn(self.font or installed(), self.size)
         chosen = [k for k, row in enumerate(rows) if part in (row.part, "all")]
         return EmojiPart([rows[k] for k in chosen], pictures[chosen])
 
@@ -94,12 +96,13 @@ class EmojiPart(Part):
 
     def fields(self, index: int) -> dict[str, Any]:
         row = self.rows[index]
-        return {"caption": row.captions, "label": self.labels.index(row.group), "name": row.code}
+        label = self.labels.index(row.group)
+        return {"caption": row.captions, "label": label, "group": row.group, "name": row.code}
 
     def mirrors(self, index: int) -> bool:
         row = self.rows[index]
-        sided = re.compile(r"\b(left|right|clockwise|counterclockwise|o'clock|thirty|flag|arrow|button|keycap)\b")
-        return row.group not in ("Flags", "Symbols") and not any(sided.search(c) for c in row.captions)
+        plain = row.group not in ("Flags", "Symbols") and "," not in row.tone  # two tones: who stands on which side
+        return plain and super().mirrors(index) and not any(TURNED.search(c) for c in row.captions)
 
 
 @lru_cache(maxsize=1)
@@ -128,12 +131,14 @@ def shrunk(pictures: Pixels, size: int) -> Pixels:
     return means
 
 
+@lru_cache(maxsize=1)
 def drawn(path: Path, size: int) -> tuple[list[Emoji], Pixels]:
     """The emoji of the sheet that a font of this machine draws well, at any size."""
     font = Font(path)
-    rows = [row for row in shipped()[1] if not font.fault(row.text)]
+    tried = [(row, *font.draw(row.text)) for row in shipped()[1]]
+    rows = [row for row, _, fault in tried if not fault]
     if not rows:
         raise ValueError(
             f"{path} draws none of the emoji as one picture; use a colour emoji font such as NotoColorEmoji.ttf"
         )
-    return rows, np.stack([np.asarray(font.picture(row.text, size)) for row in rows])
+    return rows, np.stack([np.asarray(resized(picture, size)) for _, picture, fault in tried if not fault])

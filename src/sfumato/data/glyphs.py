@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont, features
 
+FONT = "NotoColorEmoji.ttf"
+FOLDERS = ("~/.local/share/fonts", "~/.fonts", "~/Library/Fonts", "/usr/local/share/fonts", "/usr/share/fonts")
 STRIKE, CANVAS = 109, 136  # the one size of Noto Color Emoji's bitmaps, and the square that holds them
 TONES = {
     0x1F3FB: "light",
@@ -20,40 +22,37 @@ TONES = {
     0x1F3FF: "dark",
 }
 JOINER, VARIATION, RIGHT = 0x200D, 0xFE0F, 0x27A1
+QUOTES = {0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'}  # as a keyboard types them
 SIGNS = {0x2640: "woman", 0x2642: "man"}
+PERSON, CHILD, FAMILY = 0x1F9D1, 0x1F9D2, 0x1F46A
 # The person that stands for each gendered one, so that the variants of one role share a base.
 PERSONS = {
-    0x1F468: 0x1F9D1,
-    0x1F469: 0x1F9D1,
-    0x1F466: 0x1F9D2,
-    0x1F467: 0x1F9D2,
-    0x1F474: 0x1F9D3,
-    0x1F475: 0x1F9D3,
+    0x1F468: (PERSON, "man"),
+    0x1F469: (PERSON, "woman"),
+    0x1F466: (CHILD, "boy"),
+    0x1F467: (CHILD, "girl"),
+    0x1F474: (0x1F9D3, "man"),
+    0x1F475: (0x1F9D3, "woman"),
+    0x1F478: (0x1FAC5, "woman"),  # princess, prince: person with crown
+    0x1F934: (0x1FAC5, "man"),
+    0x1F930: (0x1FAC4, "woman"),  # pregnant woman, pregnant man: pregnant person
+    0x1FAC3: (0x1FAC4, "man"),
+    0x1F57A: (0x1F483, "man"),  # man dancing, woman dancing
+    0x1F483: (0x1F483, "woman"),
+    0x1F385: (0x1F385, "man"),  # Santa Claus, Mrs. Claus
+    0x1F936: (0x1F385, "woman"),
+    0x1F46B: (0x1F46B, "woman,man"),  # holding hands
+    0x1F46C: (0x1F46B, "man"),
+    0x1F46D: (0x1F46B, "woman"),
 }
+# Sequences of the same meaning as one code point: couples, Mx Claus, a handshake of two tones.
 SAME = {
-    0x1F930: 0x1FAC4,
-    0x1FAC3: 0x1FAC4,
-    0x1F57A: 0x1F483,
-    0x1F936: 0x1F385,
-    0x1F478: 0x1FAC5,
-    0x1F934: 0x1FAC5,
+    (PERSON, 0x1F91D, PERSON): 0x1F46B,
+    (PERSON, 0x2764, 0x1F48B, PERSON): 0x1F48F,
+    (PERSON, 0x2764, PERSON): 0x1F491,
+    (PERSON, 0x1F384): 0x1F385,
+    (0x1FAF1, 0x1FAF2): 0x1F91D,
 }
-GENDERS = {
-    0x1F468: "man",
-    0x1F469: "woman",
-    0x1F466: "boy",
-    0x1F467: "girl",
-    0x1F474: "man",
-    0x1F475: "woman",
-}
-COUPLES = {
-    0x1F46B: (0x1F91D,),
-    0x1F46C: (0x1F91D,),
-    0x1F46D: (0x1F91D,),
-    0x1F48F: (0x2764, 0x1F48B),
-    0x1F491: (0x2764,),
-}
-FAMILY = 0x1F46A
 
 
 class Glyph(NamedTuple):
@@ -74,8 +73,9 @@ class Kind(NamedTuple):
     """What a sequence is a variant of."""
 
     base: str
-    tone: str  # "" where it has none; two tones are joined by a comma
-    gender: str  # "man", "woman", "boy", "girl", several joined by a comma, or "" for a person or a thing
+    tone: str = ""  # several are joined by a comma, in the picture's order
+    gender: str = ""  # "man", "woman", "boy", "girl", several joined by a comma; "" for a person or a thing
+    direction: str = ""  # "right" where it faces against its habit
 
 
 def listed(path: Path) -> Iterator[Glyph]:
@@ -90,36 +90,38 @@ def listed(path: Path) -> Iterator[Glyph]:
             codes, rest = line.split(";", 1)
             text = "".join(chr(int(c, 16)) for c in codes.split())
             name = rest.split("#", 1)[1].split(maxsplit=2)[2].strip().lower()
-            yield Glyph(text, name.translate({0x2019: "'", 0x201C: None, 0x201D: None}), group, subgroup)
+            yield Glyph(text, name.translate(QUOTES), group, subgroup)
 
 
 def kind(text: str) -> Kind:
-    """The base, tone and gender of a sequence: its skin tones, genders and direction taken away."""
-    points = [ord(c) for c in text]
-    tones = list(dict.fromkeys(TONES[p] for p in points if p in TONES))
-    genders = list(dict.fromkeys({**GENDERS, **SIGNS}[p] for p in points if p in GENDERS or p in SIGNS))
-    plain = [p for p in points if p not in TONES and p != VARIATION]
-    parts = [part for part in _split(plain) if part not in ([p] for p in (*SIGNS, RIGHT))]
-    kept = [tuple(SAME.get(PERSONS.get(p, p), PERSONS.get(p, p)) for p in part) for part in parts]
-    flat = [p for part in kept for p in part]
-    people = {0x1F9D1, 0x1F9D2}
-    if flat == [FAMILY] or (len(flat) > 1 and set(flat) <= people):
-        base = [FAMILY]
-    elif len(flat) == 1 and flat[0] in COUPLES:
-        base = [0x1F9D1, *COUPLES[flat[0]], 0x1F9D1]
-    else:
-        base = flat
-    return Kind("-".join(f"{p:x}" for p in base), ",".join(tones), ",".join(genders))
+    """The base of a sequence and what was taken away from it: skin tones, genders and direction."""
+    points = [ord(c) for c in text if ord(c) not in (JOINER, VARIATION)]
+    tones = [TONES[p] for p in points if p in TONES]
+    plain = [p for p in points if p not in TONES]
+    facing = len(plain) > 1 and plain[-1] == RIGHT
+    plain = plain[:-1] if facing else plain
+    signs = [p for p in plain[1:] if p in SIGNS]  # alone, the sign of a gender is an emoji of its own
+    genders = [PERSONS[p][1] for p in plain if p in PERSONS] + [SIGNS[p] for p in signs]
+    parts = tuple(PERSONS[p][0] if p in PERSONS else p for p in plain if p not in signs)
+    if len(parts) > 1 and set(parts) <= {PERSON, CHILD}:
+        parts = (FAMILY,)
+    base = "-".join(f"{p:x}" for p in ((SAME[parts],) if parts in SAME else parts))
+    return Kind(base, _listed(tones), _listed(genders), "right" if facing else "")
 
 
-def _split(points: list[int]) -> list[list[int]]:
-    parts: list[list[int]] = [[]]
-    for point in points:
-        if point == JOINER:
-            parts.append([])
-        else:
-            parts[-1].append(point)
-    return parts
+def _listed(names: list[str]) -> str:
+    return ",".join(dict.fromkeys(names))
+
+
+def installed() -> Path:
+    """Noto Color Emoji where this machine's system or user keeps it. Raises `ValueError` with what to install."""
+    for folder in FOLDERS:
+        for path in Path(folder).expanduser().rglob(FONT):
+            return path
+    raise ValueError(
+        f"{FONT} is not installed, which sizes other than 8, 16, 32 and 64 are drawn with; install it (Debian: "
+        "fonts-noto-color-emoji), or give the path of a colour emoji font as `font`"
+    )
 
 
 class Font:
@@ -130,12 +132,12 @@ class Font:
             if not features.check(feature):
                 raise ValueError(
                     f"drawing emoji needs Pillow with {feature}, without which sequences fall apart into their pieces; "
-                    f"install it (Debian: {package}), or use the emoji that ship, at size 64 and without `font`"
+                    f"install it (Debian: {package}), or use the emoji that ship, at size 8, 16, 32 or 64 and without `font`"
                 )
         if not path.is_file():
             raise ValueError(
                 f"there is no font {path}; install one (Debian: fonts-noto-color-emoji) and give its path as `font`, "
-                "or use the emoji that ship, at size 64 and without `font`"
+                "or use the emoji that ship, at size 8, 16, 32 or 64 and without `font`"
             )
         try:
             self.font = ImageFont.truetype(str(path), STRIKE, layout_engine=ImageFont.Layout.RAQM)
@@ -144,22 +146,23 @@ class Font:
                 f"{path} is not a font with bitmaps of {STRIKE} pixels ({error}); use NotoColorEmoji.ttf"
             ) from None
         self.advance = self.font.getlength("\U0001f600")
-        self.missing = self._draw("\U0010fffe").tobytes()
+        self.missing = self._drawn("\U0010fffe").tobytes()
 
-    def _draw(self, text: str) -> Image.Image:
+    def _drawn(self, text: str) -> Image.Image:
         canvas = Image.new("RGB", (CANVAS, CANVAS), "white")
         ImageDraw.Draw(canvas).text((0, 4), text, font=self.font, embedded_color=True)
         return canvas
 
-    def fault(self, text: str) -> str:
-        """Why this sequence is not one good picture in this font; "" where it is."""
+    def draw(self, text: str) -> tuple[Image.Image, str]:
+        """The glyph on white, `CANVAS` pixels a side, and why it is not one good picture; "" where it is."""
+        picture = self._drawn(text)
         if self.font.getlength(text) != self.advance:
-            return "does not join"
-        picture = self._draw(text)
-        if all(low == 255 for low, _ in picture.getextrema()):  # type: ignore[misc]
-            return "blank"
-        return "missing" if picture.tobytes() == self.missing else ""
+            return picture, "does not join"
+        if picture.getextrema() == ((255, 255),) * 3:
+            return picture, "blank"
+        return picture, "missing" if picture.tobytes() == self.missing else ""
 
-    def picture(self, text: str, size: int) -> Image.Image:
-        """The glyph on white, `size` pixels a side."""
-        return self._draw(text).resize((size, size), Image.Resampling.LANCZOS)
+
+def resized(picture: Image.Image, size: int) -> Image.Image:
+    """A drawn glyph at `size` pixels a side."""
+    return picture.resize((size, size), Image.Resampling.LANCZOS)
