@@ -55,18 +55,31 @@ def _run(verb: str, rest: list[str]) -> None:
 
     module = importlib.import_module(f"sfumato.cli.{verb}")
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command(name=verb, help=VERBS[verb])(module.command)
+    app.command(name=verb, help=VERBS[verb], context_settings={"token_normalize_func": _dashed})(module.command)
+    parser = typer.main.get_command(app)
     try:
-        typer.main.get_command(app).main(args=rest, prog_name=f"sfumato {verb}", standalone_mode=False)
+        # not by the parser's own `main`: it swallows an interruption, and with it the sentence that says how to go on
+        with parser.make_context(f"sfumato {verb}", rest) as context:
+            parser.invoke(context)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
     except typer.Abort:
         sys.exit(130)
     except _usage_error() as error:
         fail(error.format_message())
     except KeyboardInterrupt as error:
-        print(f"\nsfumato: {error or 'interrupted'}", file=sys.stderr)
+        print(f"\nsfumato: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # the reader of our output, such as `head`, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(explained(error))
+
+
+def _dashed(name: str) -> str:
+    """`--cfg_scale` is `--cfg-scale`: users come with both habits."""
+    return name.replace("_", "-")
 
 
 def _usage_error() -> Any:
