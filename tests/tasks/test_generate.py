@@ -17,7 +17,7 @@ from sfumato.evaluation.reconstruction import psnr
 from sfumato.tasks import metadata
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
-from sfumato.tasks.requests import Generate
+from sfumato.tasks.requests import TITLES, Generate
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,8 @@ def test_settings_travel_inside_the_picture(pipeline: Pipeline, tmp_path: Path) 
     ("settings_", "words"),
     [
         ({"prompt": ""}, "prompt is empty"),
+        ({"prompt": []}, "list of prompts is empty"),
+        ({"prompt": "sun", "negative": "heart " * 3000}, "shorten it"),
         ({"prompt": "heart " * 3000}, "shorten it"),
         ({"steps": 0}, "steps: .*greater than or equal to 1"),
         ({"width": 30}, "multiples of 8 .*try 32x32"),
@@ -136,6 +138,27 @@ def test_between_two_noises_there_is_noise_of_the_same_length(share: float) -> N
     a, b = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     length = float(between(a, b, share).norm())
     assert 0.98 * float(a.norm()) < length < 1.02 * float(b.norm())
+
+
+def test_a_prompt_that_the_last_batch_cannot_read_is_refused_before_the_first_is_made(pipeline: Pipeline) -> None:
+    request = Generate(prompt=["sun", "heart " * 3000], steps=1, batch=1)
+    with pytest.raises(ValueError, match="shorten it"):
+        next(pipeline.stream(request))
+
+
+def test_samplers_are_told_and_taken_by_the_names_that_users_know() -> None:
+    assert set(TITLES) == set(SAMPLERS)
+    for name, title in TITLES.items():
+        told = metadata.infotext(
+            {**Generate(sampler=title).model_dump(), "width": 8, "height": 8, "model": "m", "version": "0"}
+        )
+        assert Generate(sampler=title).sampler == Generate(sampler=title.upper()).sampler == name
+        assert f"Sampler: {title}, " in told
+
+
+def test_a_request_and_fields_beside_it_are_refused(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="not both; got also steps"):
+        pipeline.generate(Generate(prompt="sun"), steps=1)
 
 
 def test_seeds_follow_one_another_and_random_ones_differ() -> None:

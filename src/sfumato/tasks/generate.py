@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato import device as devices
+from sfumato.conditioning.base import Conditions
 from sfumato.diffusion.grid import even
 from sfumato.diffusion.names import SAMPLERS
 from sfumato.diffusion.samplers import sampler
@@ -54,8 +55,9 @@ def generate(
     """The request's pictures, a batch at a time. Picture k depends on seed + k and its own words, not on the batch."""
     shape = model.latent_shape(request.width, request.height)
     seeds, prompts = request.seeds(), request.prompts()
-    fields(model, prompts, request.label)
     batches = range(0, len(seeds), request.batch)
+    for begin in batches:  # a word that the last batch cannot read is told before the first is sampled
+        conditions(model, request, prompts[begin : begin + request.batch])
     for number, begin in enumerate(batches):
         rows = slice(begin, begin + request.batch)
         stream = Stream(seeds[rows])
@@ -71,6 +73,22 @@ def generate(
 
 
 @torch.no_grad()
+def conditions(
+    model: LatentDiffusion, request: Generate, prompts: Sequence[str | None]
+) -> tuple[Conditions, Conditions | None]:
+    """What the prompts and the label say, and what the negative says, None where it says nothing.
+
+    Raises `ValueError` for what the model does not take or cannot read.
+    """
+    given = model.conditions(fields(model, prompts, request.label), len(prompts))
+    if not (request.negative and request.negative.strip()):
+        return given, None
+    if "caption" not in set(model.conditions.fields.values()):
+        raise ValueError("this model was trained without text, so it takes no negative; leave it out")
+    return given, model.conditions({"caption": [request.negative] * len(prompts)}, len(prompts))
+
+
+@torch.no_grad()
 def sample(
     model: LatentDiffusion,
     x: Tensor,
@@ -81,15 +99,9 @@ def sample(
     tell: Callable[[int], None] | None = None,
 ) -> Tensor:
     """From noise x (B, c, h, w) to whitened latents under the request's settings."""
-    said = fields(model, prompts, request.label)
     with devices.cast(dtype, model.device):
-        given = model.conditions(said, len(x))
-        negative = None
-        if request.negative and request.negative.strip():
-            if "caption" not in set(model.conditions.fields.values()):
-                raise ValueError("this model was trained without text, so it takes no negative; leave it out")
-            negative = model.conditions({"caption": [request.negative] * len(x)}, len(x))
-        scale = request.guidance if said else 1.0
+        given, negative = conditions(model, request, prompts)
+        scale = request.guidance if fields(model, prompts, request.label) else 1.0
         denoise = model.denoise(given, negative, scale)
         grid = even(model.denoiser.schedule, request.steps)
         drawn = {"noise": noise} if SAMPLERS[request.sampler].stochastic else {}

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sfumato.tasks.requests import Generate
+from sfumato.tasks.requests import TITLES, Generate
 
 A1111, OURS = "parameters", "sfumato"
 
@@ -35,7 +35,7 @@ def infotext(s: dict[str, Any]) -> str:
         lines.append(f"Negative prompt: {s['negative']}")
     facts = {
         "Steps": s["steps"],
-        "Sampler": {"dpmpp_2m": "DPM++ 2M", "ddim": "DDIM", "heun": "Heun"}.get(s["sampler"], s["sampler"]),
+        "Sampler": TITLES.get(s["sampler"], s["sampler"]),
         "CFG scale": f"{s['guidance']:g}",
         "Seed": s["seed"],
         "Size": f"{s['width']}x{s['height']}",

@@ -45,6 +45,8 @@ class Pipeline:
 
         Each picture's `info` holds its settings. Raises `ValueError` where the request or the model does not allow it.
         """
+        if request is not None and settings:
+            raise ValueError(f"give a request or its fields, not both; got also {', '.join(settings)}")
         return list(self.stream(request or asked(settings)))
 
     def stream(self, request: Generate, tell: task.Progress | None = None) -> Iterator[Image.Image]:

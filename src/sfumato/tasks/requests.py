@@ -11,12 +11,32 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from sfumato.config import Config
 from sfumato.diffusion.names import SAMPLERS
 
+# What users of image generators call the samplers: the text inside pictures tells these names, and requests take them.
+TITLES = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "plms": "PLMS",
+    "deis": "DEIS",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "adaptive": "DPM adaptive",
+}
+
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
 def _known_sampler(value: Any) -> Any:
+    titled = {title.lower(): name for name, title in TITLES.items()}
+    if str(value).lower() in titled:
+        return titled[str(value).lower()]
     name = str(value).lower().replace("-", "_").replace("++", "pp").replace(" ", "_")
     if name not in SAMPLERS:
         raise ValueError(f"unknown sampler {value!r}; known: {', '.join(SAMPLERS)}")
@@ -47,6 +67,8 @@ class Generate(Config):
 
     @model_validator(mode="after")
     def _says_something(self) -> "Generate":
+        if self.prompt is not None and not self.prompt:
+            raise ValueError("the list of prompts is empty; leave prompt out for an unconditional picture")
         for prompt in self.prompt or []:
             if not prompt.strip():
                 raise ValueError("a prompt is empty; leave it out for an unconditional picture")
