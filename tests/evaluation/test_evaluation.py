@@ -1,6 +1,9 @@
 """Numbers against cases whose answer is known."""
 
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,10 +70,30 @@ def test_standard_errors_are_those_of_a_share() -> None:
 
 
 def test_rare_words_make_captions_near() -> None:
-    words = captions.Words(["woman firefighter", "woman cook", "man cook", "cat face"])
+    words = captions.Words(["woman firefighter", "man cook", "man nurse", "cat face"])
     scores = words.nearness("man firefighter")
     assert max(range(4), key=scores.__getitem__) == 0
     assert scores[3] == 0
+
+
+def test_nearness_is_the_same_in_every_process() -> None:
+    code = (
+        "from sfumato.evaluation.captions import Words as W; print(W(['a b c d e', 'f g']).nearness('e d c b a x y z'))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": str(k)}, capture_output=True, check=True
+        ).stdout
+        for k in range(2)
+    }
+    assert len(told) == 1
+
+
+def test_settings_that_cannot_be_are_told_before_anything_is_measured(model_folder: Path) -> None:
+    told: list[str] = []
+    with pytest.raises(ValueError, match="unknown sampler 'nope'"):
+        run.evaluate_model(LatentDiffusion.load(model_folder), EmojiData(size=32), sampler="nope", tell=told.append)
+    assert not told
 
 
 def test_a_model_is_measured_with_its_protocol(model_folder: Path) -> None:

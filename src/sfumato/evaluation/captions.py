@@ -105,7 +105,8 @@ class Words:
         self.unseen = math.log(1.0 + len(captions))
 
     def _sum(self, several: set[str]) -> float:
-        return sum(self.weight.get(w, self.unseen) for w in several)
+        # exact, so that ties do not hang on the order of a set, which differs from process to process
+        return math.fsum(self.weight.get(w, self.unseen) for w in several)
 
     def nearness(self, caption: str) -> list[float]:
         """In [0, 1], for each caption that was given."""

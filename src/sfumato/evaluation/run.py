@@ -42,13 +42,16 @@ def evaluate_model(
 
     Raises `ValueError` where the data do not have what the model was trained on.
     """
+    request = Generate(
+        seed=SEED, steps=steps, guidance=guidance, sampler=sampler, batch=128
+    )  # checked before hours pass
     part = data.open("held_out")
     say = tell or (lambda text: None)
     say("reconstruction")
     found = evaluate_codec(model.codec, data)
     say("held-out denoising loss")
     found["denoising"] = denoising(model, part)
-    settings = {"steps": steps, "guidance": guidance, "sampler": sampler, "seed": SEED, "captions": captions}
+    settings = {"steps": steps, "guidance": guidance, "sampler": request.sampler, "seed": SEED, "captions": captions}
     found["protocol"] |= {
         "model": files.fingerprint(model.state_dict()),
         "samples": settings,
@@ -58,8 +61,8 @@ def evaluate_model(
         matcher = Matcher(data)
 
         def draw(texts: list[str]) -> Tensor:
-            request = Generate(prompt=texts, seed=SEED, steps=steps, guidance=guidance, sampler=sampler, batch=128)
-            return torch.cat([made.pictures.cpu() for made in generate(model, request, dtype)])
+            drawn = generate(model, request.model_copy(update={"prompt": texts}), dtype)
+            return torch.cat([made.pictures.cpu() for made in drawn])
 
         found["caption_match"] = dict(_matches(matcher, data, draw, model.codec, captions, say))
     return found
