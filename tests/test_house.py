@@ -33,6 +33,7 @@ def imports() -> list[tuple[str, str, Path]]:
         if parts == ("__init__",):
             continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not getattr(node, "level", 0), f"{path}: write imports of the package in full"
             names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
             if isinstance(node, ast.ImportFrom) and node.module == "sfumato":
                 names = [f"sfumato.{a.name}" for a in node.names]
@@ -85,7 +86,10 @@ def test_nothing_needs_torchvision_or_pickle() -> None:
     assert not bad
 
 
-@pytest.mark.parametrize("module", ["sfumato", "sfumato.cli", "sfumato.cli.doors", "sfumato.tasks.requests"])
+VERBS = [f"sfumato.cli.{p.stem}" for p in sorted((SOURCE / "cli").glob("*.py"))]
+
+
+@pytest.mark.parametrize("module", ["sfumato", "sfumato.tasks.requests", *VERBS])
 def test_help_does_not_wait_for_torch(module: str) -> None:
     code = f"import sys, {module}; assert not {{'torch', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
