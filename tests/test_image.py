@@ -28,6 +28,24 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert read.getpixel((3, 0)) == (255, 0, 0)
 
 
+def test_large_jpegs_are_read_at_a_fraction(tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((1600, 1200)).convert("RGB").save(tmp_path / "a.jpg")
+    small = image.read(tmp_path / "a.jpg", least=128)
+    assert small.size == (200, 150)
+    whole = image.fitted(image.read(tmp_path / "a.jpg"), 64)
+    assert np.abs(np.asarray(image.fitted(small, 64)).astype(int) - np.asarray(whole)).max() <= 3
+
+
+def test_another_colour_space_is_converted(tmp_path: Path) -> None:
+    swapped = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    red, blue = swapped.index(b"rXYZ"), swapped.index(b"bXYZ")  # a space whose red is sRGB's blue
+    swapped = bytearray(swapped)
+    swapped[red : red + 4], swapped[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    for mode, colour in (("RGB", (255, 0, 0)), ("RGBA", (255, 0, 0, 255))):
+        Image.new(mode, (2, 2), colour).save(tmp_path / "a.png", icc_profile=bytes(swapped))
+        assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (0, 0, 255)
+
+
 def test_a_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.new("RGB", (4, 4), (10, 200, 30)).save(tmp_path / "a.png", icc_profile=lab)

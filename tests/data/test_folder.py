@@ -2,9 +2,11 @@
 
 import json
 import logging
+import struct
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from sfumato.data import loader
@@ -45,15 +47,101 @@ def test_metadata_gives_texts_and_labels(tmp_path: Path) -> None:
     ]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     part = FolderData(path=tmp_path, size=8, held_out=0).open()
-    assert part.fields(0) == {"name": "a.jpg", "caption": ["red"], "label": 0}
-    assert part.fields(1)["caption"] == ["blue", "azure"]
+    assert part.fields(0) == {"name": "b.jpg", "caption": ["blue", "azure"]}
+    assert part.fields(1) == {"name": "x/a.jpg", "caption": ["red"], "label": 0, "group": "3"}
+
+
+def test_a_csv_does_as_well(tmp_path: Path) -> None:
+    for k in (0, 1):
+        paint(tmp_path / f"{k}.png")
+    (tmp_path / "metadata.csv").write_text('file_name,text,label\n0.png,"a, b",10\n1.png,c,9\n', encoding="utf-8-sig")
+    part = FolderData(path=tmp_path, size=8, held_out=0).open()
+    assert part.labels == ("9", "10")  # numbers in the order of numbers
+    assert [part.fields(k)["caption"] for k in (0, 1)] == [["a, b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("[1]", "line 1: every line needs a `file_name`"),
+        ('{"text": "a"}', "line 1: every line needs a `file_name`"),
+        ('{"file_name": "a.png", "text": 3}', "a caption is a text or a list of texts"),
+        ('{"file_name": "a.png", "text": [3]}', "a caption is a text or a list of texts"),
+        ('{"file_name": "gone.png", "text": "a"}', "none of the 1 pictures"),
+    ],
+)
+def test_a_table_that_is_not_what_it_should_be(tmp_path: Path, line: str, fault: str) -> None:
+    paint(tmp_path / "a.png")
+    (tmp_path / "metadata.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=fault):
+        FolderData(path=tmp_path, size=8).open()
 
 
 def test_train_and_test_folders_are_the_parts(tmp_path: Path) -> None:
     paint(tmp_path / "train" / "a.png")
     paint(tmp_path / "test" / "b.png")
     data = FolderData(path=tmp_path, size=8)
-    assert [data.open(p).fields(0)["name"] for p in ("train", "held_out")] == ["a.png", "b.png"]
+    assert [data.open(p).fields(0)["name"] for p in ("train", "held_out")] == ["train/a.png", "test/b.png"]
+
+
+def test_a_label_means_one_class_in_every_part(tmp_path: Path) -> None:
+    for name in ("train/bird/1.png", "train/cat/1.png", "train/dog/1.png", "val/dog/2.png", "test/cat/3.png"):
+        paint(tmp_path / name)
+    train, held_out = (FolderData(path=tmp_path, size=8).open(p) for p in ("train", "held_out"))
+    assert train.labels == held_out.labels == ("bird", "cat", "dog")
+    assert held_out.fields(0) == {"name": "val/dog/2.png", "label": 2, "group": "dog"}
+    assert len(held_out) == 1
+
+
+def test_without_a_folder_beside_train_a_share_of_train_is_held_out(tmp_path: Path) -> None:
+    for k in range(20):
+        paint(tmp_path / "train" / f"{k}.png", size=(20 + k, 20))
+    parts = [FolderData(path=tmp_path, size=8).open(p) for p in ("train", "held_out")]
+    assert sum(map(len, parts)) == 20
+    assert min(map(len, parts)) >= 1
+
+
+def test_something_is_held_out_of_the_smallest_folder(tmp_path: Path) -> None:
+    paint(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"no picture of .* is left for the part 'train'"):
+        FolderData(path=tmp_path, size=8).open()
+    paint(tmp_path / "b.png", "blue")
+    assert [len(FolderData(path=tmp_path, size=8).open(p)) for p in ("train", "held_out")] == [1, 1]
+    with pytest.raises(ValueError, match=r"held_out is 0\.0"):
+        FolderData(path=tmp_path, size=8, held_out=0).open("held_out")
+
+
+def test_the_fingerprint_follows_the_content(tmp_path: Path) -> None:
+    file = paint(tmp_path / "a.bmp")
+    before = FolderData(path=tmp_path, size=8, held_out=0).open().fingerprint
+    assert FolderData(path=tmp_path, size=8, held_out=0).open().fingerprint == before
+    paint(file, "blue")  # as many bytes as before
+    assert FolderData(path=tmp_path, size=8, held_out=0).open().fingerprint != before
+
+
+def test_pictures_are_cropped_at_the_centre_and_in_range(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (300, 100), "red")
+    wide.paste((0, 0, 255), (100, 0, 200, 100))
+    wide.save(tmp_path / "a.png")
+    wide.resize((3000, 1000)).save(tmp_path / "b.jpg", quality=95)
+    part = FolderData(path=tmp_path, size=16, held_out=0).open()
+    blue = torch.tensor([0, 0, 255])[:, None, None]
+    for k in (
+        0,
+        1,
+    ):  # the second is read at a fraction of its size; the outermost columns take part in their neighbours
+        off = (part.image(k).float() - blue).abs()
+        assert float(off[:, :, 3:-3].max()) <= 2
+        assert float(off.max()) < 30
+
+
+def test_hidden_files_and_other_files_are_no_pictures(tmp_path: Path) -> None:
+    for name in ("cat/a.png", "cat/.b.png", ".cache/c.png"):
+        paint(tmp_path / name)
+    (tmp_path / "cat" / "notes.md").write_text("x")
+    part = FolderData(path=tmp_path, size=8, held_out=0).open()
+    assert [part.fields(k)["name"] for k in range(len(part))] == ["cat/a.png"]
+    assert part.labels == ("cat",)
 
 
 def test_a_share_is_held_out_by_content(tmp_path: Path) -> None:
@@ -61,7 +149,7 @@ def test_a_share_is_held_out_by_content(tmp_path: Path) -> None:
         paint(tmp_path / f"{k}.png", size=(20 + k, 20))
     paint(tmp_path / "copy.png", size=(20, 20))
     data = FolderData(path=tmp_path, size=8, held_out=0.3)
-    names = [{r["file"].name for r in data.open(p).rows} for p in ("train", "held_out")]
+    names = [{e.name for e in data.open(p).entries} for p in ("train", "held_out")]
     assert not names[0] & names[1]
     assert len(names[0] | names[1]) == 61
     assert 8 <= len(names[1]) <= 30
@@ -73,9 +161,21 @@ def test_damaged_pictures_are_left_out_counted_and_named(tmp_path: Path, caplog:
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
     with caplog.at_level(logging.WARNING):
         part = FolderData(path=tmp_path, size=8, held_out=0).open()
+        assert len(FolderData(path=tmp_path, size=8, held_out=0).open()) == 1
     assert len(part) == 1
-    assert "1 pictures" in caplog.text
+    assert caplog.text.count("1 of 2 pictures") == 1  # said once, not for every part
     assert "b.png" in caplog.text
+
+
+def test_decoders_that_fail_in_odd_ways_are_damage_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paint(tmp_path / "a.png")
+
+    def fail(picture: Image.Image) -> Image.Image:
+        raise struct.error("required argument is not an integer")
+
+    monkeypatch.setattr("sfumato.image.upright", fail)
+    with pytest.raises(ValueError, match=r"none of the 1 pictures.*a\.png cannot be read.*required argument"):
+        FolderData(path=tmp_path, size=8).open()
 
 
 def test_where_nothing_can_be_read_it_says_why(tmp_path: Path) -> None:

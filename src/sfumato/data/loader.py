@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from sfumato import streams
+from sfumato import image, streams
 from sfumato.data.base import Part
 
 
@@ -39,7 +40,9 @@ def _permutation(families: int, seed: int, epoch: int) -> "np.ndarray[Any, np.dt
 
 
 def draw(part: Part, seed: int, position: int) -> int:
-    """The example shown at a global position."""
+    """The example shown at a global position. Raises `ValueError` where the part is empty."""
+    if not part.families:
+        raise ValueError("this part of the data set is empty, so there is nothing to draw; add pictures")
     epoch, place = divmod(position, len(part.families))
     family = part.families[int(_permutation(len(part.families), seed, epoch)[place])]
     if len(family) == 1:
@@ -77,3 +80,8 @@ def batch(part: Part, seed: int, positions: Sequence[int], flip: float = 0.0) ->
     pictures = [p.flip(-1) if f else p for p, f in zip(pictures, planned.flips, strict=True)]
     images = torch.stack(pictures).float() / 127.5 - 1.0
     return Batch(images, planned.indices, list(positions), planned.fields)
+
+
+def preview(part: Part, seed: int = 0, count: int = 64, flip: float = 0.0, columns: int = 8) -> Image.Image:
+    """A contact sheet of the first `count` pictures that a network trained with this seed is shown, as it sees them."""
+    return image.sheet(batch(part, seed, range(count), flip).images, columns)
