@@ -17,8 +17,8 @@ from torch import Tensor
 
 from sfumato.diffusion.schedule import Scales, Schedule
 
-TOP = 500.0  # sigma / alpha from which ratio-spaced grids count down where a schedule starts at pure noise
-END = 0.02  # and where they end, where a schedule has no smallest ratio of its own
+TOP, FAR = 20.0, 200.0  # ratio-spaced grids count down from TOP where they start at pure noise, or at ratios above FAR
+END = 0.02  # and end here, where a schedule has no smallest ratio of its own (benchmarks/samplers.py)
 
 
 class Row(NamedTuple):
@@ -165,6 +165,11 @@ def shifted(schedule: Schedule, steps: int, start: float = 1.0, *, shift: float 
     return _grid(schedule, start * (shift * t / (1 + (shift - 1) * t)), clean=True)
 
 
+def default(schedule: Schedule, steps: int, start: float = 1.0) -> Grid:
+    """The grid for a model of which nothing else is known: `karras`, the best beside sampler `deis`; docs/diffusion.md."""
+    return karras(schedule, steps, start)
+
+
 GRIDS: dict[str, Callable[..., Grid]] = {
     g.__name__: g for g in (even, trailing, leading, sgm_uniform, karras, exponential, polyexponential, beta, shifted)
 }
@@ -210,7 +215,7 @@ def _ends(schedule: Schedule, steps: int, start: float, end: float | None) -> tu
         raise ValueError(f"the end is a ratio sigma / alpha above 0; got {end}")
     alpha, sigma = schedule(torch.tensor([start, 0.0], dtype=torch.float64))
     high, own = sigma / alpha
-    high = high.clamp(max=TOP)
+    high = high if float(high) <= FAR else torch.full_like(high, TOP)
     low = torch.full_like(high, END if end is None else end).clamp(min=own)
     return high, torch.minimum(low, high / 2)
 

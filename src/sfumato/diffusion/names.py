@@ -48,3 +48,5 @@ GRIDS = (
     "beta",
     "shifted",
 )
+
+DEFAULT, DEFAULT_GRID = "deis", "karras"  # docs/diffusion.md says why
