@@ -28,7 +28,10 @@ def precision(name: str, device: torch.device) -> torch.dtype:
     """The type that convolutions and products run in: `fp32`, `bf16`, or `auto`, the faster of the two."""
     if name == "auto":
         return torch.bfloat16 if fast_bfloat16(device.type) else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[name]
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    if name not in known:
+        raise ValueError(f"unknown precision {name!r}; known: auto, {', '.join(known)}")
+    return known[name]
 
 
 @functools.cache
