@@ -31,6 +31,15 @@ def test_a_weighting_is_of_the_error_of_x_0_whatever_is_predicted(name: str, sch
         torch.testing.assert_close(value[both], implied[0][0][both])
 
 
+@pytest.mark.parametrize("name", list(WEIGHTINGS))
+def test_weights_are_cut_where_they_would_be_infinite(name: str) -> None:
+    for schedule in SCHEDULES:
+        ends = schedule(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        for predict in PREDICTIONS.values():
+            assert (WEIGHTINGS[name](ends, predict) <= CAP).all()
+            assert (WEIGHTINGS[name](ends, predict) >= 0).all()
+
+
 def test_the_published_weights() -> None:
     s = scales(Betas())
     snr = (s.alpha / s.sigma) ** 2

@@ -14,6 +14,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from sfumato.diffusion import grid, names, samplers
+from sfumato.diffusion.combinators import clamped, quantised, tiled, within
+from sfumato.diffusion.guidance import Branches, apg, cfgpp, guided
 from sfumato.diffusion.samplers import Denoise, last, sampler
 from sfumato.diffusion.schedule import Betas, Cosine, Exploding, Linear, Schedule, Sigmoid
 from sfumato.streams import Stream
@@ -206,8 +208,16 @@ def test_the_adaptive_sampler_meets_its_tolerance(schedule: Schedule) -> None:
     noisy = grid.Grid(g.t[:-1], g.alpha[:-1], g.sigma[:-1], schedule)
     x = Stream([1, 2]).normal((2, 3, 5), 0).double() * float(torch.hypot(g.alpha[0], g.sigma[0]))
     answer = flowed(mixture(schedule), x, noisy, 500)
-    for tolerance in (1e-2, 1e-3, 1e-4):
-        y = last(samplers.adaptive(mixture(schedule), x, noisy, tolerance=tolerance))
+    for tolerance, most in ((1e-2, 120), (1e-3, 180), (1e-4, 350)):
+        calls = 0
+
+        def counted(x_t: Tensor, t: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return mixture(schedule)(x_t, t)
+
+        y = last(samplers.adaptive(counted, x, noisy, tolerance=tolerance))
+        assert calls < most, (tolerance, calls)
         assert float((y - answer).square().mean().sqrt()) < 10 * tolerance
     with pytest.raises(ValueError, match="raise its tolerance"):
         last(samplers.adaptive(mixture(schedule), x, noisy, tolerance=1e-6, limit=3))
@@ -279,3 +289,25 @@ def test_steps_can_be_left_early_and_leave_no_trace() -> None:
     steps.close()
     assert not first.x.requires_grad
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_no_step_asks_the_device_for_a_number(name: str) -> None:
+    """On the meta device, which has no numbers to give, any such question is an error."""
+    schedule, x = Betas(), torch.empty(2, 4, 6, 5, device="meta")
+    branches = Branches(
+        lambda x_t, t, cond: gaussian(schedule)(x_t, t) + cond, [torch.zeros(2, 1, 1, 1, device="meta")] * 2, torch.cat
+    )
+    g = grid.default(schedule, 3)
+    for denoise in (
+        guided(branches, 3.0, rescale=0.5),
+        apg(branches, 3.0),
+        cfgpp(branches, 0.5, g),
+        within(guided(branches, 2.0), gaussian(schedule), 0.3, 0.7),
+        quantised(clamped(tiled(gaussian(schedule), 4, 2)), torch.round),
+    ):
+        y = run(name, denoise, x, g, (1, 2))
+        assert y.device.type == "meta"
+        assert y.shape == x.shape
+    with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
+        run("adaptive", gaussian(schedule), x, g)
