@@ -103,6 +103,14 @@ def test_who_faces_right_is_a_variant_too() -> None:
     assert kind("🚶🏽‍♀️‍➡️") == ("1f6b6", "medium", "woman", "right")
 
 
+def test_a_family_is_a_base_with_its_variants(parts: dict[str, EmojiPart]) -> None:
+    for part in parts.values():
+        assert sorted(k for family in part.families for k in family) == list(range(len(part)))
+        bases = [{part.rows[k].base for k in family} for family in part.families]
+        assert all(len(b) == 1 for b in bases)
+        assert len(set.union(*bases)) == len(bases)
+
+
 def test_variants_of_one_base_are_told_apart(parts: dict[str, EmojiPart]) -> None:
     assert all(row.base for row in parts["all"].rows)
     people = [r for r in parts["all"].rows if r.group == "People & Body" and not r.captions[0].startswith("family")]
@@ -191,6 +199,8 @@ def test_sided_pictures_are_not_mirrored(parts: dict[str, EmojiPart]) -> None:
     assert {"grinning face", "red apple", "woman firefighter: dark skin tone"} <= mirrored
     assert not [c for c in mirrored if "left" in c or c.startswith("flag:") or "right" in c.replace("bright", "")]
     assert not mirrored & {"waxing crescent moon", "1st place medal", "chart increasing"}
+    assert "handshake: dark skin tone" in mirrored
+    assert not [c for c in mirrored if c.count("skin tone") > 1]  # who stands on which side
 
 
 def test_no_mirrored_picture_is_another_emoji(parts: dict[str, EmojiPart]) -> None:

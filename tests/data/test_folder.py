@@ -93,6 +93,14 @@ def test_a_label_means_one_class_in_every_part(tmp_path: Path) -> None:
     assert len(held_out) == 1
 
 
+def test_the_folder_that_an_archive_adds_is_no_class(tmp_path: Path) -> None:
+    for name in ("flowers/train/rose/1.png", "flowers/val/rose/2.png"):
+        paint(tmp_path / name)
+    assert FolderData(path=tmp_path, size=8).open().labels == ("rose",)
+    paint(tmp_path / "one" / "cat" / "1.png")
+    assert FolderData(path=tmp_path / "one", size=8, held_out=0).open().labels == ("cat",)
+
+
 def test_without_a_folder_beside_train_a_share_of_train_is_held_out(tmp_path: Path) -> None:
     for k in range(20):
         paint(tmp_path / "train" / f"{k}.png", size=(20 + k, 20))

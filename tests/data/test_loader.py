@@ -104,3 +104,6 @@ def test_mirroring_happens_as_often_as_asked_and_only_where_allowed() -> None:
     allowed = [f for k, f in zip(planned.indices, planned.flips, strict=True) if PART.mirrors(k)]
     assert 0.4 < sum(allowed) / len(allowed) < 0.6
     assert not any(loader.plan(PART, 0, range(100)).flips)
+    shown, plain = (loader.batch(PART, 0, range(100), flip).images for flip in (0.5, 0.0))
+    for k, flipped in enumerate(planned.flips[:100]):
+        assert torch.equal(shown[k], plain[k].flip(-1) if flipped else plain[k])

@@ -55,10 +55,11 @@ class FolderData(Data):
         self.check(part)
         if not self.path.is_dir():
             raise ValueError(f"there is no folder {self.path}; give the folder of your pictures as data.path")
-        entries = listed(self.path)
-        digests = _surveyed(self.path, tuple(entries), tuple(_stamp(entry.file) for entry in entries))
+        root = unwrapped(self.path)
+        entries = listed(root)
+        digests = _surveyed(root, tuple(entries), tuple(_stamp(entry.file) for entry in entries))
         kept = [entry for entry in entries if entry.name in digests]
-        out = self._out(kept, digests)
+        out = self._out(root, kept, digests)
         chosen = [entry for entry in kept if (entry.name in out) == (part == "held_out")]
         if not chosen:
             raise ValueError(
@@ -67,9 +68,9 @@ class FolderData(Data):
             )
         return FolderPart(chosen, labels(entries), digests, self.size)
 
-    def _out(self, entries: Sequence[Entry], digests: dict[str, str]) -> set[str]:
-        """Names of the pictures that are held out. Equal files are on one side; more files move none across."""
-        if aside(self.path):
+    def _out(self, root: Path, entries: Sequence[Entry], digests: dict[str, str]) -> set[str]:
+        """Names of the pictures that are held out. Equal files are on one side, and others move none across."""
+        if aside(root):
             return {entry.name for entry in entries if not entry.name.startswith("train/")}
         if self.held_out == 0:
             return set()
@@ -117,6 +118,14 @@ def listed(root: Path) -> list[Entry]:
             f"there are no pictures in {root}; it may hold {', '.join(sorted(SUFFIXES))} files or class folders"
         )
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def unwrapped(path: Path) -> Path:
+    """The folder itself, or the only folder in it where that has a `train` or a table: archives often add one."""
+    inner = [p for p in path.iterdir() if not p.name.startswith(".")]
+    if len(inner) == 1 and inner[0].is_dir() and ((inner[0] / "train").is_dir() or _table(inner[0])):
+        return inner[0]
+    return path
 
 
 def aside(root: Path) -> list[Path]:
