@@ -217,7 +217,7 @@ def _ends(schedule: Schedule, steps: int, start: float, end: float | None) -> tu
     high, own = sigma / alpha
     high = high if float(high) <= FAR else torch.full_like(high, TOP)
     low = torch.full_like(high, END if end is None else end).clamp(min=own)
-    return high, torch.minimum(low, high / 2)
+    return high, torch.maximum(torch.minimum(low, high / 2), own)
 
 
 def _spaced(schedule: Schedule, start: float, log_ratio: Tensor) -> Grid:
