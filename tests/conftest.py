@@ -10,12 +10,17 @@ for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 from sfumato.autoencoder.codec import Codec  # noqa: E402
 from sfumato.autoencoder.kl import KLConfig  # noqa: E402
 from sfumato.training import recipe, run  # noqa: E402
 
 torch.set_num_threads(2)
+# The same examples every time, so that a green commit stays green; HYPOTHESIS_PROFILE=search looks for new ones.
+settings.register_profile("fixed", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 CODER: dict[str, Any] = {
     "factor": 8,
