@@ -79,8 +79,9 @@ def test_on_a_beta_table_with_even_steps_the_last_jump_makes_all_first_order() -
 @pytest.mark.parametrize("target", ["gaussian", "mixture"])
 @pytest.mark.parametrize("schedule", [Linear(), Betas(zero_terminal=True), Exploding()], ids=repr)
 def test_stochastic_samplers_converge_in_distribution(name: str, schedule: Schedule, target: str) -> None:
-    steps = 400 if target == "gaussian" and not name.startswith("dpmpp") else 100  # the first-order ones are slower
-    shape, g = (1, 2, 64, 128), grid.karras(schedule, steps, end=0.02)
+    # the first-order ones need more steps, and those that read a path take longer for each
+    steps = 50 if name.startswith("dpmpp") else 400 if target == "gaussian" else 100
+    shape, g = (1, 2, 64, 96), grid.karras(schedule, steps, end=0.02)
     x = torch.hypot(g.alpha[0], g.sigma[0]) * Stream([1]).normal(shape[1:], 0).double()
     options = {"eta": 1.0, "noise": Stream([2])} if name == "ddim" else {"noise": Stream([2])}
     if target == "gaussian":
