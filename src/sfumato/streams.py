@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOWEST, DEPTH = -24, 10  # octave below which a path is one cell; halvings of an octave
+LOWEST, DEPTH = -24, 8  # octave below which a path is one cell; halvings of an octave
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -43,6 +43,7 @@ class Stream:
 
     def __init__(self, seeds: Sequence[int], purpose: str = "sample") -> None:
         self.seeds, self.purpose = list(seeds), purpose
+        self._places: dict[tuple[tuple[int, ...], float], list[Array]] = {}  # paths where they were read last
 
     def normal(self, shape: Sequence[int], step: int, like: Tensor | None = None) -> Tensor:
         """Draws (len(seeds), *shape) for a step; step 0 is x_T, the noise injected in step n is n + 1."""
@@ -53,21 +54,33 @@ class Stream:
         """(W(high) - W(low)) / sqrt(high - low), (len(seeds), *shape), for a Brownian path W an image.
 
         A path is drawn where it is read (Lévy's construction, octave by octave of its time), so an increment depends on
-        its two ends alone: two half steps sum to the whole one. Ends closer than a thousandth of an octave share the
-        draw of their cell. Raises `ValueError` unless 0 <= low < high < infinity.
+        its two ends alone: two half steps sum to the whole one. Ends closer than 1/256 of an octave share the draw of
+        their cell. Raises `ValueError` unless 0 <= low < high < infinity.
         """
         if not 0 <= low < high < math.inf:
             raise ValueError(f"a Brownian increment needs 0 <= low < high < infinity; got {low}, {high}")
-        rows = [torch.from_numpy(_increment(tuple(shape), seed, self.purpose, low, high)) for seed in self.seeds]
-        return _sent(torch.stack(rows), like)
+        ends = zip(self.seeds, self._at(shape, low), self._at(shape, high), strict=True)
+        rows = [_increment(tuple(shape), seed, self.purpose, (low, a), (high, b)) for seed, a, b in ends]
+        return _sent(torch.from_numpy(np.stack(rows)), like)
+
+    def _at(self, shape: Sequence[int], time: float) -> list[Array]:
+        """Each path's way into the octave of a time; the last few are kept, for the next step begins where one ended."""
+        key = (tuple(shape), time)
+        if key not in self._places:
+            while len(self._places) > 3:
+                del self._places[next(iter(self._places))]
+            octave = _octave(time)
+            self._places[key] = [_within(key[0], seed, self.purpose, octave, time) for seed in self.seeds]
+        return self._places[key]
 
 
-def _increment(shape: tuple[int, ...], seed: int, purpose: str, low: float, high: float) -> Array:
-    first, last = _octave(low), _octave(high)
-    total = _within(shape, seed, purpose, last, high) - _within(shape, seed, purpose, first, low)
-    for octave in range(first, last):
-        total += _draw(shape, seed, purpose, octave, 0) * math.sqrt(_width(octave))
-    increment: Array = total / math.sqrt(high - low)
+def _increment(
+    shape: tuple[int, ...], seed: int, purpose: str, low: tuple[float, Array], high: tuple[float, Array]
+) -> Array:
+    total = high[1] - low[1]
+    for octave in range(_octave(low[0]), _octave(high[0])):
+        total = total + _draw(shape, seed, purpose, octave, 0) * math.sqrt(_width(octave))
+    increment: Array = total / math.sqrt(high[0] - low[0])
     return increment
 
 
