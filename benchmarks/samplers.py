@@ -166,12 +166,21 @@ def plot(
     figure = Figure(figsize=(6 * len(results), 5), layout="constrained")
     for number, (title, found) in enumerate(results.items(), 1):
         axes = figure.add_subplot(1, len(results), number)
-        for name in dict.fromkeys(n for n, _ in found):
+        shown = [n for n in dict.fromkeys(n for n, _ in found) if not n.startswith("euler")]  # ddim by another name
+        for colour, name in enumerate(shown):
             way, errors = min(
-                ((w, e) for (n, w), e in found.items() if n == name), key=lambda i: sum(map(math.log, i[1]))
+                ((w, e) for (n, w), e in found.items() if n == name and w != "leading"),
+                key=lambda i: sum(map(math.log, i[1])),
             )
             style = "--" if names.SAMPLERS[name].stochastic else "-"
-            axes.plot(numbers[title], errors, style, marker=".", label=f"{name}, {way}")
+            axes.plot(
+                numbers[title],
+                errors,
+                style,
+                marker=".",
+                color=f"C{colour}" if colour < 9 else "black",
+                label=f"{name}, {way}",
+            )
         axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="distance", title=title)
         axes.set_xticks(numbers[title], [str(n) for n in numbers[title]])
         axes.legend(fontsize=7)
