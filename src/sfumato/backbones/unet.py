@@ -17,7 +17,7 @@ from sfumato.backbones.base import Backbone, BackboneConfig, Conditions, Sizes
 from sfumato.nn.attention import MapAttention, SpatialTransformer
 from sfumato.nn.conv import Change, Down, Downsample, ResBlock, Up, Upsample, zeroed
 from sfumato.nn.embed import TimeEmbedding
-from sfumato.nn.norm import GroupNorm
+from sfumato.nn.norm import norm
 
 
 class UNetConfig(BackboneConfig):
@@ -39,7 +39,9 @@ class UNetConfig(BackboneConfig):
     resample: Literal["layer", "block"] = Field("layer", description="block: up and down inside residual blocks")
     down: Down = "unshuffle"
     up: Up = "shuffle"
-    groups: PositiveInt = 32
+    groups: PositiveInt | None = Field(
+        32, description="of the group norms; null: layer norm over channels and channels-last maps, fast in bfloat16"
+    )
     dropout: float = Field(0.0, ge=0, lt=1)
     direct_vector: bool = Field(False, description="the vector is as wide as the time embedding and added unprojected")
 
@@ -95,7 +97,7 @@ class UNet(Backbone):
         middle = (self._block(width, width), self._attention(width), self._block(width, width))
         self.middle = nn.ModuleList([Stage(middle[0], middle[1]), Stage(middle[2], None)])
         self._way_up(width, skips)
-        self.norm = GroupNorm(config.width * config.multipliers[0], config.groups)
+        self.norm = norm(config.width * config.multipliers[0], config.groups)
         self.out = zeroed(nn.Conv2d(config.width * config.multipliers[0], channels, 3, padding=1))
 
     def _block(self, channels: int, out: int, change: Change = "none") -> ResBlock:
@@ -180,6 +182,8 @@ class UNet(Backbone):
                 ],
                 1,
             )
+        if self.config.groups is None:
+            x = x.contiguous(memory_format=torch.channels_last)
         h: Tensor = self.into(x)
         skips = [h]
         for layer in self.down:

@@ -15,8 +15,8 @@ from sfumato import device as devices
 from sfumato import files
 from sfumato.config import Config
 from sfumato.training import recipe
+from sfumato.training.loop import Loop
 from sfumato.training.objective import Objective
-from sfumato.training.optimizer import Optimizer
 from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 AUTOENCODER, DENOISER = "emoji-autoencoder", "emoji"
@@ -81,18 +81,13 @@ def _spread(images: int, previews: int) -> list[str]:
 
 
 def rate(objective: Objective, config: recipe.TrainingConfig, device: torch.device, seconds: float = 2.0) -> float:
-    """Images a second of an objective's first turn, from a short run of it; its weights are changed by this."""
-    dtype = devices.precision(config.precision, device)
-    (turn, module), *_ = objective.turns.items()
-    module.to(device)
-    several = Optimizer(objective.learned(turn), config, dtype)
+    """Images a second of an objective's training, from a short run of it; its weights are changed by this."""
+    for module in objective.turns.values():
+        module.to(device)
+    loop = Loop(objective, config, Path(), "", device, devices.precision(config.precision, device), quiet=True)
 
     def step(number: int) -> None:
-        batch = objective.batch(range(number * config.batch, (number + 1) * config.batch))
-        with devices.cast(dtype, device):
-            loss = module(batch)["loss"]
-        loss.backward()
-        several.step(1e-4)
+        loop.step(range(number * config.batch, (number + 1) * config.batch))
 
     return config.batch / seconds_a_step(step, seconds)
 

@@ -21,7 +21,7 @@ from sfumato.diffusion.prediction import Prediction
 from sfumato.diffusion.schedule import Scales, Schedule
 
 Weighting = Callable[[Scales, Prediction], Tensor]
-Density = Callable[[Tensor, Schedule], Tensor]
+Density = Callable[..., Tensor]  # (u (B,), schedule, its options by name) -> t (B,)
 
 CAP = 1e4
 TINY = 1e-9

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.nn.conv import zeroed
-from sfumato.nn.norm import GroupNorm
+from sfumato.nn.norm import norm
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -97,11 +97,11 @@ class SpatialTransformer(nn.Module):
         *,
         depth: int = 1,
         expansion: int = 4,
-        groups: int = 32,
+        groups: int | None = 32,
         linear: bool = True,
     ) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels, groups, eps=1e-6)
+        self.norm = norm(channels, groups, eps=1e-6)
         self.linear = linear
         self.into = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context, expansion) for _ in range(depth))
@@ -121,9 +121,9 @@ class SpatialTransformer(nn.Module):
 class MapAttention(nn.Module):
     """Self-attention over the positions of a map with one norm before it: (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self, channels: int, heads: int = 1, *, groups: int = 32, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, heads: int = 1, *, groups: int | None = 32, eps: float = 1e-5) -> None:
         super().__init__()
-        self.norm = GroupNorm(channels, groups, eps)
+        self.norm = norm(channels, groups, eps)
         self.attention = Attention(channels, heads, bias=True)
         zeroed(self.attention.to_out)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.nn.norm import GroupNorm
+from sfumato.nn.norm import norm
 
 Down = Literal["unshuffle", "strided", "asymmetric"]
 Up = Literal["shuffle", "nearest"]
@@ -88,7 +88,7 @@ class ResBlock(nn.Module):
         out: int,
         embedding: int = 0,
         *,
-        groups: int = 32,
+        groups: int | None = 32,
         eps: float = 1e-5,
         scale_shift: bool = True,
         change: Change = "none",
@@ -96,10 +96,10 @@ class ResBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.change, self.scale_shift = change, scale_shift
-        self.norm1 = GroupNorm(channels, groups, eps)
+        self.norm1 = norm(channels, groups, eps)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.embed = nn.Linear(embedding, (2 if scale_shift else 1) * out) if embedding else None
-        self.norm2 = GroupNorm(out, groups, eps)
+        self.norm2 = norm(out, groups, eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = zeroed(nn.Conv2d(out, out, 3, padding=1))
         self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()

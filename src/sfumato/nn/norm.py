@@ -16,6 +16,22 @@ def groups_for(channels: int, groups: int) -> int:
     return next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of each position (Ba et al., 2016): (B, C, H, W) -> (B, C, H, W).
+
+    It knows no neighbours, so it is exact for tiles; on channels-last maps it copies nothing.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        rows = input.permute(0, 2, 3, 1)
+        return F.layer_norm(rows, self.normalized_shape, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def norm(channels: int, groups: int | None, eps: float = 1e-5) -> nn.Module:
+    """Group norm, or layer norm over the channels where `groups` is None."""
+    return ChannelNorm(channels, eps=eps) if groups is None else GroupNorm(channels, groups, eps)
+
+
 class GroupNorm(nn.GroupNorm):
     """Wu & He (2018). (B, C, ...) -> (B, C, ...); `groups` shrinks to a divisor of `channels` where it must."""
 

@@ -12,6 +12,7 @@ from sfumato import image, streams
 from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.diffusion.grid import even
+from sfumato.diffusion.loss import Weighting, density, stratified, weighting
 from sfumato.diffusion.samplers import ddim, last
 from sfumato.model import LatentDiffusion
 from sfumato.training.latents import Latents
@@ -34,14 +35,14 @@ class Noisy(NamedTuple):
 class DenoiserTurn(nn.Module):
     """Condition, add noise, predict, compare."""
 
-    def __init__(self, model: LatentDiffusion) -> None:
+    def __init__(self, model: LatentDiffusion, weighting: Weighting | None = None) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.weighting = model, weighting
 
     def forward(self, batch: Noisy) -> dict[str, Tensor]:
         """The mean loss over the batch."""
         cond = self.model.conditions(batch.fields, len(batch.t), batch.drop)
-        return {"loss": self.model.denoiser.loss(batch.latents, batch.t, batch.eps, cond).mean()}
+        return {"loss": self.model.denoiser.loss(batch.latents, batch.t, batch.eps, cond, self.weighting).mean()}
 
 
 class Denoising(Objective):
@@ -58,7 +59,7 @@ class Denoising(Objective):
     ) -> None:
         self.model, self.recipe, self.train, self.latents, self.device = model, recipe, train, latents, device
         self.card = card
-        self.turns: Mapping[str, nn.Module] = {"denoiser": DenoiserTurn(model)}
+        self.turns: Mapping[str, nn.Module] = {"denoiser": DenoiserTurn(model, weighting(recipe.weighting))}
         self.shape = model.latent_shape()
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
@@ -78,11 +79,12 @@ class Denoising(Objective):
         return Noisy(latents, self.times(positions).to(self.device), eps, fields, self.model.conditions.dropped(draws))
 
     def times(self, positions: Sequence[int]) -> Tensor:
-        """Training times (B,) in (0, 1), uniform or logit-normal (Esser et al., 2024, section 3.1)."""
-        seed = self.recipe.training.seed
-        if self.recipe.density == "uniform":
-            return streams.uniform((), seed, "time", positions)
-        return streams.normal((), seed, "time", positions).sigmoid()
+        """Training times (B,) in [0, 1], drawn as the recipe says."""
+        how, batch = self.recipe.times, self.recipe.training.batch
+        u = streams.uniform((), self.recipe.training.seed, "time", positions)
+        if how.stratified:
+            u = stratified(u, torch.tensor([p % batch for p in positions]), batch)
+        return density(how.density)(u, self.model.denoiser.schedule, **how.options)
 
     @torch.no_grad()
     def preview(self) -> Image.Image:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import device as devices
+from sfumato import streams
+from sfumato.lanes import lanes, side_by_side
 from sfumato.training import checkpoint
 from sfumato.training.ema import Averages
 from sfumato.training.log import Log
@@ -50,7 +53,12 @@ class Loop:
         self.learned = {turn: list(self.objective.learned(turn)) for turn in turns}
         modules = [m for several in self.learned.values() for m in several]
         self.modules = nn.ModuleList(modules)
-        self.optimizers = {t: Optimizer(several, self.config, self.dtype) for t, several in self.learned.items()}
+        # dropout inside a network draws from torch's one stream, which lanes would take from in any order
+        self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules.modules())
+        self.lanes = 1 if self.dropout else lanes(self.device)
+        self.optimizers = {
+            t: Optimizer(several, self.config, self.dtype, self.lanes) for t, several in self.learned.items()
+        }
         self.averages = Averages(modules, self.config.ema)
         self.images, self.sums, self.steps = 0, dict[str, Tensor](), 0
 
@@ -64,7 +72,7 @@ class Loop:
                 self._preview(log)
             while self.images < c.images:
                 before, size = self.images, min(c.batch, c.images - self.images)
-                self._step(range(before, before + size))
+                self.step(range(before, before + size))
                 self.images += size
                 done = self.images >= c.images
                 log.advance(self.images)
@@ -79,28 +87,43 @@ class Loop:
         with self.averaged():
             self.objective.publish(self.folder / "model")
 
-    def _step(self, positions: Sequence[int]) -> None:
+    def step(self, positions: Sequence[int]) -> None:
         """One optimiser step of every turn on the examples at these positions."""
-        parts = [positions[k :: self.config.accumulate] for k in range(self.config.accumulate)]
-        rate = rate_at(self.images, self.config)
-        for turn, module in self.objective.turns.items():
-            for part in parts:
-                if not part:
-                    continue
-                batch = self.objective.batch(part)
-                with devices.cast(self.dtype, self.device):
-                    losses: dict[str, Tensor] = module(batch)
-                share = len(part) / len(positions)
-                (losses["loss"] * share).backward()  # type: ignore[no-untyped-call]
-                for name, value in losses.items():
-                    self.sums[name] = self.sums.get(name, torch.zeros((), device=value.device)) + value.detach() * share
+        count = self.config.accumulate * self.lanes
+        parts = [part for part in (positions[k::count] for k in range(count)) if part]
+        for turn in self.objective.turns:
             parameters = [p for m in self.learned[turn] for p in m.parameters()]
+            part = partial(self._part, turn, parameters, len(positions))
+            for k in range(0, len(parts), self.lanes):
+                for losses, gradients in side_by_side(part, parts[k : k + self.lanes], self.lanes):
+                    self._add(losses)
+                    accumulate(parameters, gradients)
             norm = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
-            name = "gradient" if len(self.optimizers) == 1 else f"gradient_{turn}"
-            self.sums[name] = self.sums.get(name, torch.zeros_like(norm)) + norm
-            self.optimizers[turn].step(rate)
+            self._add({"gradient" if len(self.optimizers) == 1 else f"gradient_{turn}": norm})
+            self.optimizers[turn].step(rate_at(self.images, self.config))
         self.steps += 1
         self.averages.update(math.ceil((self.images + len(positions)) / self.config.batch))
+
+    def _part(
+        self, turn: str, parameters: list[nn.Parameter], whole: int, positions: Sequence[int]
+    ) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
+        """This part's share of the losses and of the gradients; a single lane leaves these where they belong."""
+        share = len(positions) / whole
+        if self.dropout:
+            torch.manual_seed(int(streams.generator(self.config.seed, "dropout", positions[0]).integers(2**63)))
+        batch = self.objective.batch(positions)
+        with devices.cast(self.dtype, self.device):
+            losses: dict[str, Tensor] = self.objective.turns[turn](batch)
+        loss, gradients = losses["loss"] * share, tuple[Tensor | None, ...]()
+        if self.lanes == 1:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return {name: value.detach() * share for name, value in losses.items()}, gradients
+
+    def _add(self, values: dict[str, Tensor]) -> None:
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
 
     def _means(self) -> dict[str, float]:
         """Means since the last report. Raises `FloatingPointError` where one is not finite."""
@@ -165,6 +188,14 @@ class Loop:
             several.restore(tensors[f"optimizer-{turn}"])
         self.images, self.steps = int(facts["images"]), int(facts["steps"])
         self.sums = {name: torch.tensor(total, device=self.device) for name, total in facts["sums"].items()}
+
+
+@torch.no_grad()
+def accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
+    """Add gradients to those that the parameters have."""
+    for parameter, gradient in zip(parameters, gradients, strict=False):
+        if gradient is not None:
+            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def crossed(before: int, after: int, every: int) -> bool:

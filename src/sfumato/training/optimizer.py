@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from sfumato.lanes import side_by_side
 from sfumato.training.muon import Muon
 from sfumato.training.recipe import TrainingConfig
 
@@ -13,39 +14,45 @@ SMALLEST = 16  # rows or columns; thinner matrices (first and last layers) have 
 
 
 class Optimizer:
-    """One turn's optimisers, stepped together."""
+    """One turn's optimisers, stepped together; on `lanes` sides at once, each with a share of the parameters."""
 
     def __init__(
-        self, modules: Sequence[nn.Module], config: TrainingConfig, dtype: torch.dtype = torch.float32
+        self,
+        modules: Sequence[nn.Module],
+        config: TrainingConfig,
+        dtype: torch.dtype = torch.float32,
+        lanes: int = 1,
     ) -> None:
-        found = [p for m in modules for p in m.parameters() if p.requires_grad]
+        self.parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         tables = {id(e.weight) for m in modules for e in m.modules() if isinstance(e, nn.Embedding)}
-        spectral = [p for p in found if config.optimizer == "muon" and matrix(p) and id(p) not in tables]
+        spectral = [p for p in self.parameters if config.optimizer == "muon" and matrix(p) and id(p) not in tables]
         taken = {id(p) for p in spectral}
-        rest = [p for p in found if id(p) not in taken]
-        # norms and biases do not decay
-        groups = [
-            {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        self.parts: list[torch.optim.Optimizer] = []
-        if spectral:
-            self.parts.append(Muon(spectral, config.rate, weight_decay=config.weight_decay, dtype=dtype))
-        groups = [g for g in groups if g["params"]]
-        if groups:
-            # Loshchilov & Hutter (2019)
-            self.parts.append(torch.optim.AdamW(groups, lr=config.rate, betas=config.betas, fused=True))
+        rest = [p for p in self.parameters if id(p) not in taken]
+        spectral.sort(key=lambda p: (p.numel(), tuple(p.shape)))  # so that every lane gets its share of each shape
+        self.lanes = [_parts(spectral[k::lanes], rest[k::lanes], config, dtype) for k in range(lanes)]
+
+    @property
+    def parts(self) -> list[torch.optim.Optimizer]:
+        """Every optimiser of every lane."""
+        return [part for several in self.lanes for part in several]
 
     def step(self, rate: float) -> None:
         """One step at this learning rate; the gradients are then gone."""
-        for part in self.parts:
-            for group in part.param_groups:
-                group["lr"] = rate
-            part.step()
-            part.zero_grad(set_to_none=True)
+
+        def advance(parts: list[torch.optim.Optimizer]) -> None:
+            for part in parts:
+                for group in part.param_groups:
+                    group["lr"] = rate
+                part.step()
+                part.zero_grad(set_to_none=True)
+
+        side_by_side(advance, self.lanes, len(self.lanes))
 
     def _slots(self) -> list[tuple[torch.optim.Optimizer, nn.Parameter]]:
-        return [(part, p) for part in self.parts for group in part.param_groups for p in group["params"]]
+        """Who steps each parameter, in the modules' order: the state's names do not depend on the number of lanes."""
+        place = {id(p): k for k, p in enumerate(self.parameters)}
+        slots = [(part, p) for part in self.parts for group in part.param_groups for p in group["params"]]
+        return sorted(slots, key=lambda slot: place[id(slot[1])])
 
     def state(self) -> dict[str, Tensor]:
         """The optimisers' tensors under flat names."""
@@ -59,6 +66,24 @@ class Optimizer:
             number, name = key.split(".")
             part, parameter = slots[int(number)]
             part.state[parameter][name] = value.to(parameter.device)
+
+
+def _parts(
+    spectral: list[nn.Parameter], rest: list[nn.Parameter], config: TrainingConfig, dtype: torch.dtype
+) -> list[torch.optim.Optimizer]:
+    """Muon for the spectral parameters and AdamW (Loshchilov & Hutter, 2019) for the rest."""
+    parts: list[torch.optim.Optimizer] = []
+    if spectral:
+        parts.append(Muon(spectral, config.rate, weight_decay=config.weight_decay, dtype=dtype))
+    # norms and biases do not decay
+    groups = [
+        {"params": [p for p in rest if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if groups:
+        parts.append(torch.optim.AdamW(groups, lr=config.rate, betas=config.betas, fused=True))
+    return parts
 
 
 def matrix(parameter: Tensor) -> bool:

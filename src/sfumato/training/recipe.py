@@ -4,10 +4,10 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
 
 from sfumato.autoencoder.base import FirstStage
 from sfumato.config import Config, explain
@@ -71,12 +71,38 @@ class AutoencoderRecipe(Config):
     training: TrainingConfig
 
 
+class TimesConfig(Config):
+    """How training times are drawn: t from 0, clean, to 1, noise. See `sfumato.diffusion.loss` for the formulas.
+
+    Large or redundant latents need more noise before it hides anything: raise `mean` (`docs/experiments.md`).
+    """
+
+    density: Literal["uniform", "logit_normal", "log_normal", "cosine_interpolated"] = "logit_normal"
+    mean: float | None = Field(None, description="of logit(t), or of log(sigma / alpha) where log-normal")
+    std: PositiveFloat | None = Field(None, description="likewise")
+    stratified: bool = Field(False, description="each batch covers all times evenly")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.options and not self.density.endswith("normal"):
+            raise ValueError(f"density {self.density} takes no {' and no '.join(self.options)}; leave it out")
+        return self
+
+    @property
+    def options(self) -> dict[str, float]:
+        """What the density is called with."""
+        return {name: value for name, value in (("mean", self.mean), ("std", self.std)) if value is not None}
+
+
 class DiffusionRecipe(DiffusionConfig):
     """A denoiser in the latent space of a trained first stage, whose model folder `autoencoder` names."""
 
     stage: Literal["diffusion"]
     autoencoder: Path
-    density: Literal["uniform", "logit_normal"] = Field("logit_normal", description="how training times are drawn")
+    times: TimesConfig = TimesConfig()
+    weighting: Literal["simple", "min_snr", "soft_min_snr", "edm", "sigmoid"] = Field(
+        "simple", description="factor on the loss over t; simple: none, the prediction's own"
+    )
     prompts: tuple[str, ...] = Field(
         (), description="texts of the preview grids; () takes captions of the training data"
     )
