@@ -20,7 +20,7 @@ __all__ = ["__version__", "load"]
 
 
 def load(folder: str | Path, **options: Any) -> "Pipeline":
-    """Open a model folder as a `Pipeline`; options are those of `Pipeline.load` (device, dtype, trust)."""
+    """Open a model folder as a `Pipeline`; options are those of `Pipeline.load` (device, precision, trust)."""
     from sfumato.tasks.pipeline import Pipeline
 
     return Pipeline.load(folder, **options)

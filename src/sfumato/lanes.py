@@ -37,7 +37,7 @@ def _pool(count: int, threads: int) -> ThreadPoolExecutor:
     all_there = Barrier(count + 1)
 
     def begin() -> None:
-        torch.set_num_threads(threads // count)
+        torch.set_num_threads(max(threads // count, 1))
         torch.get_num_threads()  # a thread that has not yet asked would take what is set below
         all_there.wait()
 

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from sfumato.nn.attention import Attention, MapAttention, SpatialTransformer, attend
 from sfumato.nn.conv import Downsample, ResBlock, Upsample
 from sfumato.nn.embed import sinusoid
-from sfumato.nn.norm import GroupNorm, groups_for
+from sfumato.nn.norm import GroupNorm, groups_for, norm
 
 
 def test_groups_divide_the_channels() -> None:
@@ -18,11 +18,20 @@ def test_groups_divide_the_channels() -> None:
 @pytest.mark.parametrize("size", [4, 16])
 def test_group_norm_of_a_frozen_channels_last_input_has_a_gradient(size: int) -> None:
     """torch's own kernel crashes the process here."""
-    norm = GroupNorm(128)
+    layer = GroupNorm(128)
     x = torch.randn(2, 128, size, size).to(memory_format=torch.channels_last)
-    norm(x).square().mean().backward()
-    assert norm.weight.grad is not None
-    torch.testing.assert_close(norm(x), F.group_norm(x.contiguous(), 32, norm.weight, norm.bias, 1e-5))
+    layer(x).square().mean().backward()
+    assert layer.weight.grad is not None
+    torch.testing.assert_close(layer(x), F.group_norm(x.contiguous(), 32, layer.weight, layer.bias, 1e-5))
+
+
+def test_channel_norm_knows_no_neighbours_and_keeps_channels_last() -> None:
+    layer = norm(12, None)
+    x = torch.randn(2, 12, 5, 7).to(memory_format=torch.channels_last)
+    y = layer(x)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, (x - x.mean(1, keepdim=True)) / (x.var(1, correction=0, keepdim=True) + 1e-5).sqrt())
+    torch.testing.assert_close(layer(x[..., :3]), y[..., :3])
 
 
 @pytest.mark.parametrize("how", ["unshuffle", "strided", "asymmetric"])

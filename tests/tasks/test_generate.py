@@ -83,7 +83,9 @@ def test_settings_travel_inside_the_picture(pipeline: Pipeline, tmp_path: Path) 
     with Image.open(tmp_path / "a.png") as opened:
         text = opened.info["parameters"]
     assert text.splitlines()[1] == "Negative prompt: sun"
-    assert "Steps: 2, Sampler: DPM++ 2M, CFG scale: 2.5, Seed: 10, Size: 32x32" in text
+    assert "Steps: 2, Sampler: DEIS, Schedule type: Karras, CFG scale: 2.5, Seed: 10, Size: 32x32" in text
+    assert len(found["model_hash"]) == 10
+    assert f"Model hash: {found['model_hash']}" in text
     known = {k: v for k, v in found.items() if k in Generate.model_fields}
     assert torch.equal(tensors(pipeline.generate(**known)), tensors([second]))
     Image.new("RGB", (2, 2)).save(tmp_path / "b.png")
@@ -102,6 +104,8 @@ def test_settings_travel_inside_the_picture(pipeline: Pipeline, tmp_path: Path) 
         ({"width": 30}, "multiples of 8 .*try 32x32"),
         ({"label": "Cars"}, "the model knows Activities"),
         ({"sampler": "eular"}, "known: ddim, "),
+        ({"grid": "karas"}, "known: even, "),
+        ({"width": 16384, "height": 16384}, "no more than 256x256"),
         ({"promt": "sun"}, "promt: unknown key"),
         ({"prompt": ["a", "b"], "count": 3}, "leave count out"),
         ({"seed": -2}, "seed"),
@@ -148,12 +152,11 @@ def test_a_prompt_that_the_last_batch_cannot_read_is_refused_before_the_first_is
 
 def test_samplers_are_told_and_taken_by_the_names_that_users_know() -> None:
     assert set(TITLES) == set(SAMPLERS)
+    beside = {"width": 8, "height": 8, "model": "m", "model_hash": "0", "version": "0"}
     for name, title in TITLES.items():
-        told = metadata.infotext(
-            {**Generate(sampler=title).model_dump(), "width": 8, "height": 8, "model": "m", "version": "0"}
-        )
+        told = metadata.infotext({**Generate(sampler=title).model_dump(), **beside})
         assert Generate(sampler=title).sampler == Generate(sampler=title.upper()).sampler == name
-        assert f"Sampler: {title}, " in told
+        assert f"Sampler: {title}, Schedule type: Karras, " in told
 
 
 def test_a_request_and_fields_beside_it_are_refused(pipeline: Pipeline) -> None:

@@ -49,6 +49,9 @@ def test_a_recipe_that_is_not_there_or_not_yaml_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):
         recipe.read(str(tmp_path / "a.yaml"))
+    (tmp_path / "binary").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ValueError, match="is not text"):
+        recipe.read(str(tmp_path / "binary"))
     (tmp_path / "b.yaml").write_text("- a")
     with pytest.raises(ValueError, match="must be a mapping"):
         recipe.read(str(tmp_path / "b.yaml"))

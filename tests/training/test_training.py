@@ -1,5 +1,6 @@
 """The loop: exact to resume, safe to stop, honest about NaN, and it does learn."""
 
+import copy
 import errno
 import json
 import os
@@ -16,18 +17,24 @@ from sfumato.data.emoji import EmojiData
 from sfumato.evaluation.denoising import denoising as held_out_loss
 from sfumato.model import LatentDiffusion
 from sfumato.training import checkpoint, latents
+from sfumato.training.diffusion import Denoising
 from sfumato.training.ema import Averages, exponent
 from sfumato.training.log import cut
-from sfumato.training.loop import Interrupted
+from sfumato.training.loop import Interrupted, Loop
 from sfumato.training.muon import Muon, orthogonal
-from sfumato.training.optimizer import rate_at
-from sfumato.training.recipe import Recipe, TrainingConfig
-from sfumato.training.run import train
+from sfumato.training.optimizer import Optimizer, rate_at
+from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig
+from sfumato.training.run import _objective, train
 from tests.conftest import autoencoder_recipe, diffusion_recipe
 
 
 def recipe_of(stage: str, first_stage: Path, **training: object) -> Recipe:
-    return autoencoder_recipe(**training) if stage == "autoencoder" else diffusion_recipe(first_stage, **training)
+    if stage == "autoencoder":
+        return autoencoder_recipe(**training)
+    read = diffusion_recipe(first_stage, **training)
+    if stage == "dropout":
+        return read.model_copy(update={"backbone": read.backbone.model_copy(update={"dropout": 0.2})})
+    return read
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -41,8 +48,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in paths}
 
 
-@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("stage", "accumulate"),
+    [("autoencoder", 1), ("autoencoder", 2), ("diffusion", 1), ("diffusion", 2), ("dropout", 1)],
+)
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     stage: str, accumulate: int, first_stage: Path, tmp_path: Path
 ) -> None:
@@ -216,6 +225,78 @@ def test_muon_levels_the_spectrum_and_takes_kernels() -> None:
     kernel.grad = torch.randn_like(kernel)
     Muon([kernel], lr=0.01).step()
     assert abs(float(kernel.detach().square().mean().sqrt()) / (0.2 * 0.01) - 1) < 0.2  # AdamW's step at this rate
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+def test_lanes_and_accumulation_give_the_gradients_of_the_whole_batch(stage: str, first_stage: Path) -> None:
+    found = []
+    for lanes, accumulate in ((1, 1), (2, 1), (1, 3), (2, 2)):
+        torch.manual_seed(0)
+        recipe = recipe_of(stage, first_stage, accumulate=accumulate)
+        objective = _objective(recipe, first_stage / "run", torch.device("cpu"))
+        loop = Loop(objective, recipe.training, Path(), "", torch.device("cpu"), torch.float32, quiet=True)
+        assert loop.lanes == torch.get_num_threads()
+        loop.lanes = lanes
+        (turn,) = objective.turns
+        for module in loop.learned[turn]:  # an untrained network's last layer is 0 and hides the gradients before it
+            for p in module.parameters():
+                p.data += 0.02
+        loop.optimizers[turn].step = lambda rate: None  # type: ignore[method-assign]
+        loop.step(range(16))
+        found.append([p.grad for p in loop.modules.parameters() if p.grad is not None])
+        assert float(loop.sums["loss"]) > 0
+    for other in found[1:]:
+        assert len(other) == len(found[0])
+        for a, b in zip(found[0], other, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+
+
+def test_an_optimiser_goes_on_with_another_number_of_lanes() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(*(torch.nn.Linear(n, n) for n in (24, 16, 24, 32)))
+    other = copy.deepcopy(module)
+    config = TrainingConfig(images=100)
+    first, second = Optimizer([module], config), Optimizer([other], config, lanes=3)
+    gradients = [torch.randn_like(p) for p in module.parameters()]
+
+    def advance(optimizer: Optimizer) -> list[torch.Tensor]:
+        for p, g in zip(optimizer.parameters, gradients, strict=True):
+            p.grad = g.clone()
+        optimizer.step(0.01)
+        return [p.detach().clone() for p in optimizer.parameters]
+
+    advance(first)
+    second.restore(first.state())
+    other.load_state_dict(module.state_dict())
+    for a, b in zip(advance(first), advance(second), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_times_follow_the_recipe(first_stage: Path) -> None:
+    def times(batch: int = 16, **how: object) -> torch.Tensor:
+        read = diffusion_recipe(first_stage, batch=batch)
+        read = read.model_copy(update={"times": TimesConfig.model_validate(how)})
+        objective = _objective(read, first_stage / "run", torch.device("cpu"))
+        assert isinstance(objective, Denoising)
+        return objective.times(range(512))
+
+    assert abs(float(times(mean=2.0).logit().mean()) - 2) < 0.15
+    assert abs(float(times(std=0.5).logit().std()) - 0.5) < 0.05
+    strata = (times(density="uniform", stratified=True).reshape(-1, 16) * 16).floor()
+    assert torch.equal(strata, torch.arange(16.0).expand(32, 16))
+    with pytest.raises(ValueError, match="takes no mean"):
+        TimesConfig(density="uniform", mean=1.0)
+
+
+def test_a_weighting_changes_the_loss(first_stage: Path) -> None:
+    found = set()
+    for weighting in ("simple", "min_snr"):
+        torch.manual_seed(0)
+        read = diffusion_recipe(first_stage).model_copy(update={"weighting": weighting})
+        objective = _objective(read, first_stage / "run", torch.device("cpu"))
+        loss = objective.turns["denoiser"](objective.batch(range(16)))["loss"]
+        found.add(round(float(loss.detach()), 5))
+    assert len(found) == 2
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:

@@ -16,6 +16,8 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
 ) -> None:
     """Encode every picture once; nothing is done where the cache is there already."""
+    import torch
+
     from sfumato import device as devices
     from sfumato.autoencoder.codec import Codec
     from sfumato.data.base import Data
@@ -24,8 +26,9 @@ def command(
     where = devices.pick(device)
     fields = {"kind": "folder", "path": data, "size": size} if data != "emoji" else {"kind": "emoji", "size": size}
     folder = autoencoder / "model" if (autoencoder / "model" / "model.yaml").is_file() else autoencoder
-    opened = Data.model_validate(fields).open(part)
-    latents = cached(Codec.load(folder).to(where), opened, out, flip)
+    codec = Codec.load(folder).to(where)
+    codec.autoencoder.check(torch.empty(1, codec.image_channels, size, size))  # before pictures are read or drawn
+    latents = cached(codec, Data.model_validate(fields).open(part), out, flip)
     print(
         f"{len(latents)} pictures, moments {'x'.join(map(str, latents.shape))}{', mirrored too' if flip else ''}, in {out}"
     )

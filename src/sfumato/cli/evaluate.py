@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
+from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
+
 
 def command(
     model: Annotated[Path, typer.Argument(help="a model folder, or the run folder around it; a first stage works too")],
@@ -15,7 +17,8 @@ def command(
     captions: Annotated[int, typer.Option(min=1, help="captions a part in the caption match")] = 512,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 25,
     guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 3.0,
-    sampler: Annotated[str, typer.Option(help="the sampler's name")] = "dpmpp_2m",
+    sampler: Annotated[str, typer.Option(help="the sampler's name")] = DEFAULT,
+    grid: Annotated[str, typer.Option(help="where the steps lie")] = DEFAULT_GRID,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the JSON here too")] = None,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto")] = "fp32",
@@ -50,6 +53,7 @@ def command(
             steps=steps,
             guidance=guidance,
             sampler=sampler,
+            grid=grid,
             dtype=devices.precision(precision, where),
             tell=lambda text: typer.echo(text, err=True),
         )

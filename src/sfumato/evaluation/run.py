@@ -10,6 +10,7 @@ from torch import Tensor
 from sfumato import __version__, files
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
+from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation.captions import Matcher
 from sfumato.evaluation.denoising import denoising
 from sfumato.evaluation.reconstruction import reconstruction
@@ -34,7 +35,8 @@ def evaluate_model(
     captions: int = 512,
     steps: int = 25,
     guidance: float = 3.0,
-    sampler: str = "dpmpp_2m",
+    sampler: str = DEFAULT,
+    grid: str = DEFAULT_GRID,
     dtype: torch.dtype = torch.float32,
     tell: Callable[[str], None] | None = None,
 ) -> dict[str, Any]:
@@ -43,7 +45,7 @@ def evaluate_model(
     Raises `ValueError` where the data do not have what the model was trained on.
     """
     request = Generate(
-        seed=SEED, steps=steps, guidance=guidance, sampler=sampler, batch=128
+        seed=SEED, steps=steps, guidance=guidance, sampler=sampler, grid=grid, batch=128
     )  # checked before hours pass
     part = data.open("held_out")
     say = tell or (lambda text: None)
@@ -51,7 +53,14 @@ def evaluate_model(
     found = evaluate_codec(model.codec, data)
     say("held-out denoising loss")
     found["denoising"] = denoising(model, part)
-    settings = {"steps": steps, "guidance": guidance, "sampler": request.sampler, "seed": SEED, "captions": captions}
+    settings = {
+        "steps": steps,
+        "guidance": guidance,
+        "sampler": request.sampler,
+        "grid": request.grid,
+        "seed": SEED,
+        "captions": captions,
+    }
     found["protocol"] |= {
         "model": files.fingerprint(model.state_dict()),
         "samples": settings,

@@ -1,5 +1,6 @@
 """Generate: pictures from words, a class, or nothing at all."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,13 +10,14 @@ from torch import Tensor
 
 from sfumato import device as devices
 from sfumato.conditioning.base import Conditions
-from sfumato.diffusion.grid import even
+from sfumato.diffusion.grid import grid
 from sfumato.diffusion.names import SAMPLERS
 from sfumato.diffusion.samplers import sampler
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
 
+LARGEST = 64  # times the pixels that the model was trained at; attention over more would never end
 Progress = Callable[[int, int], None]  # (evaluations done, in all)
 
 
@@ -53,6 +55,12 @@ def generate(
     tell: Progress | None = None,
 ) -> Iterator[Made]:
     """The request's pictures, a batch at a time. Picture k depends on seed + k and its own words, not on the batch."""
+    largest = LARGEST * model.size**2
+    if (request.width or model.size) * (request.height or model.size) > largest:
+        raise ValueError(
+            f"the model was trained at {model.size} pixels a side and makes at most {LARGEST} times as many pixels at once: "
+            f"ask for no more than {math.isqrt(largest)}x{math.isqrt(largest)}"
+        )
     shape = model.latent_shape(request.width, request.height)
     seeds, prompts = request.seeds(), request.prompts()
     batches = range(0, len(seeds), request.batch)
@@ -103,9 +111,9 @@ def sample(
         given, negative = conditions(model, request, prompts)
         scale = request.guidance if fields(model, prompts, request.label) else 1.0
         denoise = model.denoise(given, negative, scale)
-        grid = even(model.denoiser.schedule, request.steps)
+        rows = grid(request.grid)(model.denoiser.schedule, request.steps)
         drawn = {"noise": noise} if SAMPLERS[request.sampler].stochastic else {}
-        for number, step in enumerate(sampler(request.sampler)(denoise, x, grid, **drawn), 1):
+        for number, step in enumerate(sampler(request.sampler)(denoise, x, rows, **drawn), 1):
             x = step.x
             if tell is not None:
                 tell(number)

@@ -13,7 +13,13 @@ A1111, OURS = "parameters", "sfumato"
 
 
 def settings(
-    request: Generate, seed: int, prompt: str | None, size: tuple[int, int], model: str, version: str
+    request: Generate,
+    seed: int,
+    prompt: str | None,
+    size: tuple[int, int],
+    model: str,
+    model_hash: str,
+    version: str,
 ) -> dict[str, Any]:
     """Everything that is needed to make one picture again."""
     kept = request.model_dump(exclude={"prompt", "seed", "count", "batch", "width", "height"}, exclude_none=True)
@@ -24,6 +30,7 @@ def settings(
         "height": size[1],
         **kept,
         "model": model,
+        "model_hash": model_hash,
         "version": version,
     }
 
@@ -36,9 +43,11 @@ def infotext(s: dict[str, Any]) -> str:
     facts = {
         "Steps": s["steps"],
         "Sampler": TITLES.get(s["sampler"], s["sampler"]),
+        "Schedule type": s["grid"].replace("_", " ").capitalize(),
         "CFG scale": f"{s['guidance']:g}",
         "Seed": s["seed"],
         "Size": f"{s['width']}x{s['height']}",
+        "Model hash": s["model_hash"],
         "Model": s["model"],
         "RNG": "CPU",
         "Version": f"sfumato {s['version']}",

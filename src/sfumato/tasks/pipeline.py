@@ -1,5 +1,6 @@
 """What `sfumato.load` returns: a model with a method a task, pictures in and out as PIL images."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -20,8 +21,8 @@ from sfumato.tasks.requests import Generate
 class Pipeline:
     """A loaded model. `model` is the LatentDiffusion itself, for those who want the tensors."""
 
-    def __init__(self, model: LatentDiffusion, name: str, dtype: torch.dtype = torch.float32) -> None:
-        self.model, self.name, self.dtype = model.eval(), name, dtype
+    def __init__(self, model: LatentDiffusion, name: str, dtype: torch.dtype = torch.float32, digest: str = "") -> None:
+        self.model, self.name, self.dtype, self.digest = model.eval(), name, dtype, digest
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", precision: str = "fp32", trust: bool = False) -> Self:
@@ -38,7 +39,9 @@ class Pipeline:
         where = devices.pick(device)
         model = LatentDiffusion.load(path, where, trust=trust)
         name = path.parent.name if path.name == "model" else path.name
-        return cls(model, name, devices.precision(precision, where))
+        # model.yaml holds the hash of every file beside it, so its own names the whole model
+        digest = hashlib.sha256((path / "model.yaml").read_bytes()).hexdigest()[:10]
+        return cls(model, name, devices.precision(precision, where), digest)
 
     def generate(self, request: Generate | None = None, **settings: Any) -> list[Image.Image]:
         """Pictures for a request, or for its fields as keywords: prompt, count, seed, steps, guidance, negative, ...
@@ -54,7 +57,7 @@ class Pipeline:
         for made in task.generate(self.model, request, self.dtype, tell):
             pictures = image.to_pil(made.pictures)
             for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
-                s = metadata.settings(request, seed, prompt, picture.size, self.name, __version__)
+                s = metadata.settings(request, seed, prompt, picture.size, self.name, self.digest, __version__)
                 yield metadata.attach(picture, s)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from sfumato.config import Config
-from sfumato.diffusion.names import SAMPLERS
+from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID, GRIDS, SAMPLERS
 
 # What users of image generators call the samplers: the text inside pictures tells these names, and requests take them.
 TITLES = {
@@ -43,6 +43,13 @@ def _known_sampler(value: Any) -> Any:
     return name
 
 
+def _known_grid(value: Any) -> Any:
+    name = str(value).lower().replace("-", "_").replace(" ", "_")
+    if name not in GRIDS:
+        raise ValueError(f"unknown grid {value!r}; known: {', '.join(GRIDS)}")
+    return name
+
+
 Texts = Annotated[list[str], BeforeValidator(_listed)]
 
 
@@ -59,7 +66,10 @@ class Generate(Config):
     steps: int = Field(25, ge=1, le=1000, description="denoising steps")
     guidance: float = Field(3.0, ge=0, le=100, description="how strictly to follow the words; 1: not amplified")
     sampler: Annotated[str, BeforeValidator(_known_sampler)] = Field(
-        "dpmpp_2m", description=f"one of {', '.join(SAMPLERS)}"
+        DEFAULT, description=f"one of {', '.join(SAMPLERS)}"
+    )
+    grid: Annotated[str, BeforeValidator(_known_grid)] = Field(
+        DEFAULT_GRID, description=f"where the steps lie: {', '.join(GRIDS)}"
     )
     width: int | None = Field(None, ge=1, le=16_384, description="pixels; by default what the model was trained at")
     height: int | None = Field(None, ge=1, le=16_384, description="pixels; by default what the model was trained at")

@@ -125,7 +125,10 @@ def load_yaml(source: str) -> dict[str, Any]:
     if source in shipped():
         text = (resources.files("sfumato") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
     elif Path(source).is_file():
-        text = Path(source).read_text(encoding="utf-8")
+        try:
+            text = Path(source).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise ValueError(f"{source} is not text, so it is no recipe; give a YAML file") from None
     else:
         raise ValueError(f"there is no recipe {source!r}: give a YAML file or one of {', '.join(shipped())}")
     try:
