@@ -48,18 +48,28 @@ SHORT: dict[str, Any] = {
 }
 
 
-def autoencoder_recipe(**training: Any) -> recipe.AutoencoderRecipe:
+def autoencoder_recipe(
+    objective: dict[str, Any] | None = None, autoencoder: dict[str, Any] | None = None, **training: Any
+) -> recipe.AutoencoderRecipe:
     """A first stage small enough to train in a test."""
     read = recipe.parse(
         {
             "stage": "autoencoder",
-            "autoencoder": {"kind": "kl", "coder": CODER},
+            "autoencoder": {"kind": "kl", "coder": CODER, **(autoencoder or {})},
+            "objective": objective or {},
             "data": {"kind": "emoji", "size": 32},
             "training": {**SHORT, "flip": 0.5, **training},
         }
     )
     assert isinstance(read, recipe.AutoencoderRecipe)
     return read
+
+
+def adversarial_recipe(**training: Any) -> recipe.AutoencoderRecipe:
+    """A VQ first stage with a critic that begins early, and everything else that a first stage can learn."""
+    critic = {"width": 8, "layers": 2, "start": 32, "ramp": 32, "rate": 0.002, "r1": 0.1}
+    book = {"size": 32, "patience": 2}
+    return autoencoder_recipe({"variance": True, "critic": critic}, {"kind": "vq", "codebook": book}, **training)
 
 
 def diffusion_recipe(autoencoder: Path, **training: Any) -> recipe.DiffusionRecipe:

@@ -44,7 +44,7 @@ def test_faults_are_told_with_their_place(changes: list[str], words: str) -> Non
 
 
 def test_a_recipe_that_is_not_there_or_not_yaml_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of emoji, emoji-autoencoder"):
+    with pytest.raises(ValueError, match="one of emoji, emoji-autoencoder, kl-f16"):
         recipe.read("emojo")
     (tmp_path / "a.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):
@@ -64,5 +64,5 @@ def test_a_short_choice_can_be_overridden_inside() -> None:
 
 def test_the_schema_knows_every_kind() -> None:
     text = yaml.safe_dump(recipe.schema())
-    for kind in ("unet", "kl", "identity", "text", "label", "emoji", "folder"):
+    for kind in ("unet", "kl", "vq", "identity", "text", "label", "emoji", "folder", "lpips", "torchscript"):
         assert f"const: {kind}" in text

@@ -25,12 +25,14 @@ from sfumato.training.muon import Muon, orthogonal
 from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig
 from sfumato.training.run import _objective, train
-from tests.conftest import autoencoder_recipe, diffusion_recipe
+from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
 
 
 def recipe_of(stage: str, first_stage: Path, **training: object) -> Recipe:
     if stage == "autoencoder":
         return autoencoder_recipe(**training)
+    if stage == "adversarial":
+        return adversarial_recipe(**training)
     read = diffusion_recipe(first_stage, **training)
     if stage == "dropout":
         return read.model_copy(update={"backbone": read.backbone.model_copy(update={"dropout": 0.2})})
@@ -50,7 +52,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("stage", "accumulate"),
-    [("autoencoder", 1), ("autoencoder", 2), ("diffusion", 1), ("diffusion", 2), ("dropout", 1)],
+    [
+        ("autoencoder", 1),
+        ("autoencoder", 2),
+        ("adversarial", 1),
+        ("adversarial", 2),
+        ("diffusion", 1),
+        ("diffusion", 2),
+        ("dropout", 1),
+    ],
 )
 def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     stage: str, accumulate: int, first_stage: Path, tmp_path: Path

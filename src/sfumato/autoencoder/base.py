@@ -12,7 +12,7 @@ class Encoded(NamedTuple):
     """What `encode` gives: the latent for the decoder, the regularisation penalty, and what a cache can keep."""
 
     latent: Tensor  # (B, channels, h, w)
-    penalty: Tensor  # (B,), in units of the reconstruction error's mean over image values
+    penalty: Tensor  # (B,), KL in nats over image values, or the codebook's mean over latent values
     moments: Tensor | None  # (B, M, h, w), from which `sample` draws latents; None where the latent itself is kept
     codes: Tensor | None  # (B, h, w) integer codebook indices of VQ
 
@@ -31,6 +31,11 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def decode(self, latent: Tensor) -> Tensor:
         """(B, channels, h, w) -> (B, image_channels, h * factor, w * factor), near [-1, 1] but not clamped."""
+
+    def rebuild(self, images: Tensor, noise: Tensor | None = None) -> tuple[Encoded, Tensor]:
+        """Encode and decode: what `encode` gives, and the reconstruction."""
+        encoded = self.encode(images, noise)
+        return encoded, self.decode(encoded.latent)
 
     @abstractmethod
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:

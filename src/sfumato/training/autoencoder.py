@@ -1,9 +1,16 @@
-"""The first stage's objective: reconstruct, and keep the latent near a standard normal.
+"""The first stage's objective: reconstruct, look real, and keep the latent in bounds.
 
-One turn so far, `coder`. The critic's turn (PatchGAN) and the perceptual term join here: `Coder.forward` adds their
-losses to its sum, and `turns` gets a second entry.
+Two turns. `coder` minimises the reconstruction error (pixels, and a perceptual distance where the recipe names one), the
+regularisation of the latent, and, once the critic has begun, how unreal its pictures look. `critic` learns to tell
+pictures from reconstructions (Esser et al., 2021, "Taming Transformers", eq. 5 to 8; Rombach et al., 2022, eq. 25).
+
+The adaptive weight of the adversarial term is the ratio of two gradients at the decoder's last weights (Esser et al.,
+eq. 7). It is measured over the whole batch of a step and used in the next, smoothed and bounded: so it is the same
+however a batch is split, it cannot blow up when the critic is fresh, and it costs one extra product with the last
+layer instead of three passes through the critic and the perceptual network.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,34 +20,151 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import image, streams
+from sfumato.autoencoder.codebook import Codebook
 from sfumato.autoencoder.codec import Codec
 from sfumato.data import loader
 from sfumato.data.base import Part
+from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
 from sfumato.training.objective import Objective
-from sfumato.training.recipe import AutoencoderRecipe, ReconstructionConfig
+from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, ReconstructionConfig, TrainingConfig
+
+SMOOTH = 0.9  # decay of the gradients' lengths from which the adaptive weight is told
+REVIVE = 512  # pictures at most whose latents unused codes are moved to
+FEW = 16  # latents a code from which its beginning is told
 
 
 class Pictures(NamedTuple):
-    """A batch of the coder's turn."""
+    """A batch of either turn."""
 
     images: Tensor  # (B, C, H, W) in [-1, 1]
     noise: Tensor  # (B, channels, h, w), for the posterior
+    heed: Tensor  # (B,) in [0, 1]: how much the coder listens to the critic at this place of the run
+    positions: tuple[int, ...]  # (B,), places in the run
+
+
+class Balance(nn.Module):
+    """The adaptive weight's memory, and the learnt log-variance of the output: what the losses themselves keep."""
+
+    lengths: Tensor  # (2,), of the reconstruction's and of the adversarial gradient
+    log_variance: Tensor
+
+    def __init__(self, variance: bool) -> None:
+        super().__init__()
+        self.register_buffer("lengths", torch.zeros(2))
+        self.log_variance = nn.Parameter(torch.zeros(()), requires_grad=variance)
+
+    def weight(self, critic: CriticConfig) -> Tensor:
+        """Of the adversarial term: 0 until both lengths were measured once, where it is adaptive."""
+        if not critic.adaptive:
+            return torch.full_like(self.lengths[0], critic.weight)
+        reconstruction, adversarial = self.lengths
+        ratio = (reconstruction / adversarial.clamp(min=1e-30)).clamp(max=critic.largest)
+        return torch.where(adversarial > 0, critic.weight * ratio, 0.0)
+
+    @torch.no_grad()
+    def settle(self, reconstruction: Tensor, adversarial: Tensor) -> None:
+        """Take in both gradients of a step; what is not finite is forgotten."""
+        new = torch.stack([reconstruction.norm(), adversarial.norm()]).to(self.lengths)
+        smoothed = torch.where(self.lengths > 0, self.lengths.lerp(new, 1 - SMOOTH), new)
+        self.lengths.copy_(torch.where(new.isfinite().all(), smoothed, self.lengths))
 
 
 class Coder(nn.Module):
-    """Encode, draw from the posterior, decode, compare."""
+    """Encode, draw from the posterior, decode, compare, and be judged."""
 
-    def __init__(self, codec: Codec, weights: ReconstructionConfig) -> None:
+    def __init__(self, codec: Codec, weights: ReconstructionConfig, critic: PatchDiscriminator | None = None) -> None:
         super().__init__()
-        self.codec, self.weights = codec, weights
+        self.codec, self.weights, self.critic = codec, weights, critic
+        self.perceptual = weights.perceptual.build() if weights.perceptual and weights.perceptual_weight else None
+        self.balance = Balance(weights.variance)
+        self.kept: dict[tuple[int, ...], Tensor] = {}  # reconstructions, for the critic's turn of the same step
 
     def forward(self, batch: Pictures) -> dict[str, Tensor]:
         """Mean losses over the batch; `loss` is their weighted sum."""
-        encoded = self.codec.autoencoder.encode(batch.images, batch.noise)
-        error = self.codec.autoencoder.decode(encoded.latent) - batch.images
-        l1, l2, kl = error.abs().mean(), error.square().mean(), encoded.penalty.mean()
-        w = self.weights
-        return {"loss": w.l1 * l1 + w.l2 * l2 + w.kl * kl, "l1": l1, "l2": l2, "kl": kl}
+        encoded, rebuilt = self.codec.autoencoder.rebuild(batch.images, batch.noise)
+        penalty = encoded.penalty.mean()
+        found = {"kl" if encoded.codes is None else "codebook": penalty.detach()}
+        if isinstance(book := getattr(self.codec.autoencoder, "codebook", None), Codebook):
+            assert encoded.moments is not None
+            assert encoded.codes is not None
+            found |= book.tally(encoded.moments, encoded.codes)
+        if self.critic is None or not batch.heed.any():
+            error = self.compare(rebuilt, batch.images, found)
+        else:
+            error = self.judged(rebuilt, batch, found)
+        if self.critic is not None:
+            self.kept[batch.positions] = rebuilt.detach()
+        return {"loss": error + (self.weights.kl if encoded.codes is None else self.weights.codebook) * penalty} | found
+
+    def compare(self, rebuilt: Tensor, images: Tensor, found: dict[str, Tensor]) -> Tensor:
+        """The reconstruction's negative log-likelihood, a mean over image values; its terms are noted in `found`."""
+        w, error = self.weights, rebuilt - images
+        l1, l2 = error.abs().mean(), error.square().mean()
+        found |= {"l1": l1.detach(), "l2": l2.detach()}
+        total = w.l1 * l1 + w.l2 * l2
+        if self.perceptual is not None:
+            distance = self.perceptual(rebuilt, images).mean()
+            found["perceptual"] = distance.detach()
+            total = total + w.perceptual_weight * distance
+        if not w.variance:
+            return total
+        found["log_variance"] = self.balance.log_variance.detach().clone()
+        return total * (-self.balance.log_variance).exp() + self.balance.log_variance
+
+    def judged(self, rebuilt: Tensor, batch: Pictures, found: dict[str, Tensor]) -> Tensor:
+        """The reconstruction's error and the critic's opinion, each gone through backwards once, up to the picture."""
+        c = self.weights.critic
+        assert c is not None
+        assert self.critic is not None
+        picture = rebuilt.detach().requires_grad_()
+        error = self.compare(picture, batch.images, found)
+        opinion = (batch.heed * coder_loss(c.loss, self.critic.judge(picture))).mean()
+        (slope,) = torch.autograd.grad(error, picture, retain_graph=self.weights.variance)
+        (push,) = torch.autograd.grad(opinion, picture)
+        weight = self.balance.weight(c)
+        found |= {"adversarial": opinion.detach(), "adaptive": weight}
+        if c.adaptive:
+            last = last_layer(self.codec)
+            for name, gradient in (("slope", slope), ("push", push)):
+                (at_last,) = torch.autograd.grad(rebuilt, last, gradient, retain_graph=True)
+                found[name] = at_last.float()
+        value = error.detach() + weight * opinion.detach()
+        carried = (rebuilt * (slope + weight * push)).sum()  # whose gradient at `rebuilt` is that of the whole
+        own = error - error.detach() if self.weights.variance else 0.0  # the log-variance's, whose `picture` is a leaf
+        return value + (carried - carried.detach()) + own
+
+
+class Critic(nn.Module):
+    """Tell pictures from the reconstructions that the coder's turn has just made."""
+
+    def __init__(self, critic: PatchDiscriminator, config: CriticConfig, coder: Coder) -> None:
+        super().__init__()
+        self.critic, self.config = critic, config
+        self._coder = [coder]  # not a submodule: this turn does not train it
+
+    def forward(self, batch: Pictures) -> dict[str, Tensor]:
+        """Mean losses over the batch; nothing before the critic's start."""
+        rebuilt = self._coder[0].kept.pop(batch.positions)
+        begun = torch.tensor([p >= self.config.start for p in batch.positions], device=rebuilt.device)
+        if not begun.any():
+            return {}
+        real, fake = self.critic.judge(batch.images), self.critic.judge(rebuilt)
+        loss = (begun * critic_loss(self.config.loss, real, fake)).mean()
+        found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
+        if self.config.r1:
+            penalty = (begun * gradient_penalty(self.critic, batch.images)).mean()
+            found["r1"] = penalty.detach()
+            loss = loss + self.config.r1 * penalty
+        return {"loss": loss} | found
+
+
+def last_layer(codec: Codec) -> Tensor:
+    """The decoder's last weights. Raises `ValueError` where the autoencoder has no decoder to be judged."""
+    decoder = getattr(codec.autoencoder, "decoder", None)
+    found = [m for m in decoder.modules() if isinstance(m, nn.Conv2d)] if isinstance(decoder, nn.Module) else []
+    if not found:
+        raise ValueError("this kind of autoencoder has no decoder for a critic to judge; leave objective.critic out")
+    return found[-1].weight
 
 
 class Reconstruction(Objective):
@@ -49,26 +173,82 @@ class Reconstruction(Objective):
     def __init__(
         self, codec: Codec, recipe: AutoencoderRecipe, train: Part, held_out: Part, device: torch.device
     ) -> None:
-        self.codec, self.recipe, self.train, self.held_out, self.device = (
-            codec,
-            recipe,
-            train,
-            held_out,
-            device,
-        )
-        self.turns: Mapping[str, nn.Module] = {"coder": Coder(codec, recipe.objective)}
+        self.codec, self.recipe, self.train, self.held_out, self.device = codec, recipe, train, held_out, device
         side = recipe.data.size // codec.factor
         self.shape = (codec.channels, side, side)
         codec.autoencoder.check(torch.empty(1, train.channels, train.size, train.size))
+        self.turns: Mapping[str, nn.Module] = self._turns()
+
+    def _turns(self) -> dict[str, nn.Module]:
+        weights = self.recipe.objective
+        if weights.critic is None:
+            self.coder = Coder(self.codec, weights)
+            return {"coder": self.coder}
+        last_layer(self.codec)
+        critic = PatchDiscriminator(self.codec.image_channels, weights.critic.width, weights.critic.layers)
+        self.coder = Coder(self.codec, weights, critic)
+        return {"coder": self.coder, "critic": Critic(critic, weights.critic, self.coder)}
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
-        return [self.codec.autoencoder]
+        if turn == "coder":
+            return [self.codec.autoencoder, self.coder.balance]
+        assert self.coder.critic is not None
+        return [self.coder.critic]
+
+    def tuned(self, turn: str, training: TrainingConfig) -> TrainingConfig:
+        critic = self.recipe.objective.critic
+        if turn == "coder" or critic is None:
+            return training
+        return training.model_copy(update={"optimizer": "adamw", "rate": critic.rate, "betas": critic.betas})
 
     def batch(self, positions: Sequence[int]) -> Pictures:
         t = self.recipe.training
         rows = loader.batch(self.train, t.seed, positions, flip=t.flip)
         noise = streams.normal(self.shape, t.seed, "posterior", positions)
-        return Pictures(rows.images.to(self.device), noise.to(self.device))
+        heed = torch.tensor([self._heed(p) for p in positions])
+        return Pictures(rows.images.to(self.device), noise.to(self.device), heed.to(self.device), tuple(positions))
+
+    def _heed(self, position: int) -> float:
+        critic = self.recipe.objective.critic
+        return 0.0 if critic is None else min(max((position - critic.start) / critic.ramp, 0.0), 1.0)
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Give a codebook its first vectors: the means of what the fresh encoder makes of the first pictures."""
+        book = self._book
+        if book is None or not book.config.kmeans:
+            return
+        tokens = math.prod(self.shape[1:])
+        pictures = min(max(FEW * book.size // tokens, 1), len(self.train), 16 * REVIVE)
+        rows = self._latents(range(pictures))
+        book.begin(rows, self._order("kmeans", 0, len(rows)), pictures)
+
+    @torch.no_grad()
+    def settle(self, turn: str, measured: Mapping[str, Tensor], positions: Sequence[int]) -> Mapping[str, Tensor]:
+        if "slope" in measured:
+            self.coder.balance.settle(measured["slope"], measured["push"])
+        book = self._book
+        if turn != "coder" or book is None:
+            return {}
+        told = book.settle(measured["hits"], measured["sums"])
+        if book.unused().any():
+            rows = self._latents(positions[:REVIVE])
+            book.revive(rows, self._order("revive", positions[0], len(rows)))
+        return told
+
+    @property
+    def _book(self) -> Codebook | None:
+        book = getattr(self.codec.autoencoder, "codebook", None)
+        return book if isinstance(book, Codebook) else None
+
+    def _latents(self, positions: Sequence[int]) -> Tensor:
+        """The encoder's outputs for these examples, (N, C)."""
+        parts = [positions[k : k + 64] for k in range(0, len(positions), 64)]
+        made = [self.codec.moments(self.batch(part).images) for part in parts]
+        return torch.cat(made).movedim(1, -1).flatten(0, 2)
+
+    def _order(self, purpose: str, position: int, count: int) -> Tensor:
+        return torch.from_numpy(streams.generator(self.recipe.training.seed, purpose, position).permutation(count))
 
     @torch.no_grad()
     def preview(self) -> Image.Image:

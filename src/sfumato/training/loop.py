@@ -56,11 +56,13 @@ class Loop:
         # dropout inside a network draws from torch's one stream, which lanes would take from in any order
         self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules.modules())
         self.lanes = 1 if self.dropout else lanes(self.device)
+        self.configs = {turn: self.objective.tuned(turn, self.config) for turn in turns}
         self.optimizers = {
-            t: Optimizer(several, self.config, self.dtype, self.lanes) for t, several in self.learned.items()
+            turn: Optimizer(several, self.configs[turn], self.dtype, self.lanes)
+            for turn, several in self.learned.items()
         }
         self.averages = Averages(modules, self.config.ema)
-        self.images, self.sums, self.steps = 0, dict[str, Tensor](), 0
+        self.images, self.sums, self.counts = 0, dict[str, Tensor](), dict[str, int]()
 
     def run(self, resume: bool) -> None:
         """Train to the last image and publish. Raises `Interrupted` after Ctrl-C, `FloatingPointError` on NaN."""
@@ -69,6 +71,7 @@ class Loop:
         c = self.config
         with Log(self.folder, self.title, c.images, self.images, self.quiet) as log, _interrupts() as stopped:
             if self.images == 0:
+                self.objective.begin()
                 self._preview(log)
             while self.images < c.images:
                 before, size = self.images, min(c.batch, c.images - self.images)
@@ -92,42 +95,51 @@ class Loop:
         count = self.config.accumulate * self.lanes
         parts = [part for part in (positions[k::count] for k in range(count)) if part]
         for turn in self.objective.turns:
-            parameters = [p for m in self.learned[turn] for p in m.parameters()]
+            parameters = [p for m in self.learned[turn] for p in m.parameters() if p.requires_grad]
             part = partial(self._part, turn, parameters, len(positions))
+            measured: dict[str, Tensor] = {}
             for k in range(0, len(parts), self.lanes):
-                for losses, gradients in side_by_side(part, parts[k : k + self.lanes], self.lanes):
-                    self._add(losses)
+                for values, gradients in side_by_side(part, parts[k : k + self.lanes], self.lanes):
+                    for name, value in values.items():
+                        measured[name] = measured[name] + value if name in measured else value
                     accumulate(parameters, gradients)
-            norm = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
-            self._add({"gradient" if len(self.optimizers) == 1 else f"gradient_{turn}": norm})
-            self.optimizers[turn].step(rate_at(self.images, self.config))
-        self.steps += 1
+            if measured:
+                measured["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
+                self.optimizers[turn].step(rate_at(self.images, self.configs[turn]))
+                told = self.objective.settle(turn, measured, positions)
+                self._note(turn, {**measured, **told})
         self.averages.update(math.ceil((self.images + len(positions)) / self.config.batch))
 
     def _part(
         self, turn: str, parameters: list[nn.Parameter], whole: int, positions: Sequence[int]
     ) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
-        """This part's share of the losses and of the gradients; a single lane leaves these where they belong."""
+        """This part's share of what its turn measures, and of the gradients; a single lane adds these where they belong."""
         share = len(positions) / whole
         if self.dropout:
             torch.manual_seed(int(streams.generator(self.config.seed, "dropout", positions[0]).integers(2**63)))
         batch = self.objective.batch(positions)
         with devices.cast(self.dtype, self.device):
-            losses: dict[str, Tensor] = self.objective.turns[turn](batch)
-        loss, gradients = losses["loss"] * share, tuple[Tensor | None, ...]()
-        if self.lanes == 1:
-            loss.backward()  # type: ignore[no-untyped-call]
-        else:
-            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-        return {name: value.detach() * share for name, value in losses.items()}, gradients
+            values: dict[str, Tensor] = self.objective.turns[turn](batch)
+        gradients: Sequence[Tensor | None] = ()
+        if values and self.lanes == 1:
+            torch.autograd.backward(values["loss"] * share, inputs=parameters)
+        elif values:
+            gradients = torch.autograd.grad(values["loss"] * share, parameters, allow_unused=True)
+        return {name: value.detach() * share for name, value in values.items()}, gradients
 
-    def _add(self, values: dict[str, Tensor]) -> None:
+    def _note(self, turn: str, values: dict[str, Tensor]) -> None:
+        """Add up what is logged: scalars. Every turn has a loss and a gradient; the first one's go by these names."""
+        first = turn == next(iter(self.optimizers))
         for name, value in values.items():
-            self.sums[name] = self.sums.get(name, torch.zeros_like(value)) + value
+            if value.ndim:
+                continue
+            key = name if first or name not in ("loss", "gradient") else f"{turn}_{name}"
+            self.sums[key] = self.sums.get(key, torch.zeros_like(value)) + value
+            self.counts[key] = self.counts.get(key, 0) + 1
 
     def _means(self) -> dict[str, float]:
         """Means since the last report. Raises `FloatingPointError` where one is not finite."""
-        values = {name: float(total) / max(self.steps, 1) for name, total in self.sums.items()}
+        values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
             kept = checkpoint.found(self.folder / "state")
@@ -140,7 +152,7 @@ class Loop:
 
     def _report(self, log: Log) -> None:
         values = {name: round(value, 7) for name, value in self._means().items()}
-        self.sums, self.steps = {}, 0
+        self.sums, self.counts = {}, {}
         log.report(self.images, {**values, "rate": rate_at(self.images, self.config)})
         if self.watch is not None:
             self.watch(self.images, None)
@@ -174,7 +186,7 @@ class Loop:
         }
         self._means()  # nothing unchecked is saved over a good checkpoint
         sums = {name: float(total) for name, total in self.sums.items()}
-        facts: dict[str, Any] = {"steps": self.steps, "sums": sums}
+        facts: dict[str, Any] = {"counts": self.counts, "sums": sums}
         checkpoint.save(self.folder / "state", self.images, tensors, facts, self.config.keep)
 
     def _resume(self) -> None:
@@ -186,7 +198,7 @@ class Loop:
         self.averages.restore(tensors["averages"])
         for turn, several in self.optimizers.items():
             several.restore(tensors[f"optimizer-{turn}"])
-        self.images, self.steps = int(facts["images"]), int(facts["steps"])
+        self.images, self.counts = int(facts["images"]), dict(facts["counts"])
         self.sums = {name: torch.tensor(total, device=self.device) for name, total in facts["sums"].items()}
 
 

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
+
+from sfumato.training.recipe import TrainingConfig
 
 
 class Objective(ABC):
-    """A training task. `turns` maps a name (`coder`, `denoiser`; later `critic`) to a module whose `forward(batch)`
-    returns a mapping of mean losses, `loss` among them; each turn is stepped by its own optimiser and may be wrapped
-    for several processes. `learned` names the modules that a turn changes and whose average is kept.
+    """A training task. `turns` maps a name (`coder`, `critic` | `denoiser`) to a module whose `forward(batch)` returns
+    means over the batch: `loss`, other numbers to be logged, and tensors of more dimensions that `settle` wants of the
+    whole batch. An empty mapping means that the turn does nothing yet. Each turn is stepped by its own optimiser.
+    `learned` names the modules that a turn changes and whose average is kept.
     """
 
     turns: Mapping[str, nn.Module]
@@ -24,6 +27,18 @@ class Objective(ABC):
     @abstractmethod
     def batch(self, positions: Sequence[int]) -> Any:
         """The examples at these global positions (counted in images): a pure function of the recipe and the positions."""
+
+    def tuned(self, turn: str, training: TrainingConfig) -> TrainingConfig:
+        """The optimiser's settings for this turn."""
+        return training
+
+    def begin(self) -> None:
+        """What is done once, before the first step of a run."""
+        return
+
+    def settle(self, turn: str, measured: Mapping[str, Tensor], positions: Sequence[int]) -> Mapping[str, Tensor]:
+        """After a turn's optimiser step: take in what it measured over the whole batch; more numbers to be logged."""
+        return {}
 
     @abstractmethod
     def preview(self) -> Image.Image:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAda
 from sfumato.autoencoder.base import FirstStage
 from sfumato.config import Config, explain
 from sfumato.data.base import Data
+from sfumato.features.perceptual import PerceptualConfig
 from sfumato.model import DiffusionConfig
 
 
@@ -53,12 +54,42 @@ class TrainingConfig(Config):
     keep: PositiveInt = Field(2, description="checkpoints kept")
 
 
+Moment = Annotated[int, BeforeValidator(_count), Field(ge=0)]
+
+
+class CriticConfig(Config):
+    """The adversarial term: a patch critic that learns beside the coder (Esser et al., 2021; Rombach et al., 2022)."""
+
+    weight: float = Field(0.5, ge=0, description="of the adversarial term; where `adaptive`, of its gradient's length")
+    start: Moment = Field(0, description="images after which the critic begins to learn; before, it costs nothing")
+    ramp: Images = Field(20_000, description="images over which, from `start`, its weight on the coder rises from 0")
+    loss: Literal["hinge", "logistic", "non_saturating"] = "hinge"
+    adaptive: bool = Field(
+        True, description="scale by the ratio of both terms' gradients at the decoder's last weights"
+    )
+    largest: PositiveFloat = Field(100.0, description="bound of that ratio")
+    r1: float = Field(0.0, ge=0, description="weight of the gradient penalty at real pictures; 0: none")
+    width: PositiveInt = 64
+    layers: PositiveInt = Field(3, description="strided convolutions; a patch of three is 70 pixels wide")
+    rate: PositiveFloat = Field(4e-4, description="peak learning rate of the critic (AdamW)")
+    betas: tuple[float, float] = (0.5, 0.9)
+
+
 class ReconstructionConfig(Config):
-    """Weights of the first stage's losses; all are means over image values, so they hold at every size."""
+    """Weights of the first stage's losses; all are means over image values, so they hold at every size.
+
+    The published KL losses are sums over a picture: divide their weights, other than that of `kl`, by its number of
+    values (3 x 256 x 256) to compare; the published VQ losses are means as here.
+    """
 
     l1: float = Field(1.0, ge=0)
     l2: float = Field(1.0, ge=0)
-    kl: float = Field(1e-6, ge=0, description="the published sum's weight: 1e-6 for the paper's first stages")
+    kl: float = Field(1e-6, ge=0, description="the published sum's weight: 1e-6 for the paper's KL first stages")
+    codebook: float = Field(1.0, ge=0, description="of the codebook's penalty, a mean over latent values")
+    perceptual: PerceptualConfig | None = Field(None, description="a distance by a network that looks at pictures")
+    perceptual_weight: float = Field(1.0, ge=0)
+    variance: bool = Field(False, description="learn the output's log-variance, one number for all pixels")
+    critic: CriticConfig | None = None
 
 
 class AutoencoderRecipe(Config):
@@ -188,7 +219,7 @@ def schema() -> dict[str, Any]:
     from sfumato.conditioning.base import ConditionerConfig
     from sfumato.config import Choice, known
 
-    families: list[type[Choice]] = [FirstStage, BackboneConfig, ConditionerConfig, Data]
+    families: list[type[Choice]] = [FirstStage, BackboneConfig, ConditionerConfig, Data, PerceptualConfig]
     kinds = {family: [family.of(name) for name in known(family)] for family in families}
     models: list[type[Config]] = [
         AutoencoderRecipe,

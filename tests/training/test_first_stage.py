@@ -1,0 +1,284 @@
+"""The first stage's objective: each defect of the scripts that people use today is a test here."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfumato.autoencoder.base import FirstStage
+from sfumato.autoencoder.codec import Codec
+from sfumato.features.perceptual import Perceptual
+from sfumato.training import discriminator
+from sfumato.training.autoencoder import Balance, Coder, Pictures, Reconstruction, last_layer
+from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
+from sfumato.training.loop import Loop
+from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, ReconstructionConfig
+from sfumato.training.run import reconstruction, train
+from tests.conftest import CODER, adversarial_recipe, autoencoder_recipe
+
+CPU = torch.device("cpu")
+CRITIC: dict[str, Any] = {"width": 8, "layers": 2, "ramp": 1, "rate": 0.002}
+
+
+class Blur(Perceptual):
+    """A perceptual distance without a file: between averages of 4 x 4 pixels."""
+
+    def distance(self, a: Tensor, b: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(a - b, 4).square().flatten(1).mean(1)
+
+
+def objective_of(recipe: AutoencoderRecipe) -> Reconstruction:
+    torch.manual_seed(0)
+    objective = reconstruction(recipe, CPU)
+    for p in objective.codec.autoencoder.parameters():
+        p.data += 0.02  # a fresh network's zeroed branches hide gradients
+    return objective
+
+
+def loop_of(recipe: AutoencoderRecipe, lanes: int = 1) -> Loop:
+    loop = Loop(objective_of(recipe), recipe.training, Path(), "", CPU, torch.float32, quiet=True)
+    loop.lanes = lanes
+    return loop
+
+
+def gradients(modules: Any) -> list[Tensor]:
+    return [p.grad.clone() for m in modules for p in m.parameters() if p.grad is not None]
+
+
+def test_the_perceptual_term_gives_a_gradient() -> None:
+    objective = objective_of(autoencoder_recipe({"l1": 0.0, "l2": 0.0, "kl": 0.0}))
+    objective.coder.perceptual = Blur()
+    objective.coder.weights = objective.coder.weights.model_copy(update={"perceptual_weight": 1.0})
+    found = objective.coder(objective.batch(range(4)))
+    found["loss"].backward()
+    assert max(float(g.abs().max()) for g in gradients([objective.codec.autoencoder])) > 0
+    torch.testing.assert_close(found["loss"].detach(), found["perceptual"])
+
+
+def test_weights_stay_in_float32_under_mixed_precision(tmp_path: Path) -> None:
+    folder = train(adversarial_recipe(images=64, precision="bf16"), tmp_path / "run", device="cpu", quiet=True)
+    assert {t.dtype for t in Codec.load(folder).state_dict().values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("critic", [{}, {"loss": "non_saturating"}, {"loss": "logistic"}, {"adaptive": False}])
+@pytest.mark.parametrize("variance", [False, True])
+def test_one_way_back_through_the_critic_is_the_gradient_of_the_sum(critic: dict[str, Any], variance: bool) -> None:
+    weights: dict[str, Any] = {"variance": variance, "critic": {**CRITIC, **critic}}
+    objective = objective_of(autoencoder_recipe(weights))
+    coder, balance = objective.coder, objective.coder.balance
+    coder.perceptual = Blur()
+    balance.lengths.copy_(torch.tensor([2.0, 0.5]))
+    balance.log_variance.data.fill_(0.3)
+    batch = objective.batch(range(8, 14))._replace(heed=torch.linspace(0, 1, 6))
+    found = coder(batch)
+    found["loss"].backward()
+    got = gradients([objective.codec.autoencoder, balance])
+    for p in [*objective.codec.autoencoder.parameters(), *balance.parameters()]:
+        p.grad = None
+
+    encoded, rebuilt = objective.codec.autoencoder.rebuild(batch.images, batch.noise)
+    error = coder.compare(rebuilt, batch.images, {})
+    assert coder.critic is not None
+    assert coder.weights.critic is not None
+    opinion = (batch.heed * coder_loss(coder.weights.critic.loss, coder.critic.judge(rebuilt))).mean()
+    weight = 0.5 * (4.0 if coder.weights.critic.adaptive else 1.0)
+    last = last_layer(objective.codec)
+    (slope,) = torch.autograd.grad(error, last, retain_graph=True)
+    (push,) = torch.autograd.grad(opinion, last, retain_graph=True)
+    whole = error + weight * opinion + coder.weights.kl * encoded.penalty.mean()
+    whole.backward()
+    torch.testing.assert_close(found["loss"], whole)
+    for a, b in zip(got, gradients([objective.codec.autoencoder, balance]), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)
+    if coder.weights.critic.adaptive:
+        torch.testing.assert_close(found["slope"], slope, rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(found["push"], push, rtol=1e-3, atol=1e-6)
+    else:
+        assert "slope" not in found
+
+
+def test_the_output_variance_learns() -> None:
+    loop = loop_of(autoencoder_recipe({"variance": True}, warmup=0.0))
+    assert isinstance(loop.objective, Reconstruction)
+    balance = loop.objective.coder.balance
+    for step in range(3):
+        loop.step(range(16 * step, 16 * step + 16))
+    assert float(balance.log_variance.detach().abs()) > 1e-4
+    fixed = Balance(False)
+    assert not any(p.requires_grad for p in fixed.parameters())
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+def test_both_turns_are_the_same_however_a_batch_is_split(kind: str) -> None:
+    found = []
+    for lanes, accumulate in ((1, 1), (2, 1), (1, 3), (2, 2)):
+        critic = {**CRITIC, "r1": 0.1}
+        autoencoder = {} if kind == "kl" else {"kind": "vq", "codebook": {"size": 32}}
+        recipe = autoencoder_recipe({"critic": critic}, autoencoder, accumulate=accumulate, optimizer="adamw")
+        loop = loop_of(recipe, lanes)
+        for step in range(3):
+            loop.step(range(16 * step, 16 * step + 16))
+        assert isinstance(loop.objective, Reconstruction)
+        assert float(loop.objective.coder.balance.lengths.min()) > 0
+        found.append({k: v.clone() for k, v in loop.modules.state_dict().items()})
+    for other in found[1:]:
+        for name, value in found[0].items():
+            torch.testing.assert_close(value, other[name], rtol=0.02, atol=2e-3, msg=name)
+
+
+def test_nothing_is_paid_before_the_critic_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    judge = PatchDiscriminator.judge
+
+    def counted(self: PatchDiscriminator, pictures: Tensor) -> Tensor:
+        calls.append(len(pictures))
+        return judge(self, pictures)
+
+    monkeypatch.setattr(PatchDiscriminator, "judge", counted)
+    loop = loop_of(autoencoder_recipe({"critic": {**CRITIC, "start": 32, "ramp": 64}}))
+    assert isinstance(loop.objective, Reconstruction)
+    critic = loop.objective.coder.critic
+    assert critic is not None
+    before = [p.detach().clone() for p in critic.parameters()]
+    loop.step(range(16))
+    loop.step(range(16, 32))
+    assert calls == []
+    assert all(torch.equal(a, b) for a, b in zip(before, critic.parameters(), strict=True))
+    assert "adversarial" not in loop.sums
+    loop.step(range(32, 48))
+    assert sum(calls) > 0
+    assert not torch.equal(before[0], next(critic.parameters()))
+    assert loop.counts["loss"] == 3
+    assert loop.counts["critic_loss"] == 1
+    assert [float(loop.objective.batch([p]).heed) for p in (0, 32, 64, 96, 1000)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_the_adaptive_weight_is_finite_and_bounded() -> None:
+    balance, critic = Balance(False), CriticConfig(weight=0.5, largest=10.0)
+    assert float(balance.weight(critic)) == 0  # nothing was measured yet
+    balance.settle(torch.ones(4), torch.zeros(4))  # a fresh critic whose opinion is flat
+    assert float(balance.weight(critic)) == 0
+    balance.settle(torch.ones(4), torch.full((4,), 1e-20))
+    assert float(balance.weight(critic)) == 5.0
+    before = balance.lengths.clone()
+    for bad in (float("nan"), float("inf")):
+        balance.settle(torch.full((4,), bad), torch.ones(4))
+        balance.settle(torch.ones(4), torch.full((4,), bad))
+    assert torch.equal(balance.lengths, before)
+    for _ in range(200):
+        balance.settle(torch.full((4,), 3.0), torch.ones(4))
+    assert abs(float(balance.weight(critic)) - 1.5) < 1e-3
+
+
+def test_the_critic_s_losses_are_their_formulas() -> None:
+    real, fake = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 0.25]])
+    assert float(critic_loss("hinge", real, fake)) == pytest.approx(0.5 * (0.25 + 0.625))
+    log = (torch.sigmoid(real).log() + torch.sigmoid(-fake).log()).mean()
+    assert float(critic_loss("logistic", real, fake)) == pytest.approx(-0.5 * float(log))
+    assert float(coder_loss("hinge", fake)) == float(coder_loss("logistic", fake)) == pytest.approx(1.375)
+    assert float(coder_loss("non_saturating", fake)) == pytest.approx(-float(torch.sigmoid(fake).log().mean()))
+
+
+def test_the_gradient_penalty_is_half_the_squared_slope() -> None:
+    class Linear(PatchDiscriminator):
+        def judge(self, pictures: Tensor) -> Tensor:
+            return 3.0 * pictures.flatten(1).sum(1, keepdim=True)
+
+    got = gradient_penalty(Linear(width=8, layers=1), torch.rand(2, 3, 4, 4))
+    torch.testing.assert_close(got, torch.full((2,), 0.5 * 9 * 48))
+
+
+def test_the_critic_has_its_published_size_and_judges_each_picture_alone() -> None:
+    with torch.device("meta"):
+        assert sum(p.numel() for p in PatchDiscriminator().parameters()) == 2_765_633
+    torch.manual_seed(0)
+    critic, pictures = PatchDiscriminator(width=8, layers=2), torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(critic.judge(pictures)[1:2], critic.judge(pictures[1:2]))
+    with pytest.raises(ValueError, match="needs pictures of 16 pixels"):
+        critic.judge(torch.rand(1, 3, 8, 8))
+    assert discriminator.PatchDiscriminator(layers=2)(torch.rand(1, 3, 16, 16)).shape == (1, 1, 2, 2)
+
+
+def test_an_autoencoder_without_a_decoder_takes_no_critic() -> None:
+    recipe = autoencoder_recipe({"critic": CRITIC})
+    with pytest.raises(ValueError, match=r"leave objective\.critic out"):
+        reconstruction(recipe.model_copy(update={"autoencoder": FirstStage.model_validate("identity")}), CPU)
+
+
+def small(objective: dict[str, Any], autoencoder: dict[str, Any] | None = None, images: int = 1600) -> Loop:
+    """A loop over small pictures, for the ways in which trainings fail."""
+    recipe = autoencoder_recipe(objective, autoencoder, images=images, rate=0.005, decay=0.0, warmup=0.0)
+    loop = loop_of(recipe)
+    loop.objective.begin()
+    return loop
+
+
+def advance(loop: Loop, steps: int) -> dict[str, float]:
+    """So many steps; the means of what they measured."""
+    loop.sums, loop.counts = {}, {}
+    for _ in range(steps):
+        loop.step(range(loop.images, loop.images + 16))
+        loop.images += 16
+    return loop._means()
+
+
+def test_the_divergence_does_not_grow_without_bound() -> None:
+    """The published weight lets it grow for as long as one trains; the shipped recipe's holds it."""
+    held, free = small({"kl": 2e-2}), small({"kl": 1e-6})
+    for loop in (held, free):
+        advance(loop, 60)
+    a, b = advance(held, 10)["kl"], advance(free, 10)["kl"]
+    per_value = a * (3 * 32 * 32) / (4 * 4 * 4)
+    assert per_value < 6
+    assert a < b / 1.5
+
+
+def test_quality_survives_the_critic_s_start() -> None:
+    loop = small({"critic": {**CRITIC, "start": 1280, "ramp": 320}}, images=3200)
+    advance(loop, 70)
+    before = advance(loop, 10)
+    after = advance(loop, 40)
+    after = advance(loop, 10)
+    assert after["l1"] < 1.15 * before["l1"]
+    assert 0 < after["adaptive"] <= 50
+
+
+def test_a_codebook_does_not_collapse() -> None:
+    book = {"kind": "vq", "codebook": {"size": 64, "patience": 10}}
+    kept, plain = (
+        small({}, book),
+        small({}, {"kind": "vq", "codebook": {"size": 64, "patience": None, "kmeans": False}}),
+    )
+    for loop in (kept, plain):
+        advance(loop, 60)
+    a, b = advance(kept, 10), advance(plain, 10)
+    assert a["usage"] > 0.9
+    assert a["perplexity"] > 2 * b["perplexity"]
+
+
+def test_published_sums_are_means_here() -> None:
+    """Twice the side, the same weights: the loss of a picture repeated fourfold is the same."""
+    torch.manual_seed(0)
+    codec = Codec(autoencoder_recipe().autoencoder)
+    coder = Coder(codec, ReconstructionConfig(kl=0.5))
+    images = torch.rand(1, 3, 32, 32)
+
+    def rebuild(pictures: Tensor, noise: Tensor) -> tuple[Any, Tensor]:
+        encoded = codec.autoencoder.encode(images)
+        repeats = pictures.shape[-1] // 32
+        assert encoded.moments is not None
+        moments = encoded.moments.repeat(1, 1, repeats, repeats)
+        mean, log_variance = moments.chunk(2, 1)
+        nats = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).flatten(1).sum(1)
+        return encoded._replace(penalty=nats / pictures[0].numel(), moments=moments), pictures * 0.5
+
+    codec.autoencoder.rebuild = rebuild  # type: ignore[method-assign, assignment]
+    losses = [
+        coder(
+            Pictures(images.repeat(1, 1, n, n), torch.zeros(1, CODER["channels"], 4 * n, 4 * n), torch.zeros(1), (0,))
+        )
+        for n in (1, 2)
+    ]
+    torch.testing.assert_close(losses[0]["loss"], losses[1]["loss"])
