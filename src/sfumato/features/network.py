@@ -138,7 +138,8 @@ def opened(path: Path, sha256: str | None = None) -> FeatureNetwork:
     if path.is_dir():
         from sfumato.features import vision
 
-        return FeatureNetwork(*vision.opened(path, sha256), path)
+        network, described = vision.opened(path, sha256)
+        return FeatureNetwork(network, described, path)
     if not path.is_file():
         raise ValueError(f"there is no feature network {path}; give a TorchScript file or a folder of transformers")
     found = files.sha256(path)
