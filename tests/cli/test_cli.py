@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sfumato import cli
 from sfumato.tasks import metadata
+from tests.features.test_network import Looks, save
 
 
 def call(*words: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
@@ -66,6 +68,38 @@ def test_evaluate_prints_and_writes_json(
     assert json.loads(out) == json.loads((tmp_path / "e.json").read_text())
     code, out, _ = call("evaluate", model_folder / "autoencoder", "--data", "emoji", "--size", 32, capsys=capsys)
     assert json.loads(out)["reconstruction"]["count"] == 186
+
+
+def test_evaluate_measures_folders_models_and_first_stages_through_features(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    net = save(Looks(), tmp_path / "net.pt", "{name: Looks, size: 8}")
+    real = tmp_path / "real"
+    real.mkdir()
+    for k in range(12):
+        Image.new("RGB", (16 + k, 16), (k * 20, 90, 255 - k * 20)).save(real / f"{k}.png")
+    words: list[object] = ["evaluate", real, "--reference", real, "--features", net]
+    code, out, err = call(*words, "--out", "a.json", "--report", "a.html", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["features"][0]["Fréchet distance (Looks)"] == pytest.approx(0, abs=1e-6)
+    assert "12 images against 12 of real" in err
+    assert "data:image/png" in (tmp_path / "a.html").read_text()
+    assert list((tmp_path / "runs" / "features").iterdir())
+    assert "Fréchet distance (Looks): " in call(*words, "--against", "a.json", capsys=capsys)[2]
+    code, _, err = call(*words, "--size", 8, "--against", "a.json", capsys=capsys)
+    assert (code, "do not compare: reference.size: 8 and as they are" in err) == (2, True)
+    small = ["--features", net, "--images", 6, "--steps", 1, "--captions", 2, "--report", "b.html", "--reference", real]
+    code, out, _ = call("evaluate", model_folder, *small, capsys=capsys)
+    assert code == 0
+    assert [row["count"] for row in json.loads(out)["features"]] == [6, 6, 6]
+    assert "Worst images" in (tmp_path / "b.html").read_text()
+    stage = [model_folder / "autoencoder", "--data", real, "--size", 0, "--perceptual", net, "--report", "c.html"]
+    code, out, _ = call("evaluate", *stage, "--out", "c.json", capsys=capsys)
+    assert code == 0
+    assert json.loads(out)["reconstruction"]["perceptual distance (net)"] > 0
+    assert len(json.loads((tmp_path / "c.json").read_text())["pictures"]) == 12
+    assert "Worst reconstructions" in (tmp_path / "c.html").read_text()
 
 
 def test_show_and_schema(model_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -134,6 +168,13 @@ def test_encode_and_train_from_the_command_line(
         (["generate", "{model}", "--precision", "fp64"], "known: auto, fp32, bf16"),
         (["generate", "{model}", "--promt", "x"], "No such option"),
         (["evaluate", "{tmp}"], "names its data"),
+        (["evaluate", "{model}", "--features", "no.pt"], "there is no feature network no.pt"),
+        (["evaluate", "{model}", "--features", "{tmp}"], "has no config.json"),
+        (["evaluate", "{model}", "--reference", "nowhere"], "there is no folder nowhere"),
+        (["evaluate", "{model}", "--against", "no.json"], "there is no result no.json"),
+        (["evaluate", "{model}", "--perceptual", "no.pt"], "there is no feature network no.pt"),
+        (["evaluate", "{model}", "--images", "3"], "x>=4"),
+        (["evaluate", "{model}/autoencoder", "--data", "emoji", "--reference", "emoji"], "leave --reference out"),
         (["show", "{tmp}"], "not a model folder"),
         (["encode", "{tmp}"], "not a model folder"),
     ],

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ import torch
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.emoji import EmojiData
-from sfumato.evaluation import captions, reconstruction, run
+from sfumato.evaluation import captions, denoising, latents, reconstruction, run
+from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Source
 from sfumato.model import LatentDiffusion
 
 
@@ -32,6 +34,85 @@ def test_the_identity_reconstructs_without_loss() -> None:
     assert found["psnr"] == 100
     assert found["ssim"] == pytest.approx(1.0)
     assert found["count"] == 186
+
+
+def test_ms_ssim_has_the_scales_that_fit() -> None:
+    assert [reconstruction.scales(n, n + 5) for n in (10, 11, 22, 44, 98, 99, 175, 176, 512)] == [
+        0,
+        1,
+        2,
+        3,
+        3,
+        4,
+        4,
+        5,
+        5,
+    ]
+    x = torch.rand(2, 3, 48, 48) * 2 - 1
+    for side in (11, 22, 44, 48):
+        assert reconstruction.ms_ssim(x[..., :side, :side], x[..., :side, :side]).tolist() == pytest.approx([1.0, 1.0])
+    noisy = reconstruction.ms_ssim(x, (x + torch.tensor([0.05, 0.5]).reshape(2, 1, 1, 1)).clamp(-1, 1))
+    assert 0 < noisy[1] < noisy[0] < 1
+    assert reconstruction.ms_ssim(x[..., :8, :8], x[..., :8, :8]).isnan().all()
+
+
+class Dims(Rebuilt):
+    """Darkens picture k by k values."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def rebuilt(self, originals: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        return [x - 2 * k / 255 for k, x in enumerate(originals)]
+
+
+def test_the_worst_picture_is_named_and_a_perceptual_distance_has_its_name() -> None:
+    part = EmojiData(size=16).open("held_out")
+    source = PartPictures(part, "emoji, held out")
+    seen = reconstruction.Perceptual("blue (my own)", lambda a, b: (a - b)[:, 2].square().mean((1, 2)), {"name": "x"})
+    rows = reconstruction.measured(Dims(Chosen(source, 20)), seen)
+    assert [row["psnr"] for row in rows] == sorted((row["psnr"] for row in rows), reverse=True)
+    assert reconstruction.worst(rows)[0]["index"] == 19
+    assert reconstruction.worst(rows, "blue (my own)")[0]["index"] == 19
+    assert rows[3]["name"] == source.name(Chosen(source, 20).indices[3])
+    found = reconstruction.summary(rows)
+    assert found["psnr"] == pytest.approx(sum(row["psnr"] for row in rows) / 20)
+    assert {"psnr", "psnr_error", "ssim", "ms_ssim", "blue (my own)", "count"} == set(found)
+
+
+def test_latents_are_told_channel_by_channel(codec: Codec) -> None:
+    source = Chosen(PartPictures(EmojiData(size=16).open("held_out"), "emoji"), 40)
+    found = latents.statistics(codec, source)
+    assert "codes" not in found
+    raw = codec.autoencoder.encode(torch.stack(source.pictures(range(40)))).latent.detach()
+    for k, row in enumerate(found["channels"]):
+        assert row["mean"] == pytest.approx(float(raw[:, k].mean()), abs=1e-5)
+        assert row["std"] == pytest.approx(float(raw[:, k].std(unbiased=False)), rel=1e-4)
+        assert (row["min"], row["max"]) == (
+            pytest.approx(float(raw[:, k].min())),
+            pytest.approx(float(raw[:, k].max())),
+        )
+        assert row["posterior_std"] > 0
+
+
+def test_codebook_use_of_known_codes() -> None:
+    counts = latents._counted(latents._counted(None, torch.tensor([0, 0, 3])), torch.tensor([[1, 1], [3, 3]]))
+    assert counts.tolist() == [2, 2, 0, 3]
+    even = latents.used(torch.tensor([5, 5, 0, 5, 5]), 8)
+    assert (even["used"], even["size"], even["share"]) == (4, 8, 0.5)
+    assert even["perplexity"] == pytest.approx(4.0)
+
+
+def test_shuffled_words_come_from_half_the_part_away(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = EmojiData(size=32).open("held_out")
+    seen: list[list[str]] = []
+    monkeypatch.setattr(denoising, "_loss", lambda m, latents, fields, rows: seen.append(fields["caption"]) or 0.0)
+    denoising.denoising(LatentDiffusion.load(model_folder), part)
+    own, turned = [c for told in seen[::2] for c in told], [c for told in seen[1::2] for c in told]
+    assert own == [part.fields(k)["caption"][0] for k in range(len(part))]
+    assert turned == own[len(part) // 2 :] + own[: len(part) // 2]
+    bases = [row.base for row in part.rows]
+    assert all(bases[k] != bases[(k + len(part) // 2) % len(part)] for k in range(len(part)))
 
 
 def test_an_own_picture_is_nearest_and_a_strangers_is_not() -> None:
@@ -104,7 +185,9 @@ def test_a_model_is_measured_with_its_protocol(model_folder: Path) -> None:
     assert set(found["caption_match"]) == {"train", "held_out", "held_out_bases"}
     assert found["denoising"]["loss"] > 0
     assert found["protocol"]["samples"]["steps"] == 2
-    assert found["protocol"]["autoencoder"] == model.codec.fingerprint()
+    assert found["subject"]["autoencoder"] == model.codec.fingerprint()
+    data = EmojiData(size=32)
+    assert found["protocol"]["parts"] == {part: data.open(part).fingerprint for part in data.parts}
     again = run.evaluate_model(model, EmojiData(size=32), captions=4, steps=2)
     assert again == found
     assert run.read_data(model_folder) == {"kind": "emoji", "size": 32, "font": None}

@@ -103,3 +103,10 @@ def test_a_network_goes_to_other_processes(tmp_path: Path) -> None:
     network = opened(save(Looks(), tmp_path / "looks.pt"))
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         assert torch.equal(pool.apply(_mean, (network,)), torch.ones(1, 3))
+
+
+def test_the_published_inception_is_known_by_its_name_and_resizes_itself(tmp_path: Path) -> None:
+    network = opened(save(Bytes(), tmp_path / "inception-2015-12-05.pt"))
+    assert network.description.name == "Inception"
+    rows = network([torch.full((3, 16, 16), 1.0), torch.full((3, 8, 12), -1.0)])["pooled"]
+    torch.testing.assert_close(rows, torch.tensor([[255.0] * 3, [0.0] * 3]))

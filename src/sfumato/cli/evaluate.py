@@ -1,7 +1,7 @@
-"""`sfumato evaluate MODEL`: numbers with their protocol."""
+"""`sfumato evaluate WHAT`: numbers with their protocol."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -9,55 +9,71 @@ from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 
 
 def command(
-    model: Annotated[Path, typer.Argument(help="a model folder, or the run folder around it; a first stage works too")],
+    model: Annotated[
+        Path, typer.Argument(help="a model folder or the run folder around it, a first stage, or a folder of images")
+    ],
     data: Annotated[
         str | None, typer.Option(help="`emoji` or a folder; by default the data of the run's recipe")
     ] = None,
-    size: Annotated[int, typer.Option(help="pixels a side, with --data")] = 64,
+    size: Annotated[
+        int | None, typer.Option(min=0, help="pixels a side of --data, --reference and images (64; 0: as they are)")
+    ] = None,
+    features: Annotated[
+        Path | None, typer.Option(help="feature network: TorchScript, Inception's weights, a DINOv2 or CLIP folder")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="`emoji` or a folder of real images; by default the training part")
+    ] = None,
+    perceptual: Annotated[Path | None, typer.Option(help="TorchScript network of a perceptual distance")] = None,
+    clip: Annotated[Path | None, typer.Option(help="CLIP folder, for the CLIP score of captioned images")] = None,
+    sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --features must have")] = None,
+    images: Annotated[int, typer.Option(min=4, help="images to generate for --features and --clip")] = 1000,
     captions: Annotated[int, typer.Option(min=1, help="captions a part in the caption match")] = 512,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 25,
     guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 3.0,
     sampler: Annotated[str, typer.Option(help="the sampler's name")] = DEFAULT,
     grid: Annotated[str, typer.Option(help="where the steps lie")] = DEFAULT_GRID,
+    against: Annotated[
+        Path | None, typer.Option(help="an earlier result (--out): refused unless measured alike")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="write an HTML page with the pictures behind the numbers")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="write the JSON here too")] = None,
+    cache: Annotated[Path, typer.Option(help="folder of features that were computed before")] = Path("runs/features"),
+    workers: Annotated[int, typer.Option(min=1, help="processes that compute features")] = 1,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
     precision: Annotated[str, typer.Option(help="fp32, bf16 or auto")] = "fp32",
 ) -> None:
     """Measure and print JSON."""
     import json
 
-    import yaml
-
     from sfumato import device as devices
     from sfumato import files
-    from sfumato.autoencoder.codec import Codec
-    from sfumato.data.base import Data
-    from sfumato.evaluation import run
-    from sfumato.model import LatentDiffusion
+    from sfumato.evaluation import doors, protocol
+    from sfumato.evaluation.report import text
 
-    folder = model / "model" if (model / "model" / "model.yaml").is_file() else model
-    fields: Any = run.read_data(folder)
-    if data is not None:
-        fields = {"kind": "emoji", "size": size} if data == "emoji" else {"kind": "folder", "path": data, "size": size}
-    if fields is None:
-        raise ValueError(f"there is no recipe beside {folder} that names its data; say which with --data")
-    opened, where = Data.model_validate(fields), devices.pick(device)
-    text = (folder / "model.yaml").read_text(encoding="utf-8") if (folder / "model.yaml").is_file() else "{}"
-    if (yaml.safe_load(text) or {}).get("stage") == "autoencoder":
-        found = run.evaluate_codec(Codec.load(folder).to(where), opened)
-    else:
-        found = run.evaluate_model(
-            LatentDiffusion.load(folder, where),
-            opened,
-            captions=captions,
-            steps=steps,
-            guidance=guidance,
-            sampler=sampler,
-            grid=grid,
-            dtype=devices.precision(precision, where),
-            tell=lambda text: typer.echo(text, err=True),
-        )
-    result = json.dumps(found, indent=1)
+    earlier = protocol.read(against) if against is not None else None
+    where = devices.pick(device)
+    asked = doors.Asked(
+        model,
+        data,
+        size,
+        reference,
+        images,
+        captions,
+        steps,
+        guidance,
+        sampler,
+        grid,
+        devices.precision(precision, where),
+    )
+    look = doors.looking(features, sha256, perceptual, clip, cache, workers, where)
+    found, show = doors.evaluate(asked, look, where, lambda said: typer.echo(said, err=True))
     if out is not None:
-        files.write(out, result)
-    print(result)
+        files.write(out, json.dumps(found, indent=1, ensure_ascii=False))
+    if report is not None:
+        typer.echo(f"The page is there: {show(report)}", err=True)
+    typer.echo(text(found), err=True)
+    print(json.dumps({k: v for k, v in found.items() if k != "pictures"}, indent=1, ensure_ascii=False))
+    if earlier is not None and against is not None:
+        for place, (now, then) in protocol.compared(found, earlier, (str(model), str(against))).items():
+            typer.echo(f"{place}: {now:.5g}, was {then:.5g}", err=True)

@@ -7,9 +7,10 @@ from PIL import Image
 
 from sfumato import image
 from sfumato.data.base import Data
-from sfumato.demo.report import Page, enlarge
+from sfumato.demo.report import Page
 from sfumato.evaluation.captions import chosen
 from sfumato.evaluation.reconstruction import rebuilt
+from sfumato.page import enlarge
 from sfumato.streams import Stream
 from sfumato.tasks.generate import between, sample
 from sfumato.tasks.pipeline import Pipeline

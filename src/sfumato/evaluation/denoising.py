@@ -11,10 +11,11 @@ from sfumato.data.base import Part
 from sfumato.model import LatentDiffusion
 
 TIMES = 8  # evenly through (0, 1), each picture at every one
+LIMIT = 256  # pictures
 
 
 @torch.no_grad()
-def denoising(model: LatentDiffusion, part: Part, limit: int = 256) -> dict[str, float]:
+def denoising(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> dict[str, float]:
     """Mean L_LDM over at most `limit` pictures of a part: `loss`, and `shuffled` with the conditions half the part away.
 
     A model that listens to its conditions has a clearly higher `shuffled` loss. Neighbours in a data set are often

@@ -1,6 +1,11 @@
-"""How much of a picture survives the first stage: PSNR and SSIM over held-out pictures."""
+"""How much of a picture survives the first stage: picture by picture, and what is worst.
 
-from collections.abc import Iterator
+PSNR, SSIM and MS-SSIM after rounding to 8 bits, a perceptual distance by any function of two batches, under the name
+that its maker gives it. Means hide failures, so every picture keeps its row; `worst` puts those to look at first.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,6 +13,18 @@ from torch import Tensor
 from sfumato import image
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
+from sfumato.evaluation.source import PartPictures, Rebuilt, Source, batches, equal
+
+WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales of MS-SSIM, Wang et al. (2003)
+KERNEL = 11  # pixels a side of SSIM's window
+
+
+class Perceptual(NamedTuple):
+    """A distance of two batches in [-1, 1], (B, C, H, W) twice -> (B,), with its name and what a protocol keeps of it."""
+
+    name: str
+    distance: Callable[[Tensor, Tensor], Tensor]
+    told: dict[str, Any]
 
 
 def pictures(part: Part, at_once: int = 64) -> Iterator[tuple[list[int], Tensor]]:
@@ -40,21 +57,81 @@ def ssim(images: Tensor, others: Tensor) -> Tensor:
     return result.reshape(-1)
 
 
-def reconstruction(codec: Codec, part: Part) -> dict[str, float]:
-    """Mean PSNR (dB) and SSIM over a part, with the standard error of the PSNR. Raises `ValueError` for an empty part."""
-    if not len(part):
+def scales(height: int, width: int) -> int:
+    """Scales of MS-SSIM that a picture is large enough for: the published 5 from 176 pixels a side, fewer below, or 0."""
+    side = min(height, width)
+    # torchmetrics asks for (n - 1)^2 instead of 2^(n - 1); the two agree for 3 and 5 scales
+    return max((n for n in range(1, 6) if side // max(2 ** (n - 1), (n - 1) ** 2) >= KERNEL), default=0)
+
+
+def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
+    """Multi-scale SSIM (Wang et al., 2003) of each pair, (B,), after rounding to 8 bits; NaN below 11 pixels a side.
+
+    Pictures too small for the five scales have the first few, their weights scaled to the same sum. torchmetrics gives
+    means over a batch only, so pairs go to it one by one.
+    """
+    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
+
+    number = scales(*images.shape[2:])
+    if not number:
+        return torch.full((len(images),), float("nan"))
+    weights = WEIGHTS[:number]
+    betas = tuple(w * sum(WEIGHTS) / sum(weights) for w in weights)
+    a, b = (image.to_uint8(x).float() / 255.0 for x in (images, others))
+    found = [
+        multiscale_structural_similarity_index_measure(x, y, data_range=1.0, betas=betas, normalize="relu")
+        for x, y in zip(torch.split(a, 1), torch.split(b, 1), strict=True)
+    ]
+    return torch.stack([f for f in found if isinstance(f, Tensor)]).reshape(-1)
+
+
+@torch.no_grad()
+def measured(again: Rebuilt, perceptual: Perceptual | None = None) -> list[dict[str, Any]]:
+    """A row a picture: `index`, `name`, `psnr`, `ssim`, `ms_ssim`, the perceptual distance under its name."""
+    rows: list[dict[str, Any]] = []
+    for indices in batches(len(again)):
+        originals = again.source.pictures(indices)
+        made = again.rebuilt(originals)
+        values = _columns(originals, made, perceptual)
+        for place, k in enumerate(indices):
+            known = {n: float(v[place]) for n, v in values.items() if not v[place].isnan()}
+            rows.append({"index": k, "name": again.name(k), **known})
+    return rows
+
+
+def _columns(originals: Sequence[Tensor], made: Sequence[Tensor], perceptual: Perceptual | None) -> dict[str, Tensor]:
+    functions: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"psnr": psnr, "ssim": ssim, "ms_ssim": ms_ssim}
+    if perceptual is not None:
+        functions[perceptual.name] = perceptual.distance
+    columns: dict[str, list[Tensor]] = {name: [] for name in functions}
+    for a, b in zip(equal(originals), equal(made), strict=True):
+        for name, function in functions.items():
+            columns[name].append(function(a, b).detach().float().cpu().reshape(-1))
+    return {name: torch.cat(parts) for name, parts in columns.items()}
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Means over the pictures' rows, the standard error of the PSNR's, and the count; what a picture lacks has no mean."""
+    names = [n for n in rows[0] if n not in ("index", "name") and all(n in row for row in rows)]
+    columns = {n: torch.tensor([row[n] for row in rows], dtype=torch.float64) for n in names}
+    found = {n: float(v.mean()) for n, v in columns.items()}
+    error = float(columns["psnr"].std() / len(rows) ** 0.5) if len(rows) > 1 else 0.0
+    return {"psnr": found.pop("psnr"), "psnr_error": error, **found, "count": len(rows)}
+
+
+def worst(rows: Sequence[dict[str, Any]], by: str = "psnr") -> list[dict[str, Any]]:
+    """The rows from worst to best: by PSNR and the similarities lowest first, by a distance highest first."""
+    return sorted(rows, key=lambda row: row[by], reverse=by not in ("psnr", "ssim", "ms_ssim"))
+
+
+def empty(source: Source) -> None:
+    """Raise `ValueError` where there is nothing to reconstruct."""
+    if not len(source):
         raise ValueError("there are no held-out pictures to reconstruct; hold some out, or add a `val` folder")
-    ratios, similarities = [], []
-    for _, images in pictures(part):
-        again = rebuilt(codec, images)
-        ratios.append(psnr(images, again))
-        similarities.append(ssim(images, again))
-    values = torch.cat(ratios)
-    error = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
-    mean = float(values.mean())
-    return {
-        "psnr": mean,
-        "psnr_error": error,
-        "ssim": float(torch.cat(similarities).mean()),
-        "count": len(values),
-    }
+
+
+def reconstruction(codec: Codec, part: Part, perceptual: Perceptual | None = None) -> dict[str, float]:
+    """Means over a part: PSNR (dB) with its standard error, SSIM, MS-SSIM. Raises `ValueError` for an empty part."""
+    source = PartPictures(part, "held out")
+    empty(source)
+    return summary(measured(Rebuilt(codec, source), perceptual))

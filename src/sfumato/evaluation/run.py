@@ -1,31 +1,132 @@
-"""All numbers of a model folder, with the protocol that made them."""
+"""All numbers of a model folder, a first stage or a folder of images, with the protocol that made them."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sfumato import __version__, files
+from sfumato import files, image
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
 from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
-from sfumato.evaluation.captions import Matcher
-from sfumato.evaluation.denoising import denoising
-from sfumato.evaluation.reconstruction import reconstruction
+from sfumato.evaluation import protocol
+from sfumato.evaluation.alignment import Read, alignment
+from sfumato.evaluation.captions import NEAR, SIDE, Matcher
+from sfumato.evaluation.denoising import LIMIT, TIMES, denoising
+from sfumato.evaluation.gather import gather
+from sfumato.evaluation.generation import table
+from sfumato.evaluation.latents import statistics
+from sfumato.evaluation.reconstruction import Perceptual, empty, measured, scales, summary
+from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source
+from sfumato.features.network import FeatureNetwork, colour
+from sfumato.features.torchscript import ScriptConfig
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
 
 SEED = 12_345  # of the first sample of the caption match; the next count up
+PERCEPTUAL = {
+    "f4ce691b23bb70caace21b5a250f505654088c6b0554d8366d71a5a287ebe861": "SqueezeNet perceptual distance",
+}
+Tell = Callable[[str], None]
 
 
-def evaluate_codec(codec: Codec, data: Data) -> dict[str, Any]:
-    """Reconstruction of held-out pictures."""
-    part = data.open("held_out")
-    protocol = {"data": part.fingerprint, "autoencoder": codec.fingerprint(), "sfumato": __version__}
-    return {"reconstruction": reconstruction(codec, part), "protocol": protocol}
+@dataclass(frozen=True)
+class Looking:
+    """What images are looked at with. Nothing here is needed for PSNR, SSIM and the caption match."""
+
+    network: FeatureNetwork | None = None  # of Fréchet distances and their like
+    perceptual: Perceptual | None = None
+    clip: tuple[FeatureNetwork, Read] | None = None  # CLIP's two sides
+    cache: Path | None = None  # of features
+    workers: int = 1
+
+
+def held_out(data: Data) -> Source:
+    """The held-out pictures of a data set."""
+    return PartPictures(data.open("held_out"), f"{titled(data)}, held out")
+
+
+def titled(data: Data) -> str:
+    """What a protocol calls a data set: its kind, or its folder's name."""
+    path = getattr(data, "path", None)
+    return path.resolve().name if isinstance(path, Path) else data.kind_name()
+
+
+def evaluate_codec(
+    codec: Codec, data: Data | Source, look: Looking | None = None, tell: Tell | None = None
+) -> dict[str, Any]:
+    """Reconstruction of held-out pictures (or of a source's) picture by picture, the latents, distances in features."""
+    look, say = look or Looking(), tell or (lambda text: None)
+    source = held_out(data) if isinstance(data, Data) else data
+    empty(source)
+    say(f"reconstruction of {len(source):,} pictures")
+    again = Rebuilt(codec, source)
+    rows = measured(again, look.perceptual)
+    found: dict[str, Any] = {
+        "reconstruction": summary(rows),
+        "ceiling": ceiling(source, look.perceptual),
+        "latents": statistics(codec, source),
+        "subject": {"autoencoder": codec.fingerprint()},
+        "pictures": rows,
+    }
+    extra: dict[str, Any] = {}
+    if look.network is not None:
+        measures = table(
+            look.network, source, {"reconstructions": again}, cache=look.cache, workers=look.workers, tell=tell
+        )
+        extra = _apart(found, measures)
+    found["protocol"] = protocol.record(data=source.told(), **_compared(source, look), **extra)
+    return found
+
+
+def ceiling(source: Source, perceptual: Perceptual | None) -> dict[str, float]:
+    """Originals against themselves: what no first stage passes. A perceptual distance above 0 here is a random one."""
+    few = Chosen(source, 32)
+    return summary(measured(_Same(few), perceptual))
+
+
+class _Same(Rebuilt):
+    """The first stage that changes nothing."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def rebuilt(self, originals: Any) -> list[Tensor]:
+        return list(originals)
+
+
+def _compared(source: Source, look: Looking) -> dict[str, Any]:
+    """The protocol's part on comparisons of pairs."""
+    height, width = source.pictures([0])[0].shape[1:]
+    return {
+        "pairs": {"rounded": "8 bits", "ms_ssim_scales": scales(height, width)},
+        "perceptual": look.perceptual.told if look.perceptual is not None else None,
+    }
+
+
+def _apart(found: dict[str, Any], measures: dict[str, Any]) -> dict[str, Any]:
+    """Puts a table's rows, extremes and subject where they belong; returns its protocol, without what every one has."""
+    found["features"], found["extremes"] = measures["rows"], measures["extremes"]
+    found["subject"] |= measures["subject"]
+    return {k: v for k, v in measures["protocol"].items() if k not in ("measures", "sfumato")}
+
+
+def evaluate_images(images: Source, reference: Source, look: Looking, tell: Tell | None = None) -> dict[str, Any]:
+    """A folder of images against a reference. Raises `ValueError` without a feature network."""
+    if look.network is None:
+        raise ValueError("a folder of images is measured through a feature network; give its file with --features")
+    found: dict[str, Any] = {"subject": {}}
+    measures = table(look.network, reference, {"images": images}, cache=look.cache, workers=look.workers, tell=tell)
+    extra = _apart(found, measures)
+    if look.clip is not None:
+        found["alignment"], more = aligned({"images": images, "real": reference}, look)
+        extra |= more
+    found["protocol"] = protocol.record(**extra)
+    return found
 
 
 def evaluate_model(
@@ -38,34 +139,35 @@ def evaluate_model(
     sampler: str = DEFAULT,
     grid: str = DEFAULT_GRID,
     dtype: torch.dtype = torch.float32,
-    tell: Callable[[str], None] | None = None,
+    images: int = 1000,
+    look: Looking | None = None,
+    reference: Source | None = None,
+    tell: Tell | None = None,
 ) -> dict[str, Any]:
-    """Reconstruction, held-out denoising loss and, for captioned data with a part `all`, the caption match of each part.
+    """Reconstruction, held-out denoising loss, for captioned data with a part `all` the caption match of each part;
+    with a feature network `images` samples against the reference (the training part by default).
 
     Raises `ValueError` where the data do not have what the model was trained on.
     """
     request = Generate(
         seed=SEED, steps=steps, guidance=guidance, sampler=sampler, grid=grid, batch=128
     )  # checked before hours pass
-    part = data.open("held_out")
-    say = tell or (lambda text: None)
+    look, say = look or Looking(), tell or (lambda text: None)
+    source = held_out(data)
+    empty(source)
     say("reconstruction")
-    found = evaluate_codec(model.codec, data)
+    found: dict[str, Any] = {"reconstruction": summary(measured(Rebuilt(model.codec, source), look.perceptual))}
     say("held-out denoising loss")
-    found["denoising"] = denoising(model, part)
+    found["denoising"] = denoising(model, data.open("held_out"))
     settings = {
         "steps": steps,
         "guidance": guidance,
         "sampler": request.sampler,
         "grid": request.grid,
         "seed": SEED,
-        "captions": captions,
     }
-    found["protocol"] |= {
-        "model": files.fingerprint(model.state_dict()),
-        "samples": settings,
-        "precision": str(dtype),
-    }
+    extra: dict[str, Any] = {"parts": {"held_out": source.told()["fingerprint"]}}
+    found["subject"] = {"model": files.fingerprint(model.state_dict()), "autoencoder": model.codec.fingerprint()}
     if "all" in data.parts and "caption" in model.conditions.fields.values():
         matcher = Matcher(data)
 
@@ -74,7 +176,70 @@ def evaluate_model(
             return torch.cat([made.pictures.cpu() for made in drawn])
 
         found["caption_match"] = dict(_matches(matcher, data, draw, model.codec, captions, say))
+        extra["parts"] |= {name: data.open(name).fingerprint for name in ("train", "combinations", "all")}
+        extra["caption_match"] = {"captions": captions, "side": SIDE, "near": NEAR}
+    if look.network is not None or look.clip is not None:
+        extra |= _generated(found, model, data, request, dtype, images, look, reference, tell)
+    found["protocol"] = protocol.record(
+        denoising={"times": TIMES, "limit": LIMIT, "shuffled": "half the part away"},
+        samples=settings,
+        precision=str(dtype),
+        **_compared(source, look),
+        **extra,
+    )
     return found
+
+
+def _generated(
+    found: dict[str, Any],
+    model: LatentDiffusion,
+    data: Data,
+    request: Generate,
+    dtype: torch.dtype,
+    images: int,
+    look: Looking,
+    reference: Source | None,
+    tell: Tell | None,
+) -> dict[str, Any]:
+    """Adds what is measured on generated images to `found`; returns its protocol."""
+    train = data.open("train")
+    real = reference or PartPictures(train, f"{titled(data)}, train")
+    subjects: dict[str, Source] = {
+        "samples": Sampled(model, request, images, train, dtype),
+        "reconstructions": Rebuilt(model.codec, Chosen(real, images)),
+    }
+    extra: dict[str, Any] = {"conditions_of": train.fingerprint}
+    if look.network is not None:
+        measures = table(look.network, real, subjects, cache=look.cache, workers=look.workers, tell=tell)
+        extra |= _apart(found, measures)
+    if look.clip is not None and any(subjects["samples"].caption(k) for k in range(min(images, 1))):
+        found["alignment"], more = aligned({**subjects, "real": Chosen(real, images)}, look)
+        extra |= more
+    return extra
+
+
+def aligned(subjects: dict[str, Source], look: Looking) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of CLIP scores of the subjects that have captions, each with captions half the set away beside, and their
+    protocol. Raises `ValueError` where the first has no captions."""
+    assert look.clip is not None
+    network, read = look.clip
+    rows: list[dict[str, Any]] = []
+    for title, source in subjects.items():
+        words = [source.caption(k) for k in range(len(source))]
+        said = [w for w in words if w]
+        if len(said) < len(words):
+            if not rows:
+                raise ValueError(f"{len(words) - len(said)} of {len(words)} images have no caption to be compared with")
+            continue
+        seen = gather(network, source, cache=look.cache, workers=look.workers)["pooled"]
+        score = alignment(seen, said, read)
+        half = len(said) // 2
+        other = alignment(seen, said[half:] + said[:half], read)
+        name = f"CLIP score ({network.description.name})"
+        rows.append(
+            {"images": title, "count": len(said), name: score.value, f"{name}, captions of others": other.value}
+        )
+    return rows, {"clip": network.told()}
 
 
 def _matches(
@@ -83,13 +248,32 @@ def _matches(
     draw: Callable[[list[str]], Tensor],
     codec: Codec,
     captions: int,
-    say: Callable[[str], None],
+    say: Tell,
 ) -> Iterator[tuple[str, Any]]:
     # The headline is `held_out`, the combinations of words that training never showed together.
     for name, source in (("train", "train"), ("held_out", "combinations"), ("held_out_bases", "held_out")):
         if source in data.parts:
             say(f"caption match, {name.replace('_', ' ')}")
             yield name, matcher.match(data.open(source), draw, codec, captions)
+
+
+def perceptual(path: Path, sha256: str | None = None, device: torch.device | str = "cpu") -> Perceptual:
+    """The perceptual distance of a TorchScript network (B, 3, H, W) -> (B, N): the squared distance of two outputs.
+
+    Pairs are rounded to 8 bits first, as for the other measures. It bears the file's name, or the one known of its
+    hash. Raises `ValueError` as `features.files.script` does.
+    """
+    network = ScriptConfig(network=path, sha256=sha256).build().to(device)
+    found = files.sha256(path)
+    name = PERCEPTUAL.get(found, f"perceptual distance ({path.stem})")
+
+    @torch.no_grad()
+    def distance(a: Tensor, b: Tensor) -> Tensor:
+        seen = (torch.stack([colour(p) for p in image.to_uint8(x).float()]).to(device) / 127.5 - 1.0 for x in (a, b))
+        squared: Tensor = network(*seen)
+        return squared
+
+    return Perceptual(name, distance, {"name": name, "sha256": found})
 
 
 def read_data(folder: Path) -> dict[str, Any] | None:

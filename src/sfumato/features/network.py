@@ -5,13 +5,9 @@ says the size, the filter (always antialiased), the range of values and what the
 beside the network (`inception.pt` and `inception.yaml`), or is known by the file's SHA-256, or is the default: values
 in [-1, 1], 224 pixels, bicubic, one pooled output. `told()` is what protocols keep.
 
-The published Inception network works in both forms in which it is passed around. As TorchScript of the network that
-takes bytes and the keyword `return_features`, it wants beside it
-
-    {name: Inception, size: 299, resize: bilinear, bytes: true, outputs: [pooled], call: {return_features: true}}
-
-and as the weights `pt_inception-2015-12-05-6726825d.pth`, known by their hash, it is built by `features/inception.py`.
-Only the network named `Inception` gives numbers that are called FID, KID and Inception score.
+The published Inception network is known by the name under which it is passed around as TorchScript,
+`inception-2015-12-05.pt`: it takes bytes of any size, which it resizes itself, and the keyword `return_features`. Only
+the network named `Inception` gives numbers that are called FID, KID and Inception score.
 """
 
 from collections.abc import Sequence
@@ -49,6 +45,11 @@ class Description(Config):
 
 KNOWN = {
     "77e6cb610ae4bf9434f65a83d8861421ca06a24d016aee3d46c6b8058ced1a08": Description(name="MobileNetV2"),
+}
+
+
+NAMED = {
+    "inception-2015-12-05": Description(name=PUBLISHED, size=None, bytes=True, call={"return_features": True}),
 }
 
 
@@ -90,7 +91,13 @@ class FeatureNetwork(nn.Module):
         Raises `ValueError` where a picture has other than 1, 3 or 4 channels, or the network gives something else than
         it was described by.
         """
-        ready = torch.stack([self.prepared(p) for p in pictures])
+        ready = [self.prepared(p) for p in pictures]
+        if len({p.shape for p in ready}) == 1:
+            return self._seen(torch.stack(ready))
+        alone = [self._seen(p[None]) for p in ready]  # where the network resizes, pictures of several sizes may come
+        return {name: torch.cat([rows[name] for rows in alone]) for name in alone[0]}
+
+    def _seen(self, ready: Tensor) -> dict[str, Tensor]:
         given = self.network(ready, **self.description.call)
         given = tuple(given) if isinstance(given, tuple | list) else (given,)
         names = self.description.outputs
@@ -153,7 +160,7 @@ def description(path: Path, sha256: str) -> Description:
     """What the YAML beside a file says, else what is known of its hash, else the default with the file's name."""
     beside = path.with_suffix(".yaml")
     if not beside.is_file():
-        return KNOWN.get(sha256, Description(name=path.stem))
+        return KNOWN.get(sha256) or NAMED.get(path.stem) or Description(name=path.stem)
     try:
         return Description.model_validate(yaml.safe_load(beside.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -72,7 +72,9 @@ def opened(folder: Path, sha256: str | None = None) -> tuple[nn.Module, Descript
     facts = _json(folder / "preprocessor_config.json") if (folder / "preprocessor_config.json").is_file() else {}
     usual = WEB if kind == "clip" else IMAGENET
     mean, std = facts.get("image_mean", usual[0]), facts.get("image_std", usual[1])
-    crop = facts.get("crop_size")  # DINOv2's config.json tells the side of its last training, 518; published use is the crop
+    crop = facts.get(
+        "crop_size"
+    )  # DINOv2's config.json tells the side of its last training, 518; published use is the crop
     size = crop["height"] if isinstance(crop, dict) else crop or shape["image_size"]
     name = f"{NAMES[kind]} ({folder.resolve().name})"
     return Seen(_model(folder)), Description(name=name, sha256=found, size=size, mean=mean, std=std)

@@ -1,7 +1,7 @@
 """Generate: pictures from words, a class, or nothing at all."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from sfumato import device as devices
 from sfumato.conditioning.base import Conditions
 from sfumato.diffusion.grid import grid
 from sfumato.diffusion.names import SAMPLERS
-from sfumato.diffusion.samplers import sampler
+from sfumato.diffusion.samplers import Denoise, sampler
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
@@ -110,13 +110,39 @@ def sample(
     with devices.cast(dtype, model.device):
         given, negative = conditions(model, request, prompts)
         scale = request.guidance if fields(model, prompts, request.label) else 1.0
-        denoise = model.denoise(given, negative, scale)
-        rows = grid(request.grid)(model.denoiser.schedule, request.steps)
-        drawn = {"noise": noise} if SAMPLERS[request.sampler].stochastic else {}
-        for number, step in enumerate(sampler(request.sampler)(denoise, x, rows, **drawn), 1):
-            x = step.x
-            if tell is not None:
-                tell(number)
+        return _walked(model, x, request, model.denoise(given, negative, scale), noise, tell)
+
+
+@torch.no_grad()
+def walk(
+    model: LatentDiffusion,
+    x: Tensor,
+    request: Generate,
+    said: Mapping[str, Sequence[Any]],
+    scale: float,
+    dtype: torch.dtype = torch.float32,
+    noise: Stream | None = None,
+) -> Tensor:
+    """As `sample`, with what is said picture by picture, by field, instead of by the request."""
+    with devices.cast(dtype, model.device):
+        denoise = model.denoise(model.conditions(said, len(x)), None, scale)
+        return _walked(model, x, request, denoise, noise, None)
+
+
+def _walked(
+    model: LatentDiffusion,
+    x: Tensor,
+    request: Generate,
+    denoise: Denoise,
+    noise: Stream | None,
+    tell: Callable[[int], None] | None,
+) -> Tensor:
+    rows = grid(request.grid)(model.denoiser.schedule, request.steps)
+    drawn = {"noise": noise} if SAMPLERS[request.sampler].stochastic else {}
+    for number, step in enumerate(sampler(request.sampler)(denoise, x, rows, **drawn), 1):
+        x = step.x
+        if tell is not None:
+            tell(number)
     return x
 
 

@@ -1,0 +1,264 @@
+"""Where images come from: a data set, a folder, a first stage's reconstructions, or straight from a model.
+
+A source is a list of pictures that are made when they are asked for, with a record of what they are: `told()` goes into
+protocols and keys the cache of features. Picture k does not depend on which others are asked for with it (but for the
+rounding of batches), so a source can be split over processes.
+"""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sfumato import files, image, streams
+from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Part
+from sfumato.data.folder import listed, unwrapped
+from sfumato.model import LatentDiffusion
+from sfumato.streams import Stream
+from sfumato.tasks.generate import walk
+from sfumato.tasks.requests import Generate
+
+AT_ONCE = 32
+
+
+class Source(ABC):
+    """Pictures by index."""
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def told(self) -> dict[str, Any]:
+        """What a protocol keeps: JSON that changes with any picture."""
+
+    @abstractmethod
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        """Pictures (C, H, W) in [-1, 1], on the CPU."""
+
+    def name(self, index: int) -> str:
+        """What a report calls a picture."""
+        return str(index)
+
+    def caption(self, index: int) -> str | None:
+        """What the picture should show, None where nothing was said."""
+        return None
+
+
+class PartPictures(Source):
+    """The pictures of a data set's part."""
+
+    def __init__(self, part: Part, name: str) -> None:
+        self.part, self.title = part, name
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "kind": "data set",
+            "name": self.title,
+            "size": self.part.size,
+            "count": len(self),
+            "fingerprint": self.part.fingerprint,
+        }
+
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        return [self.part.image(k).float() / 127.5 - 1.0 for k in indices]
+
+    def name(self, index: int) -> str:
+        return str(self.part.fields(index).get("name", index))
+
+    def caption(self, index: int) -> str | None:
+        return next(iter(self.part.fields(index).get("caption") or ()), None)
+
+
+class FolderPictures(Source):
+    """All pictures under a folder, whatever parts it has: as they are, or their largest centred square at `size`.
+
+    Pictures as they are lose what is left over beside a `multiple` of their sides, at both ends alike.
+    """
+
+    def __init__(self, folder: Path, size: int | None = None, multiple: int = 1) -> None:
+        if not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}; give a folder of pictures")
+        self.title, self.size, self.multiple = folder.resolve().name, size, multiple
+        self.entries = listed(unwrapped(folder))
+        digest = hashlib.sha256()
+        for entry in self.entries:
+            digest.update(files.sha256(entry.file).encode())
+        self.digest = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def told(self) -> dict[str, Any]:
+        return {
+            "kind": "folder",
+            "name": self.title,
+            "size": self.size or "as they are",
+            **({"multiple": self.multiple} if self.multiple > 1 else {}),
+            "count": len(self),
+            "fingerprint": self.digest,
+        }
+
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        return [self._picture(self.entries[k].file) for k in indices]
+
+    def _picture(self, path: Path) -> Tensor:
+        if self.size is not None:
+            return image.to_tensor(image.fitted(image.read(path, least=2 * self.size), self.size))
+        whole = image.to_tensor(image.read(path))
+        sides = [n // self.multiple * self.multiple for n in whole.shape[1:]]
+        if not all(sides):
+            raise ValueError(f"{path} is smaller than {self.multiple} pixels a side; leave it out, or give --size")
+        top, left = ((n - kept) // 2 for n, kept in zip(whole.shape[1:], sides, strict=True))
+        return whole[:, top : top + sides[0], left : left + sides[1]]
+
+    def name(self, index: int) -> str:
+        return self.entries[index].name
+
+    def caption(self, index: int) -> str | None:
+        return next(iter(self.entries[index].captions), None)
+
+
+class Rebuilt(Source):
+    """What a first stage makes of the pictures of a source: the posterior's mode, decoded."""
+
+    def __init__(self, codec: Codec, source: Source) -> None:
+        self.codec, self.source = codec.eval(), source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def told(self) -> dict[str, Any]:
+        return {"kind": "reconstructions", "autoencoder": self.codec.fingerprint(), "of": self.source.told()}
+
+    @torch.no_grad()
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        return self.rebuilt(self.source.pictures(indices))
+
+    @torch.no_grad()
+    def rebuilt(self, originals: Sequence[Tensor]) -> list[Tensor]:
+        """Pictures of any sizes, encoded and decoded with their equals."""
+        found: list[Tensor] = []
+        for rows in equal(originals):
+            found.extend(self.codec.decode(self.codec.encode(rows.to(self.codec.shift.device))).cpu())
+        return found
+
+    def name(self, index: int) -> str:
+        return self.source.name(index)
+
+    def caption(self, index: int) -> str | None:
+        return self.source.caption(index)
+
+
+class Sampled(Source):
+    """Pictures from a model. Picture k has seed `request.seed + k` and the words or the class of an example of a part.
+
+    Examples are taken in a shuffled order, each once before any comes twice: classes come in the part's own balance.
+    """
+
+    def __init__(
+        self,
+        model: LatentDiffusion,
+        request: Generate,
+        count: int,
+        part: Part | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if request.seed < 0:
+            raise ValueError("images that are measured need a fixed seed; set one")
+        self.model, self.request, self.count, self.part, self.dtype = model.eval(), request, count, part, dtype
+        wanted = {"caption", "label"} & set(model.conditions.fields.values())
+        if wanted and part is None:
+            raise ValueError(f"this model wants {' and '.join(sorted(wanted))}; give a data set that has them")
+        self.wanted = sorted(wanted)
+        self.order = list(range(len(part))) if part is not None else []
+        if part is not None:
+            self.order = streams.generator(request.seed, "conditions of samples").permutation(len(part)).tolist()
+        self.digest = files.fingerprint(model.state_dict(), repr(model.config))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def told(self) -> dict[str, Any]:
+        r = self.request
+        return {
+            "kind": "samples",
+            "model": self.digest,
+            "autoencoder": self.model.codec.fingerprint(),
+            "count": self.count,
+            "sampler": r.sampler,
+            "grid": r.grid,
+            "steps": r.steps,
+            "guidance": r.guidance,
+            "seed": r.seed,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "size": self.model.size,
+            "conditions": dict.fromkeys(self.wanted, self.part.fingerprint) if self.part is not None else {},
+        }
+
+    def _fields(self, index: int) -> dict[str, Any]:
+        assert self.part is not None
+        return self.part.fields(self.order[index % len(self.order)])
+
+    def caption(self, index: int) -> str | None:
+        return next(iter(self._fields(index).get("caption") or ()), None) if "caption" in self.wanted else None
+
+    def name(self, index: int) -> str:
+        return self.caption(index) or f"seed {self.request.seed + index}"
+
+    @torch.no_grad()
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        stream = Stream([self.request.seed + k for k in indices])
+        x = stream.normal(self.model.latent_shape(), 0).to(self.model.device)
+        said: dict[str, list[Any]] = {}
+        if "caption" in self.wanted:
+            said["caption"] = [self.caption(k) for k in indices]
+        if "label" in self.wanted:
+            said["label"] = [self._fields(k).get("label") for k in indices]
+        scale = self.request.guidance if said else 1.0
+        latents = walk(self.model, x, self.request, said, scale, self.dtype, stream)
+        return list(self.model.pictures(latents).cpu())
+
+
+class Chosen(Source):
+    """Some pictures of a source: a subset that is the same every time."""
+
+    def __init__(self, source: Source, count: int) -> None:
+        order = streams.generator(0, "images of an evaluation").permutation(len(source))
+        self.source, self.indices = source, sorted(order[:count].tolist())
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def told(self) -> dict[str, Any]:
+        return {**self.source.told(), "chosen": len(self)} if len(self) < len(self.source) else self.source.told()
+
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        return self.source.pictures([self.indices[k] for k in indices])
+
+    def name(self, index: int) -> str:
+        return self.source.name(self.indices[index])
+
+    def caption(self, index: int) -> str | None:
+        return self.source.caption(self.indices[index])
+
+
+def batches(count: int, at_once: int = AT_ONCE) -> list[range]:
+    """Indices in batches whose cut depends on the count alone."""
+    return [range(begin, min(begin + at_once, count)) for begin in range(0, count, at_once)]
+
+
+def equal(pictures: Sequence[Tensor]) -> Iterator[Tensor]:
+    """(B, C, H, W) of neighbours that are equally large."""
+    begin = 0
+    for k in range(1, len(pictures) + 1):
+        if k == len(pictures) or pictures[k].shape != pictures[begin].shape:
+            yield torch.stack(list(pictures[begin:k]))
+            begin = k
