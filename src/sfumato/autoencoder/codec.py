@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import files
+from sfumato.autoencoder import tiling
 from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.config import trusting
 
@@ -48,8 +49,12 @@ class Codec(nn.Module):
         """Channels of the pictures."""
         return self.autoencoder.image_channels
 
-    def moments(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> what the latent cache keeps, (B, M, h, w)."""
+    def moments(self, images: Tensor, tile: int | None = None, share: bool = False) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> what the latent cache keeps, (B, M, h, w); `tile` and `share` as for `decode`."""
+        if tile is None and images.shape[2] * images.shape[3] > tiling.LARGE:
+            tile = tiling.SIDE
+        if tile:
+            return tiling.moments(self.autoencoder, images, tile, share)
         encoded: Encoded = self.autoencoder.encode(images)
         return encoded.latent if encoded.moments is None else encoded.moments
 
@@ -62,17 +67,26 @@ class Codec(nn.Module):
         """(B, C, H, W) in [-1, 1] -> whitened latents (B, channels, h, w)."""
         return self.whiten(self.moments(images), noise)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, tile: int | None = None, share: bool = False) -> Tensor:
         """Whitened latents (B, channels, h, w) -> pictures (B, C, H, W), clamped to [-1, 1].
 
-        A decode in half precision can overflow; pictures that are not finite are decoded again in float32.
+        `tile` decodes picture by picture in tiles of so many pixels a side, None only above a million pixels, 0 never;
+        `share` gives all tiles one picture's statistics (`sfumato.autoencoder.tiling`). A decode in half precision can
+        overflow; pictures that are not finite are decoded again in float32.
         """
+        if tile is None and latents.shape[2] * latents.shape[3] * self.factor**2 > tiling.LARGE:
+            tile = tiling.SIDE
+
+        def work(raw: Tensor) -> Tensor:
+            return tiling.decode(self.autoencoder, raw, tile, share) if tile else self.autoencoder.decode(raw)
+
         dtype = next(self.autoencoder.parameters(), latents).dtype
         raw = latents * self.scale[:, None, None] + self.shift[:, None, None]
-        pictures = self.autoencoder.decode(raw.to(dtype))
+        pictures = work(raw.to(dtype))
         if (torch.is_autocast_enabled(latents.device.type) or dtype != torch.float32) and not pictures.isfinite().all():
             with torch.autocast(latents.device.type, enabled=False):
-                pictures = self.autoencoder.float().decode(raw.float())
+                self.autoencoder.float()
+                pictures = work(raw.float())
             self.autoencoder.to(dtype)
         return pictures.float().clamp(-1, 1)
 

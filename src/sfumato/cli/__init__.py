@@ -11,6 +11,7 @@ VERBS = {
     "encode": "Encode a data set once into a cache of latents.",
     "generate": "Make pictures from words, a class, or nothing.",
     "evaluate": "Measure a model folder on held-out data.",
+    "convert": "Turn foreign weights into a model folder.",
     "show": "Print a recipe or a model folder: settings, shapes, parameters, FLOPs.",
     "schema": "Print the JSON schema of recipes, for editors.",
     "demo": "Train everything from scratch on emoji and write a page that shows it.",

@@ -2,7 +2,8 @@
 
 The cache's key is the network's record and the source's, so another file, another resize, another picture or another
 sampling setting is another entry, and nothing ever has to be cleared. The cut into batches does not depend on the
-number of processes, and rows are kept in order: every metric of these features is then the same for any number.
+number of processes, and rows are kept in order: every metric of these features is then the same for any number, to
+rounding.
 """
 
 import hashlib

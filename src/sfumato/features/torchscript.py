@@ -1,4 +1,7 @@
-"""`kind: torchscript`. Any scripted network (B, 3, H, W) -> (B, N): the squared Euclidean distance of its outputs."""
+"""`kind: torchscript`. Any scripted network (B, 3, H, W) -> (B, N): the squared Euclidean distance of its outputs.
+
+Of a network that gives several outputs the first counts.
+"""
 
 from torch import Tensor, nn
 
@@ -21,5 +24,9 @@ class ScriptPerceptual(Perceptual):
         self.network = frozen(network)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        difference: Tensor = self.network(a) - self.network(b)
-        return difference.flatten(1).square().sum(1)
+        return (self._seen(a) - self._seen(b)).square().sum(1)
+
+    def _seen(self, pictures: Tensor) -> Tensor:
+        made = self.network(pictures)
+        first: Tensor = made[0] if isinstance(made, tuple | list) else made
+        return first.flatten(1)

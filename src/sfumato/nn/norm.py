@@ -6,6 +6,8 @@ layer here makes its input contiguous on the CPU where that pays, and computes t
 published latent diffusion model does) unless autocast already runs the kernel, which accumulates in float32 itself.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,8 +39,36 @@ class GroupNorm(nn.GroupNorm):
 
     def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5) -> None:
         super().__init__(groups_for(channels, groups), channels, eps=eps)
+        self.seen: tuple[Tensor, Tensor] | None = None  # mean and variance a group, (B, groups, 1), while kept or held
+        self.state: Literal["free", "keep", "hold"] = "free"
+
+    def keep(self) -> None:
+        """Note the statistics of what comes next."""
+        self.state = "keep"
+
+    def hold(self) -> None:
+        """Normalise by the noted statistics instead of the input's own: tiles of one picture then agree."""
+        self.state = "hold" if self.seen is not None else "free"
+
+    def release(self) -> None:
+        """Forget what was noted."""
+        self.seen, self.state = None, "free"
+
+    def _apart(self, input: Tensor) -> Tensor | None:
+        """With held statistics the whole norm; with kept ones these are noted and nothing is returned."""
+        rows = input.float().reshape(len(input), self.num_groups, -1)
+        if self.state == "keep":
+            self.seen = rows.mean(2, keepdim=True), rows.var(2, keepdim=True, correction=0)
+            return None
+        assert self.seen is not None
+        mean, variance = self.seen
+        whole = ((rows - mean) * (variance + self.eps).rsqrt()).reshape(input.shape)
+        shape = (-1, *[1] * (input.ndim - 2))
+        return (whole * self.weight.float().reshape(shape) + self.bias.float().reshape(shape)).to(input.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
+        if self.state != "free" and (made := self._apart(input)) is not None:
+            return made
         if input.device.type == "cpu" and (input.dtype != torch.float32 or not input.requires_grad):
             input = input.contiguous()
         weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)

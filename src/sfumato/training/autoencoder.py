@@ -39,6 +39,7 @@ class Pictures(NamedTuple):
     images: Tensor  # (B, C, H, W) in [-1, 1]
     noise: Tensor  # (B, channels, h, w), for the posterior
     heed: Tensor  # (B,) in [0, 1]: how much the coder listens to the critic at this place of the run
+    begun: bool  # whether the critic learns in this step
     positions: tuple[int, ...]  # (B,), places in the run
 
 
@@ -145,14 +146,13 @@ class Critic(nn.Module):
     def forward(self, batch: Pictures) -> dict[str, Tensor]:
         """Mean losses over the batch; nothing before the critic's start."""
         rebuilt = self._coder[0].kept.pop(batch.positions)
-        begun = torch.tensor([p >= self.config.start for p in batch.positions], device=rebuilt.device)
-        if not begun.any():
+        if not batch.begun:
             return {}
         real, fake = self.critic.judge(batch.images), self.critic.judge(rebuilt)
-        loss = (begun * critic_loss(self.config.loss, real, fake)).mean()
+        loss = critic_loss(self.config.loss, real, fake).mean()
         found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
         if self.config.r1:
-            penalty = (begun * gradient_penalty(self.critic, batch.images)).mean()
+            penalty = gradient_penalty(self.critic, batch.images).mean()
             found["r1"] = penalty.detach()
             loss = loss + self.config.r1 * penalty
         return {"loss": loss} | found
@@ -206,11 +206,19 @@ class Reconstruction(Objective):
         rows = loader.batch(self.train, t.seed, positions, flip=t.flip)
         noise = streams.normal(self.shape, t.seed, "posterior", positions)
         heed = torch.tensor([self._heed(p) for p in positions])
-        return Pictures(rows.images.to(self.device), noise.to(self.device), heed.to(self.device), tuple(positions))
+        begun = self._since(positions[0]) >= 0
+        return Pictures(
+            rows.images.to(self.device), noise.to(self.device), heed.to(self.device), begun, tuple(positions)
+        )
+
+    def _since(self, position: int) -> int:
+        """Images since the critic began, at the start of this position's step: one answer for all parts of a step."""
+        critic, batch = self.recipe.objective.critic, self.recipe.training.batch
+        return -1 if critic is None else position // batch * batch - critic.start
 
     def _heed(self, position: int) -> float:
         critic = self.recipe.objective.critic
-        return 0.0 if critic is None else min(max((position - critic.start) / critic.ramp, 0.0), 1.0)
+        return 0.0 if critic is None else min(max(self._since(position) / critic.ramp, 0.0), 1.0)
 
     @torch.no_grad()
     def begin(self) -> None:

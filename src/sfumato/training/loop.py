@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sfumato import device as devices
 from sfumato import streams
 from sfumato.lanes import lanes, side_by_side
-from sfumato.training import checkpoint
+from sfumato.training import checkpoint, distributed
 from sfumato.training.ema import Averages
 from sfumato.training.log import Log
 from sfumato.training.objective import Objective
@@ -92,8 +92,11 @@ class Loop:
 
     def step(self, positions: Sequence[int]) -> None:
         """One optimiser step of every turn on the examples at these positions."""
-        count = self.config.accumulate * self.lanes
-        parts = [part for part in (positions[k::count] for k in range(count)) if part]
+        rank, processes = distributed.place()
+        count = self.config.accumulate * self.lanes * processes
+        parts = [part for part in (positions[k::count] for k in range(rank, count, processes)) if part]
+        if len(positions) < processes:
+            raise ValueError(f"a batch of {len(positions)} does not go round {processes} processes; take a larger one")
         for turn in self.objective.turns:
             parameters = [p for m in self.learned[turn] for p in m.parameters() if p.requires_grad]
             part = partial(self._part, turn, parameters, len(positions))
@@ -104,6 +107,8 @@ class Loop:
                         measured[name] = measured[name] + value if name in measured else value
                     accumulate(parameters, gradients)
             if measured:
+                learned = [p.grad for p in parameters if p.grad is not None]
+                distributed.total([*learned, *(measured[name] for name in sorted(measured))])
                 measured["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
                 self.optimizers[turn].step(rate_at(self.images, self.configs[turn]))
                 told = self.objective.settle(turn, measured, positions)

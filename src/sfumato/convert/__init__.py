@@ -1,0 +1,1 @@
+"""Foreign weights become model folders: one file a family, with its table of renamed keys."""

@@ -1,0 +1,64 @@
+"""The tiny first stage, and the published weights that fit it."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from sfumato import image
+from sfumato.autoencoder.base import FirstStage
+from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.tiny import Tiny
+from sfumato.convert import taesd
+
+DATA = Path(os.environ.get("SFUMATO_DATA", "../shared/data"))
+
+
+def test_latents_are_held_where_the_decoder_can_tell_them() -> None:
+    made = FirstStage.model_validate({"kind": "tiny", "width": 8, "channels": 2, "factor": 4}).build()
+    assert isinstance(made, Tiny)
+    made.encoder[-1].weight.data.zero_()
+    made.encoder[-1].bias.data.copy_(torch.tensor([2.0, -5.0]))
+    encoded = made.encode(torch.zeros(1, 3, 16, 8))
+    assert encoded.latent.shape == (1, 2, 4, 2)
+    assert float(encoded.penalty.detach()) == pytest.approx(0.5 * 4.0)
+    assert made.decode(encoded.latent).shape == (1, 3, 16, 8)
+    torch.testing.assert_close(made.decode(torch.full((1, 2, 2, 2), 1e4)), made.decode(torch.full((1, 2, 2, 2), 2e4)))
+    with pytest.raises(ValueError, match="power of two"):
+        FirstStage.model_validate({"kind": "tiny", "factor": 6}).build()
+
+
+def test_published_files_become_a_model_folder(tmp_path: Path) -> None:
+    made = FirstStage.model_validate("tiny").build()
+    assert sum(p.numel() for p in made.parameters()) == 2_445_063
+    for side in ("encoder", "decoder"):
+        save_file(getattr(made, side).state_dict(), tmp_path / f"{side}.safetensors")
+    folder = taesd.convert(tmp_path / "encoder.safetensors", tmp_path / "decoder.safetensors", tmp_path / "model")
+    again, images = Codec.load(folder), torch.rand(1, 3, 16, 16) * 2 - 1
+    torch.testing.assert_close(again.autoencoder.rebuild(images)[1], made.rebuild(images)[1])
+    with pytest.raises(ValueError, match=r"do not fit TAESD|not the weights of a TAESD"):
+        taesd.convert(tmp_path / "decoder.safetensors", tmp_path / "encoder.safetensors", tmp_path / "other")
+    with pytest.raises(ValueError, match="there is no file"):
+        taesd.convert(tmp_path / "absent", tmp_path / "encoder.safetensors", tmp_path / "other")
+
+
+@pytest.mark.skipif(not (DATA / "weights").is_dir(), reason="the published weights are not here")
+@pytest.mark.parametrize(("name", "decibels"), [("taesd", 24.8), ("taesd3", 29.0)])
+@torch.no_grad()
+def test_published_weights_reach_their_published_precision(name: str, decibels: float, tmp_path: Path) -> None:
+    import tarfile
+
+    with tarfile.open(DATA / "kodak.tar") as packed:
+        packed.extractall(tmp_path, filter="data")
+    weights = [DATA / "weights" / f"{name}_{side}.safetensors" for side in ("encoder", "decoder")]
+    codec = Codec.load(taesd.convert(*weights, tmp_path / "model"))
+    found = []
+    for path in sorted(tmp_path.rglob("*.png"))[:6]:
+        with Image.open(path) as opened:
+            picture = image.to_tensor(opened.convert("RGB"))[None]
+        again = codec.decode(codec.encode(picture))
+        found.append(float(10 * torch.log10(4 / (again - picture).square().mean())))
+    assert abs(sum(found) / len(found) - decibels) < 1.5
