@@ -1,9 +1,11 @@
 """Which device to run on, and in which precision: by what the machine can do, measured where names mislead."""
 
 import functools
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -70,3 +72,20 @@ def cast(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     else:
         with torch.autocast(device.type, dtype):
             yield
+
+
+def free(device: torch.device) -> int:
+    """Bytes of memory that this process may still take on the device: of the machine, or of its container."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        told = Path("/proc/meminfo").read_text(encoding="ascii")
+    except OSError:  # not Linux: half of what pages there are
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    found = next((1024 * int(line.split()[1]) for line in told.splitlines() if line.startswith("MemAvailable")), 0)
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return found
+    return found if limit == "max" else min(found, int(limit) - int(used))

@@ -25,6 +25,10 @@ def _count(value: Any) -> Any:
     return value
 
 
+def _auto(value: Any) -> Any:
+    return 0 if value == "auto" else value
+
+
 Images = Annotated[PositiveInt, BeforeValidator(_count)]
 
 
@@ -32,7 +36,9 @@ class TrainingConfig(Config):
     """How long and how fast. Everything is counted in images, so that a change of batch changes nothing else."""
 
     images: Images = Field(description="images to train on in all, 50k or 2M for short")
-    batch: PositiveInt = 64
+    batch: Annotated[int, BeforeValidator(_auto)] = Field(
+        64, ge=0, description="images a step; `auto`, or 0, measures what fits and takes at most 32"
+    )
     accumulate: PositiveInt = Field(1, description="parts in which a batch goes through the network, to save memory")
     optimizer: Literal["muon", "adamw"] = "muon"
     rate: PositiveFloat = Field(5e-3, description="peak learning rate; it is used as written, whatever the batch")

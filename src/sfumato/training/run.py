@@ -20,6 +20,7 @@ from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
 from sfumato.training.latents import Latents, encode
 from sfumato.training.loop import Loop, Watch
+from sfumato.training.memory import fitting
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe, Recipe, dump, parse
 
@@ -108,6 +109,8 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     if resume and path.is_file():
         stored = parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
         chosen = recipe.model_copy(update={"training": _precise(recipe, stored.training.precision)})
+        if not recipe.training.batch:
+            chosen = _batched(chosen, stored.training.batch)
         if stored != chosen:
             raise ValueError(
                 f"{path} holds another recipe than the one given; resume with that one, or use a new run folder"
@@ -115,9 +118,9 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
         return stored
     if checkpoint.found(folder / "state") or (folder / "model" / "model.yaml").is_file():
         raise ValueError(f"{folder} holds a run already; add --resume to go on, or choose another folder")
-    faster = "bf16" if devices.precision(recipe.training.precision, where) == torch.bfloat16 else "fp32"
-    settled = recipe.model_copy(update={"training": _precise(recipe, faster)})
     _room(folder)
+    faster = "bf16" if devices.precision(recipe.training.precision, where) == torch.bfloat16 else "fp32"
+    settled = _sized(recipe.model_copy(update={"training": _precise(recipe, faster)}), folder, where)
     files.write(path, yaml.safe_dump(dump(settled), sort_keys=False, allow_unicode=True))
     files.write(folder / "environment.json", json.dumps(environment(where), indent=1))
     return settled
@@ -126,6 +129,20 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
 def _precise(recipe: Recipe, name: str) -> object:
     chosen = name if recipe.training.precision == "auto" else recipe.training.precision
     return recipe.training.model_copy(update={"precision": chosen})
+
+
+def _batched(recipe: Recipe, batch: int) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch": batch})})
+
+
+def _sized(recipe: Recipe, folder: Path, where: torch.device) -> Recipe:
+    """The recipe with a batch that fits, where it asks for one."""
+    if recipe.training.batch:
+        return recipe
+    with torch.random.fork_rng(devices=[]):
+        objective = _objective(_batched(recipe, 2), folder, where)
+    dtype = devices.precision(recipe.training.precision, where)
+    return _batched(recipe, fitting(objective, dtype, where, recipe.training.images - 2))
 
 
 def _room(folder: Path, wanted: int = 64 << 20) -> None:
