@@ -1,8 +1,8 @@
 """Lanes: parts of a batch side by side, each on threads of its own.
 
 Small networks are thousands of short operations. Splitting every one of them over all cores costs two meetings an
-operation; splitting the batch instead costs two a step. On two cores both
-recipes of the demo train 1.25 times faster so, and more on an idle machine (`docs/experiments.md`). Accelerators queue their work themselves and have one lane.
+operation; splitting the batch instead costs two a step. On two cores both recipes of the demo train 1.25 times faster
+so, and more on an idle machine (`docs/experiments.md`). Accelerators queue their work themselves and have one lane.
 """
 
 import functools

@@ -1,0 +1,181 @@
+"""First stages on photographs at equal budgets: the trade-off over f, channels, and what critic and perception pay.
+
+    python benchmarks/first_stages.py --data flowers --perceptual squeezenet_perceptual.pt --features mobilenet_v2_features.pt
+
+Trains what is not yet in `--out`, measures each on the held-out pictures, prints tables in markdown and draws the
+trade-off. A budget is seconds of training, turned into a number of images by a short measurement, as in the demo.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import files
+from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Data
+from sfumato.demo.plan import rate as measured_rate
+from sfumato.evaluation import run
+from sfumato.features import network as networks
+from sfumato.training import recipe
+from sfumato.training.run import reconstruction, train
+
+# factor -> stem, multipliers, channels of KL and of VQ, as in table 8 of the paper (f = 2 with a stem of 2)
+FACTORS: dict[int, tuple[int, list[int], int, int]] = {
+    2: (2, [1], 2, 2),
+    4: (4, [1], 3, 3),
+    8: (4, [1, 2], 4, 4),
+    16: (4, [1, 2, 2], 16, 8),
+    32: (4, [1, 2, 2, 2], 64, 16),
+}
+CODES = 1024
+
+
+def coder(factor: int, channels: int) -> dict[str, Any]:
+    """The lean coder of `photo-f8`, at another factor."""
+    fields: dict[str, Any] = dict(recipe.load_yaml("photo-f8")["autoencoder"]["coder"])
+    stem, multipliers, _, _ = FACTORS[factor]
+    return fields | {
+        "factor": factor, "channels": channels, "stem": stem, "multipliers": multipliers, "width": 64,
+    }  # fmt: skip
+
+
+def variants(perceptual: Path | None) -> dict[str, dict[str, Any]]:
+    """Name -> the parts of `photo-f8` that are another."""
+    made: dict[str, dict[str, Any]] = {}
+    for factor, (_, _, kl, vq) in FACTORS.items():
+        made[f"kl-f{factor}-c{kl}"] = {"autoencoder": {"kind": "kl", "bottleneck": False, "coder": coder(factor, kl)}}
+        made[f"vq-f{factor}-c{vq}"] = {
+            "autoencoder": {
+                "kind": "vq", "bottleneck": False, "coder": coder(factor, vq), "codebook": {"size": CODES}
+            }
+        }  # fmt: skip
+    for channels in (16, 32):
+        made[f"kl-f8-c{channels}"] = {"autoencoder": {"kind": "kl", "bottleneck": False, "coder": coder(8, channels)}}
+    plain = made["kl-f8-c4"]["autoencoder"]
+    made["free-f8-c4"] = {"autoencoder": plain, "objective": {"l1": 1.0, "l2": 0.5, "kl": 0.0}}
+    if perceptual is not None:
+        looks = {"kind": "torchscript", "network": str(perceptual)}
+        critic = {"weight": 0.1, "start": 2000, "ramp": 2000, "width": 32}
+        made["l1-f8-c4"] = {"autoencoder": plain, "objective": {"l1": 1.0, "l2": 0.0, "kl": 1e-3}}
+        for name, also in (("perceptual", {}), ("perceptual-critic", {"critic": critic})):
+            made[f"{name}-f8-c4"] = {
+                "autoencoder": plain,
+                "objective": {
+                    "l1": 1.0, "l2": 0.0, "kl": 1e-3, "perceptual": looks, "perceptual_weight": PERCEPTUAL, **also
+                },
+            }  # fmt: skip
+    return made
+
+
+PERCEPTUAL = 0.3  # the distance is about three times an L1 of 0.1 at the start
+
+
+def planned(fields: dict[str, Any], seconds: float, images: int | None) -> recipe.AutoencoderRecipe:
+    """The recipe with the number of images that the budget pays for; `images`, where given, is the budget."""
+    read = recipe.parse(fields)
+    assert isinstance(read, recipe.AutoencoderRecipe)
+    if images is None:
+        where = torch.device("cpu")
+        speed = measured_rate(reconstruction(read, where), read.training, where)
+        images = round(seconds * speed / read.training.batch) * read.training.batch
+    return read.model_copy(update={"training": read.training.model_copy(update={"images": images})})
+
+
+def one(name: str, fields: dict[str, Any], asked: argparse.Namespace, look: run.Looking) -> dict[str, Any]:
+    """Train and measure one variant, or read what was measured before."""
+    folder = asked.out / name
+    path = folder / "result.json"
+    if path.is_file():
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    data = {"kind": "folder", "path": str(asked.data), "size": asked.size}
+    training = {"images": 1000, "batch": 16, "rate": 1e-2, "ema": [0.05], "flip": 0.5, "preview": 1_000_000}
+    whole = {
+        "stage": "autoencoder",
+        "objective": {"l1": 1.0, "l2": 0.5, "kl": 1e-3},
+        "data": data,
+        "training": training,
+    }
+    # what critic and perception pay is asked at equal numbers of images
+    images = asked.images if name.split("-")[0] in ("l1", "perceptual") else None
+    read = planned(whole | fields, asked.seconds, images)
+    began = time.perf_counter()
+    model = train(read, folder / "run", quiet=True, resume=True)
+    spent = time.perf_counter() - began
+    found = run.evaluate_codec(Codec.load(model), Data.model_validate(data), look)
+    parameters = sum(p.numel() for p in Codec.load(model).parameters())
+    row = {
+        "name": name, "images": read.training.images, "seconds": spent, "parameters": parameters,
+        **{k: found[k] for k in ("reconstruction", "features", "latents", "protocol") if k in found},
+    }  # fmt: skip
+    files.write(path, json.dumps(row, indent=1))
+    return row
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the tables."""
+    r = row["reconstruction"]
+    near = next((v for k, v in row.get("features", [{}])[-1].items() if k.startswith("Fréchet") and "±" not in k), None)
+    far = next((v for k, v in r.items() if "perceptual" in k and not k.endswith("±") and "error" not in k), None)
+    codes = row["latents"].get("codes")
+    return [
+        row["name"], f"{row['parameters'] / 1e6:.2f} M", f"{row['images']:,}", f"{row['images'] / row['seconds']:.0f}",
+        f"{r['psnr']:.2f}", f"{r['ssim']:.3f}", f"{far:.3f}" if far is not None else "",
+        f"{near:.1f}" if near is not None else "", f"{100 * codes['share']:.1f} %" if codes else "",
+    ]  # fmt: skip
+
+
+HEAD = ["", "parameters", "images", "images/s", "PSNR", "SSIM", "perceptual", "rFréchet", "codes used"]
+
+
+def plot(rows: list[dict[str, Any]], path: Path) -> None:
+    """PSNR and the perceptual distance against f, KL and VQ."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    for place, (title, column) in enumerate((("PSNR (dB)", 4), ("perceptual distance", 6)), 1):
+        axes = figure.add_subplot(1, 2, place)
+        for kind, style in (("kl", "o-"), ("vq", "s--")):
+            points = [(f, cells(r)) for f in FACTORS for r in rows if r["name"].startswith(f"{kind}-f{f}-")]
+            chosen = dict(reversed(points))  # the table's own channels come first
+            values = [float(chosen[f][column] or "nan") for f in FACTORS if f in chosen]
+            axes.plot([f for f in FACTORS if f in chosen], values, style, label=kind.upper())
+        axes.set(xscale="log", xlabel="f", ylabel=title)
+        axes.set_xticks(list(FACTORS), [str(f) for f in FACTORS])
+        axes.legend()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="a folder of photographs, with parts train and val")
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--seconds", type=float, default=150.0, help="of training a model")
+    parser.add_argument("--images", type=int, default=8000, help="where numbers of images are equal instead")
+    parser.add_argument("--perceptual", type=Path)
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--out", type=Path, default=Path("runs/first-stages"))
+    parser.add_argument("--plot", type=Path, help="write the picture of the trade-off here")
+    asked = parser.parse_args()
+    look = run.Looking(
+        networks.opened(asked.features) if asked.features else None,
+        run.perceptual(asked.perceptual) if asked.perceptual else None,
+        cache=asked.out / "features",
+    )
+    print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
+    rows = []
+    for name, fields in variants(asked.perceptual).items():
+        if asked.only in name:
+            rows.append(one(name, fields, asked, look))
+            print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
+    if asked.plot:
+        plot(rows, asked.plot)
+
+
+if __name__ == "__main__":
+    main()
