@@ -1,6 +1,12 @@
-"""Pictures in and out: PIL and uint8 <-> (B, C, H, W) float32 in [-1, 1]."""
+"""Pictures in and out: PIL and uint8 <-> (B, C, H, W) float32 in [-1, 1].
+
+Pictures deeper than 8 bits, and those of other than 1, 3 or 4 channels, are beyond PIL's modes. They are arrays in 8-bit
+units here too, but float32, so that 16 bits keep their fractions and everything after treats them alike.
+"""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +14,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
+
+Pixels = np.ndarray[Any, np.dtype[Any]]
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # gray of 16 bits
+LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in PIL
 
 
 def to_tensor(picture: "Image.Image | np.ndarray[Any, Any]") -> Tensor:
@@ -24,14 +35,15 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """(B, C, H, W) in [-1, 1] -> B pictures; 1 channel is gray, 3 are RGB, 4 RGBA."""
-    arrays = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
+    """(B, C, H, W) in [-1, 1] -> B pictures; 1 channel is gray, 3 are RGB, 4 RGBA; of others the first 1 or 3 are shown."""
+    shown = images if images.shape[1] in MODES else images[:, : 1 if images.shape[1] == 2 else 3]
+    arrays = to_uint8(shown).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(a[:, :, 0] if a.shape[2] == 1 else a) for a in arrays]
 
 
 def sheet(images: Tensor, columns: int = 8, gap: int = 2) -> Image.Image:
     """(B, C, H, W) in [-1, 1] -> one picture, row by row, `gap` white pixels between them."""
-    pictures = [p.convert("RGB") for p in to_pil(images)]
+    pictures = [over_white(p).convert("RGB") for p in to_pil(images)]
     columns = max(min(columns, len(pictures)), 1)
     width, height = images.shape[3] + gap, images.shape[2] + gap
     rows = -(-len(pictures) // columns)
@@ -48,12 +60,79 @@ def read(path: Path, least: int | None = None) -> Image.Image:
     several times faster where it is made small anyway. Raises `ValueError` where the file is missing, no picture, or
     cut short.
     """
+    with _opened(path, least) as picture:
+        return upright(picture)
+
+
+def pixels(path: Path, channels: int = 3, least: int | None = None) -> Pixels:
+    """A picture file, or a `.npy` array, as (H, W, channels): uint8, or float32 in [0, 255] where it is deeper than 8 bits.
+
+    Transparency is kept in 4 channels and seen over white in 1 or 3; gray becomes colour and colour gray. An array is
+    (H, W) or (H, W, C) of uint8, of uint16 or of floats in [0, 1]. `least` and faults as in `read`; a number of channels
+    that does not fit is a `ValueError` too.
+    """
+    if path.suffix.lower() == ".npy":
+        return fitting(_array(path), channels, path)
+    if channels not in MODES:
+        raise ValueError(f"{path} is a picture of 1, 3 or 4 channels and {channels} are asked for; use .npy arrays")
+    with _opened(path, least) as picture:
+        if picture.mode in DEEP:
+            deep = np.asarray(ImageOps.exif_transpose(picture)).astype(np.float32).clip(0, 65535) / 257
+            return fitting(deep[:, :, None], channels, path)
+        whole = coloured(picture)
+        whole = (whole if channels == 4 else over_white(whole)).convert(MODES[channels])
+    array = np.array(whole)
+    return array[:, :, None] if channels == 1 else array
+
+
+def _array(path: Path) -> Pixels:
+    """A stored array (H, W, C), uint8 or float32 in [0, 255]."""
+    try:
+        array: Pixels = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as an array ({error}); replace or remove it") from None
+    if array.ndim not in (2, 3) or 0 in array.shape:
+        raise ValueError(f"{path} has shape {array.shape}; a picture is (H, W) or (H, W, C)")
+    array = array[:, :, None] if array.ndim == 2 else array
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.uint16:
+        return array.astype(np.float32) / 257
+    if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"{path} holds {array.dtype} values; save uint8, uint16, or floats in [0, 1]")
+    return array.astype(np.float32) * 255
+
+
+def fitting(array: Pixels, channels: int, path: Path) -> Pixels:
+    """(H, W, C) with another number of channels. Raises `ValueError` where that has no meaning."""
+    have = array.shape[2]
+    if have == channels:
+        return array
+    if have not in MODES or channels not in MODES:
+        raise ValueError(f"{path} has {have} channels and {channels} are asked for; ask for {have}")
+    if have == 4:
+        part = array[:, :, 3:].astype(np.float32) / 255
+        over = array[:, :, :3] * part + 255 * (1 - part)
+        array, have = (over + 0.5).astype(np.uint8) if array.dtype == np.uint8 else over, 3
+    if have == 1 and channels > 1:
+        array, have = array.repeat(3, axis=2), 3
+    if have == channels:
+        return array
+    if channels == 1:
+        gray = array.astype(np.float32) @ np.array(LUMA, np.float32)[:, None]
+        return (gray + 0.5).astype(np.uint8) if array.dtype == np.uint8 else gray
+    return np.concatenate([array, np.full_like(array[:, :, :1], 255)], axis=2)
+
+
+@contextmanager
+def _opened(path: Path, least: int | None) -> Iterator[Image.Image]:
+    """The decoded picture. Raises `ValueError` where it cannot be, there or in what is done with it."""
     try:
         with Image.open(path) as opened:
             if least is not None:
                 opened.draft(None, (least, least))
             opened.load()
-            return upright(opened)
+            yield opened
     except Exception as error:  # decoders of damaged files raise anything: OSError, SyntaxError, struct.error, KeyError
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read as a picture ({reason}); replace or remove it") from None
@@ -61,18 +140,27 @@ def read(path: Path, least: int | None = None) -> Image.Image:
 
 def upright(picture: Image.Image) -> Image.Image:
     """The picture turned as its EXIF says, in sRGB, over white where it is transparent; mode RGB."""
+    return over_white(coloured(picture)).convert("RGB")
+
+
+def coloured(picture: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF says, in sRGB; mode RGBA where it can be transparent."""
     profile = picture.info.get("icc_profile")
     turned = ImageOps.exif_transpose(picture)
-    if turned.mode in ("I;16", "I;16B", "I"):  # 16-bit gray
+    if turned.mode in DEEP:
         turned = Image.fromarray((np.asarray(turned).astype(np.float64) / 257.0 + 0.5).clip(0, 255).astype(np.uint8))
     if turned.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in turned.info:
         turned = turned.convert("RGBA")
     if profile and turned.mode in ("RGB", "RGBA", "L", "CMYK"):
         turned = _to_srgb(turned, profile)
-    if turned.mode == "RGBA":
-        white = Image.new("RGBA", turned.size, "white")
-        turned = Image.alpha_composite(white, turned)
-    return turned.convert("RGB")
+    return turned
+
+
+def over_white(picture: Image.Image) -> Image.Image:
+    """The picture, over white where it is transparent."""
+    if picture.mode != "RGBA":
+        return picture
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
 
 
 def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
@@ -95,3 +183,25 @@ def fitted(picture: Image.Image, size: int) -> Image.Image:
     left, top = (picture.width - side) // 2, (picture.height - side) // 2
     box = (left, top, left + side, top + side)
     return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
+
+
+def squared(array: Pixels, size: int) -> Tensor:
+    """The largest centred square of (H, W, C), resized as by `fitted`: (C, size, size) uint8, or float32 in [0, 255]."""
+    high, wide = array.shape[:2]
+    if min(high, wide) == size:
+        top, left = (high - size) // 2, (wide - size) // 2
+        cut = array[top : top + size, left : left + size].transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(cut))
+    if array.dtype == np.uint8 and array.shape[2] in (1, 3):
+        picture = fitted(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), size)
+        small = np.array(picture).reshape(size, size, -1)
+        return torch.from_numpy(small).permute(2, 0, 1)
+    part = array[:, :, 3:].astype(np.float32) / 255 if array.shape[2] == 4 else None
+    if part is not None:  # colours count as far as they are seen
+        array = np.concatenate([array[:, :, :3] * part, array[:, :, 3:]], axis=2)
+    planes = [np.ascontiguousarray(array[:, :, k], np.float32) for k in range(array.shape[2])]
+    small = np.stack([np.asarray(fitted(Image.fromarray(plane), size)) for plane in planes])
+    if part is not None:
+        small[:3] /= (small[3:] / 255).clip(1 / 65535)
+    small = small.clip(0, 255)
+    return torch.from_numpy((small + 0.5).astype(np.uint8) if array.dtype == np.uint8 else small)

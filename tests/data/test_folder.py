@@ -4,7 +4,9 @@ import json
 import logging
 import struct
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -181,7 +183,7 @@ def test_decoders_that_fail_in_odd_ways_are_damage_too(tmp_path: Path, monkeypat
     def fail(picture: Image.Image) -> Image.Image:
         raise struct.error("required argument is not an integer")
 
-    monkeypatch.setattr("sfumato.image.upright", fail)
+    monkeypatch.setattr("sfumato.image.coloured", fail)
     with pytest.raises(ValueError, match=r"none of the 1 pictures.*a\.png cannot be read.*required argument"):
         FolderData(path=tmp_path, size=8).open()
 
@@ -197,3 +199,92 @@ def test_where_nothing_can_be_read_it_says_why(tmp_path: Path) -> None:
     (tmp_path / "metadata.jsonl").write_text("{")
     with pytest.raises(ValueError, match="not JSON lines"):
         FolderData(path=tmp_path, size=8).open()
+
+
+DEEP = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1021  # up to 64323: 8 bits would merge none, and round all
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.npy"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bits_are_read_without_loss(tmp_path: Path, name: str, channels: int) -> None:
+    path = tmp_path / name
+    np.save(path, DEEP) if name == "a.npy" else Image.fromarray(DEEP).save(path)
+    part = FolderData(path=tmp_path, size=8, channels=channels, held_out=0).open()
+    assert part.channels == channels
+    images = loader.batch(part, 0, [0]).images  # what a network is shown
+    assert images.shape == (1, channels, 8, 8)
+    again = ((images[0].double() + 1) / 2 * 65535).round()
+    assert np.array_equal(again[-1].numpy().astype(np.uint16), DEEP)
+
+
+def test_pictures_of_8_and_16_bits_go_together(tmp_path: Path) -> None:
+    Image.fromarray(DEEP).save(tmp_path / "a.png")
+    Image.new("L", (8, 8), 255).save(tmp_path / "b.png")
+    part = FolderData(path=tmp_path, size=8, channels=1, held_out=0).open()
+    assert [part.image(k).dtype for k in (0, 1)] == [torch.float32, torch.uint8]
+    images = loader.batch(part, 0, [0, 1]).images
+    assert sorted(images.flatten(1).amax(1).tolist()) == pytest.approx([64323 / 32767.5 - 1, 1.0])
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32, np.float64])
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_arrays_of_any_channels(tmp_path: Path, kind: type, channels: int) -> None:
+    full = {np.uint8: 255, np.uint16: 65535}.get(kind, 1)
+    array = (np.linspace(0, 1, 12 * 10 * channels).reshape(12, 10, channels) * full).astype(kind)
+    np.save(tmp_path / "a.npy", array)
+    part = FolderData(path=tmp_path, size=10, channels=channels, held_out=0).open()
+    images = loader.batch(part, 0, [0]).images
+    assert images.shape == (1, channels, 10, 10)
+    expected = torch.from_numpy(array[1:11].astype(np.float64) / full).permute(2, 0, 1) * 2 - 1
+    torch.testing.assert_close(images[0].double(), expected, atol=1e-6, rtol=0)
+    assert loader.preview(part, count=1).mode == "RGB"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.npy", "b.npy"])
+def test_transparency_is_kept_in_4_channels_and_over_white_in_3(tmp_path: Path, name: str) -> None:
+    colour = np.full((8, 8, 4), (200, 0, 0, 51), np.uint8)
+    if name == "a.png":
+        Image.fromarray(colour).save(tmp_path / name)
+    else:
+        np.save(tmp_path / name, colour if name == "a.npy" else colour.astype(np.uint16) * 257)
+    with_alpha = FolderData(path=tmp_path, size=8, channels=4, held_out=0).open().image(0)
+    assert with_alpha[:, 4, 4].tolist() == pytest.approx([200, 0, 0, 51], abs=0.01)
+    small = FolderData(path=tmp_path, size=4, channels=4, held_out=0).open().image(0)
+    assert small[:, 2, 2].tolist() == pytest.approx([200, 0, 0, 51], abs=0.01)
+    over = FolderData(path=tmp_path, size=8, channels=3, held_out=0).open().image(0)
+    assert over[:, 4, 4].tolist() == pytest.approx([244, 204, 204], abs=1)
+    gray = FolderData(path=tmp_path, size=8, channels=1, held_out=0).open().image(0)
+    assert gray[:, 4, 4].tolist() == pytest.approx([0.299 * 244 + 0.701 * 204], abs=1)
+
+
+def test_colour_and_gray_become_what_is_asked_for(tmp_path: Path) -> None:
+    paint(tmp_path / "a.png", "red", (8, 8))
+    for channels, seen in ((1, [76]), (3, [255, 0, 0]), (4, [255, 0, 0, 255])):
+        part = FolderData(path=tmp_path, size=8, channels=channels, held_out=0).open()
+        assert part.image(0)[:, 0, 0].tolist() == seen
+
+
+@pytest.mark.parametrize(
+    ("array", "channels", "words"),
+    [
+        (np.zeros((8, 8, 6), np.uint8), 3, r"a\.npy has 6 channels and 3 are asked for; ask for 6"),
+        (np.zeros((8, 8, 3), np.uint8), 5, r"has 3 channels and 5 are asked for; ask for 3"),
+        (np.zeros((8, 8), np.int64), 1, "holds int64 values; save uint8, uint16, or floats"),
+        (np.full((8, 8), 2.0), 1, "holds float64 values"),
+        (np.full((8, 8), np.nan), 1, "holds float64 values"),
+        (np.zeros((2, 8, 8, 3), np.uint8), 3, r"has shape \(2, 8, 8, 3\)"),
+        (np.array([None]), 3, "cannot be read as an array"),
+    ],
+)
+def test_arrays_that_are_no_pictures_say_why(tmp_path: Path, array: Any, channels: int, words: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=words):
+        FolderData(path=tmp_path, size=8, channels=channels).open()
+
+
+def test_picture_files_of_other_channels_say_what_to_do(tmp_path: Path) -> None:
+    paint(tmp_path / "a.png")
+    with pytest.raises(
+        ValueError, match=r"a\.png is a picture of 1, 3 or 4 channels and 5 are asked for; use \.npy arrays"
+    ):
+        FolderData(path=tmp_path, size=8, channels=5).open()

@@ -24,9 +24,11 @@ def command(
     from sfumato.training.run import cached
 
     where = devices.pick(device)
-    fields = {"kind": "folder", "path": data, "size": size} if data != "emoji" else {"kind": "emoji", "size": size}
     folder = autoencoder / "model" if (autoencoder / "model" / "model.yaml").is_file() else autoencoder
     codec = Codec.load(folder).to(where)
+    fields = {"kind": "emoji", "size": size}
+    if data != "emoji":
+        fields = {"kind": "folder", "path": data, "size": size, "channels": codec.image_channels}
     codec.autoencoder.check(torch.empty(1, codec.image_channels, size, size))  # before pictures are read or drawn
     latents = cached(codec, Data.model_validate(fields).open(part), out, flip)
     print(

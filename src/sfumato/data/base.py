@@ -27,7 +27,7 @@ class Part(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Tensor:
-        """The picture, (channels, size, size) uint8."""
+        """The picture, (channels, size, size): uint8, or float32 in [0, 255] where it is deeper than 8 bits."""
 
     @abstractmethod
     def fields(self, index: int) -> dict[str, Any]:

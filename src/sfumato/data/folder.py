@@ -4,7 +4,8 @@ The layouts are those of Hugging Face's `imagefolder`, so a folder made for one 
 not by its loader, which knows no texts beside pictures, makes a part of its own of every file called `test_...` and
 fails on a line with several captions. Every file is decoded once on opening: what cannot be read is left out, counted
 and named, and the content's hash decides what is held out. Later, pictures are decoded when they are asked for, so
-memory stays flat.
+memory stays flat. Gray PNG and TIFF of 16 bits keep them, and so do `.npy` arrays of any channels; colour files of 16
+bits are read in 8 (by Pillow): store those as arrays.
 """
 
 import csv
@@ -15,18 +16,18 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from sfumato import image
 from sfumato.data.base import Data, Part
 
 log = logging.getLogger(__name__)
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".npy"}
 HELD_OUT_FOLDERS = ("val", "validation", "test", "held_out")
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTIONS = ("caption", "captions", "text", "prompt")
@@ -49,6 +50,7 @@ class FolderData(Data):
     """
 
     path: Path
+    channels: PositiveInt = Field(3, description="1 gray, 3 colour over white, 4 with transparency; others from .npy")
     held_out: float = Field(0.05, ge=0, lt=1)
 
     def open(self, part: str = "train") -> "FolderPart":
@@ -57,7 +59,7 @@ class FolderData(Data):
             raise ValueError(f"there is no folder {self.path}; give the folder of your pictures as data.path")
         root = unwrapped(self.path)
         entries = listed(root)
-        digests = _surveyed(root, tuple(entries), tuple(_stamp(entry.file) for entry in entries))
+        digests = _surveyed(root, tuple(entries), tuple(_stamp(entry.file) for entry in entries), self.channels)
         kept = [entry for entry in entries if entry.name in digests]
         out = self._out(root, kept, digests)
         chosen = [entry for entry in kept if (entry.name in out) == (part == "held_out")]
@@ -66,7 +68,7 @@ class FolderData(Data):
                 f"no picture of {self.path} is left for the part {part!r}: {len(kept)} can be read, {len(out)} are held "
                 f"out and data.held_out is {self.held_out}; add pictures, or choose another share"
             )
-        return FolderPart(chosen, labels(entries), digests, self.size)
+        return FolderPart(chosen, labels(entries), digests, self.size, self.channels)
 
     def _out(self, root: Path, entries: Sequence[Entry], digests: dict[str, str]) -> set[str]:
         """Names of the pictures that are held out. Equal files are on one side, and others move none across."""
@@ -82,19 +84,22 @@ class FolderData(Data):
 class FolderPart(Part):
     """Pictures decoded on demand; each family is one picture."""
 
-    def __init__(self, entries: list[Entry], labels: tuple[str, ...], digests: dict[str, str], size: int) -> None:
+    def __init__(
+        self, entries: list[Entry], labels: tuple[str, ...], digests: dict[str, str], size: int, channels: int = 3
+    ) -> None:
         self.entries, self.labels = entries, labels
-        self.channels, self.size = 3, size
+        self.channels, self.size = channels, size
         self.families = [[k] for k in range(len(entries))]
         told = [(e.name, digests[e.name], e.captions, e.group) for e in entries]
-        self.fingerprint = hashlib.sha256(json.dumps([size, labels, told]).encode()).hexdigest()
+        self.fingerprint = hashlib.sha256(
+            json.dumps([size, labels, told, *([channels] if channels != 3 else [])]).encode()
+        ).hexdigest()
 
     def __len__(self) -> int:
         return len(self.entries)
 
     def image(self, index: int) -> Tensor:
-        picture = image.read(self.entries[index].file, least=2 * self.size)
-        return image.to_uint8(image.to_tensor(image.fitted(picture, self.size)))
+        return image.squared(image.pixels(self.entries[index].file, self.channels, least=2 * self.size), self.size)
 
     def fields(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]
@@ -204,13 +209,15 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4)
-def _surveyed(root: Path, entries: tuple[Entry, ...], stamps: tuple[tuple[int, int], ...]) -> dict[str, str]:
+def _surveyed(
+    root: Path, entries: tuple[Entry, ...], stamps: tuple[tuple[int, int], ...], channels: int
+) -> dict[str, str]:
     """Name -> hash of the content, of the pictures that can be decoded to their end; warns of the others once.
 
     The parts of a data set are opened one after the other: while no file changes (`stamps`), they share one survey.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(_tried, entries))
+        found = list(pool.map(partial(_tried, channels=channels), entries))
     faults = [text for good, text in found if not good]
     if len(faults) == len(entries):
         raise ValueError(f"none of the {len(entries)} pictures in {root} can be read; the first fault: {faults[0]}")
@@ -219,10 +226,10 @@ def _surveyed(root: Path, entries: tuple[Entry, ...], stamps: tuple[tuple[int, i
     return {entry.name: text for entry, (good, text) in zip(entries, found, strict=True) if good}
 
 
-def _tried(entry: Entry) -> tuple[bool, str]:
+def _tried(entry: Entry, channels: int) -> tuple[bool, str]:
     """True and the content's hash, or False and the fault."""
     try:
-        image.read(entry.file, least=64)
+        image.pixels(entry.file, channels, least=64)
         return True, hashlib.blake2b(entry.file.read_bytes(), digest_size=16).hexdigest()
     except (ValueError, OSError) as error:
         return False, str(error)
