@@ -24,6 +24,7 @@ from sfumato.diffusion.prediction import prediction
 from sfumato.diffusion.samplers import Denoise
 from sfumato.diffusion.schedule import ScheduleConfig
 
+AT_ONCE = 2**19  # pixels of the pictures that are decoded together
 PredictionName = Literal["clean", "noise", "v", "flow", "edm"]
 
 
@@ -82,8 +83,10 @@ class LatentDiffusion(nn.Module):
 
     @torch.no_grad()
     def pictures(self, latents: Tensor, at_once: int = 64) -> Tensor:
-        """Whitened latents (B, c, h, w) -> pictures (B, C, H, W) in [-1, 1], decoded `at_once` at a time."""
-        return torch.cat([self.codec.decode(rows) for rows in torch.split(latents, at_once)])
+        """Whitened latents (B, c, h, w) -> pictures (B, C, H, W) in [-1, 1], up to `at_once` at a time, fewer large ones."""
+        pixels = latents.shape[-2] * latents.shape[-1] * self.codec.factor**2
+        rows = min(at_once, max(AT_ONCE // max(pixels, 1), 1))
+        return torch.cat([self.codec.decode(part) for part in torch.split(latents, rows)])
 
     def save(self, folder: Path, card: str = "") -> None:
         """Write the model folder; the autoencoder's is copied inside it."""

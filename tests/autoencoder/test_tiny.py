@@ -11,8 +11,10 @@ from safetensors.torch import save_file
 from sfumato import image
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
-from sfumato.autoencoder.tiny import Tiny
+from sfumato.autoencoder.tiny import Tiny, TinyConfig
 from sfumato.convert import taesd
+from sfumato.training import recipe, run
+from tests.conftest import SHORT
 
 DATA = Path(os.environ.get("SFUMATO_DATA", "../shared/data"))
 
@@ -62,3 +64,33 @@ def test_published_weights_reach_their_published_precision(name: str, decibels: 
         again = codec.decode(codec.encode(picture))
         found.append(float(10 * torch.log10(4 / (again - picture).square().mean())))
     assert abs(sum(found) / len(found) - decibels) < 1.5
+
+
+def test_a_decoder_learns_the_latents_of_another_first_stage(first_stage: Path, tmp_path: Path) -> None:
+    teacher = Codec.load(first_stage)
+    read = recipe.read(
+        "tiny",
+        [
+            f"autoencoder={{kind: tiny, width: 16, blocks: 1, decodes: {first_stage}}}",
+            "data={kind: emoji, size: 32}",
+            *(f"training.{name}={value}" for name, value in {**SHORT, "images": 32}.items()),
+        ],
+    )
+    preview = Codec.load(run.train(read, tmp_path / "preview", device="cpu", quiet=True))
+    images, noise = torch.rand(1, 3, 32, 32), torch.randn(1, 4, 4, 4)
+    assert (preview.factor, preview.channels) == (teacher.factor, teacher.channels)
+    torch.testing.assert_close(preview.encode(images, noise), teacher.encode(images, noise))
+    torch.testing.assert_close(preview.encode(images, tile=16), teacher.encode(images, tile=16))
+    assert preview.decode(teacher.encode(images)).shape == images.shape
+    assert {name.split(".")[1] for name in preview.state_dict() if "." in name} == {"decoder"}
+    changed = Codec.load(first_stage)
+    changed.shift += 1
+    changed.save(tmp_path / "other")
+    stranger = Codec(preview.config.model_copy(update={"decodes": tmp_path / "other"}))
+    with pytest.raises(ValueError, match="was trained for autoencoder"):
+        stranger.encode(images)
+
+
+def test_sides_that_contradict_the_other_first_stage_are_refused(first_stage: Path) -> None:
+    with pytest.raises(ValueError, match=r"channels is 4 in .*; got 5: leave it out"):
+        TinyConfig(decodes=first_stage, channels=5).settled()

@@ -1,7 +1,7 @@
 """What every first stage is: `z = E(x)`, `x~ = D(z)`, with a factor between their sides."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ class Autoencoder(nn.Module, ABC):
     factor: int
     channels: int
     image_channels: int
+    whitened: bool = False  # its latents have mean 0 and deviation 1 already, so there is nothing to measure
 
     @abstractmethod
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Encoded:
@@ -58,6 +59,10 @@ class FirstStage(Choice):
     """The recipe of an autoencoder; `kind` is a file of `sfumato/autoencoder/`."""
 
     home: ClassVar[str] = "sfumato.autoencoder"
+
+    def settled(self) -> Self:
+        """What a model folder keeps: the recipe with what it reads from elsewhere written into it."""
+        return self
 
     def build(self) -> Autoencoder:
         """The autoencoder with fresh weights."""

@@ -29,8 +29,8 @@ class Codec(nn.Module):
 
     def __init__(self, config: FirstStage, autoencoder: Autoencoder | None = None) -> None:
         super().__init__()
-        self.config = config
-        self.autoencoder = autoencoder or config.build()
+        self.config = config.settled()
+        self.autoencoder = autoencoder or self.config.build()
         self.register_buffer("shift", torch.zeros(self.channels))
         self.register_buffer("scale", torch.ones(self.channels))
 
@@ -49,8 +49,13 @@ class Codec(nn.Module):
         """Channels of the pictures."""
         return self.autoencoder.image_channels
 
-    def moments(self, images: Tensor, tile: int | None = None, share: bool = False) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> what the latent cache keeps, (B, M, h, w); `tile` and `share` as for `decode`."""
+    def moments(self, images: Tensor, tile: int | None = None, share: int = 0, pad: bool = False) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> what the latent cache keeps, (B, M, h, w); `tile` and `share` as for `decode`.
+
+        `pad` reflects pictures at their right and lower edge until the factor divides their sides; without it other
+        sides raise `ValueError`.
+        """
+        images = tiling.padded(images, self.factor) if pad else images
         if tile is None and images.shape[2] * images.shape[3] > tiling.LARGE:
             tile = tiling.SIDE
         if tile:
@@ -63,16 +68,26 @@ class Codec(nn.Module):
         latent = self.autoencoder.sample(moments, noise)
         return (latent - self.shift[:, None, None]) / self.scale[:, None, None]
 
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) in [-1, 1] -> whitened latents (B, channels, h, w)."""
-        return self.whiten(self.moments(images), noise)
+    def encode(
+        self,
+        images: Tensor,
+        noise: Tensor | None = None,
+        tile: int | None = None,
+        share: int = 0,
+        pad: bool = False,
+    ) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> whitened latents (B, channels, h, w); the rest is as for `moments`."""
+        return self.whiten(self.moments(images, tile, share, pad), noise)
 
-    def decode(self, latents: Tensor, tile: int | None = None, share: bool = False) -> Tensor:
+    def decode(
+        self, latents: Tensor, tile: int | None = None, share: int = 0, size: tuple[int, int] | None = None
+    ) -> Tensor:
         """Whitened latents (B, channels, h, w) -> pictures (B, C, H, W), clamped to [-1, 1].
 
         `tile` decodes picture by picture in tiles of so many pixels a side, None only above a million pixels, 0 never;
-        `share` gives all tiles one picture's statistics (`sfumato.autoencoder.tiling`). A decode in half precision can
-        overflow; pictures that are not finite are decoded again in float32.
+        `share` pools the tiles' statistics in so many passes (`sfumato.autoencoder.tiling`); `size` (height, width) cuts
+        off what `pad` had added. A decode in half precision can overflow: pictures that are not finite are decoded again
+        in float32. Raises `FloatingPointError` where they are not finite even then.
         """
         if tile is None and latents.shape[2] * latents.shape[3] * self.factor**2 > tiling.LARGE:
             tile = tiling.SIDE
@@ -83,16 +98,26 @@ class Codec(nn.Module):
         dtype = next(self.autoencoder.parameters(), latents).dtype
         raw = latents * self.scale[:, None, None] + self.shift[:, None, None]
         pictures = work(raw.to(dtype))
-        if (torch.is_autocast_enabled(latents.device.type) or dtype != torch.float32) and not pictures.isfinite().all():
+        half = torch.is_autocast_enabled(latents.device.type) or dtype != torch.float32
+        if half and not pictures.isfinite().all():
             with torch.autocast(latents.device.type, enabled=False):
                 self.autoencoder.float()
-                pictures = work(raw.float())
-            self.autoencoder.to(dtype)
-        return pictures.float().clamp(-1, 1)
+                try:
+                    pictures = work(raw.float())
+                finally:
+                    self.autoencoder.to(dtype)
+        if not pictures.isfinite().all():
+            raise FloatingPointError(
+                "the decoded pictures are not finite, in float32 too: the latents or the weights are broken "
+                f"({int((~latents.isfinite()).sum())} of {latents.numel()} latent values are not finite)"
+            )
+        return tiling.cropped(pictures, size).float().clamp(-1, 1)
 
     @torch.no_grad()
     def measure(self, moments: Iterable[Tensor]) -> None:
         """Set shift and scale from the stored moments of the training set, posterior variance included."""
+        if self.autoencoder.whitened:
+            return
         count, total, square = (
             0,
             torch.zeros(self.channels, dtype=torch.float64),

@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.autoencoder.tiling import Contracting, Expanding
 from sfumato.config import Config
 from sfumato.nn.attention import MapAttention
 from sfumato.nn.conv import Down, Downsample, ResBlock, Up, Upsample, smooth_, zeroed
@@ -91,13 +92,14 @@ def _finish(config: CoderConfig, width: int, out: int) -> list[nn.Module]:
     return [GroupNorm(width, config.groups, eps=1e-6), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1)]
 
 
-class Encoder(nn.Sequential):
+class Encoder(Contracting):
     """(B, image_channels, H, W) -> (B, out, H/factor, W/factor)."""
 
     def __init__(self, config: CoderConfig, out: int) -> None:
         widths, width = config.widths, config.widths[0]
         layers: list[nn.Module] = [nn.PixelUnshuffle(config.stem)] if config.stem > 1 else []
         layers.append(nn.Conv2d(config.image_channels * config.stem**2, width, 3, padding=1))
+        fine = len(layers)
         for level, wide in enumerate(widths):
             for _ in range(config.blocks):
                 layers.append(config.block(width, wide))
@@ -106,24 +108,28 @@ class Encoder(nn.Sequential):
                     layers.append(config.attend(width))
             if level < config.levels - 1:
                 layers.append(Downsample(width, width, config.down))
-        super().__init__(*layers, config.middle(width), *_finish(config, width, out))
+                fine = len(layers)
+        coarse = [*layers[fine:], config.middle(width), *_finish(config, width, out)]
+        super().__init__(config.factor, layers[:fine], coarse)
 
 
-class Decoder(nn.Sequential):
+class Decoder(Expanding):
     """(B, channels, h, w) -> (B, image_channels, h * factor, w * factor)."""
 
     def __init__(self, config: CoderConfig) -> None:
         widths, width = config.widths, config.widths[-1]
         layers: list[nn.Module] = [nn.Conv2d(config.channels, width, 3, padding=1), config.middle(width)]
+        coarse = 0
         for level in reversed(range(config.levels)):
             for _ in range(config.decoder_blocks or config.blocks + 1):
                 layers.append(config.block(width, widths[level]))
                 width = widths[level]
                 if config.attends(level):
                     layers.append(config.attend(width))
+            coarse = coarse or len(layers)
             if level:
                 layers.append(Upsample(width, width, config.up))
-        super().__init__(*layers, *self._head(config, width))
+        super().__init__(config.factor, layers[:coarse], [*layers[coarse:], *self._head(config, width)])
 
     @staticmethod
     def _head(config: CoderConfig, width: int) -> list[nn.Module]:

@@ -1,144 +1,217 @@
 """Encoding and decoding in parts: pictures of any size in the memory of a small one.
 
-Convolutions look only so far. `reach` adds up how far, from the network itself, and each tile is worked out with that
-much margin around it, which is then cut away: for a network of convolutions alone the parts are those of the whole, up
-to rounding. What is left to differ are statistics over the whole picture: group norm's means and variances, and attention
-in the middle. Tiles therefore fade into one another; `share` gives group norms the statistics of the picture made small
-(`docs/first-stage.md` says what that gains). A coder with `groups: null` and no attention has neither.
+Convolutions look only so far. `reach` follows how far back through the network itself, and each tile is worked out with
+that margin around it, which is then cut away: for a network of convolutions alone the tiles agree with the whole, up to
+rounding, and so does their feathered blend.
+
+Two things look everywhere. Layers at the latent's resolution, attention in the middle among them, are cheap there: they
+see the whole picture up to `WHOLE` places, and only the finer ones go by tiles. Group norms of the finer layers take a
+tile's statistics, unless `share` says in how many passes over all tiles they are pooled before. Pass k makes those of the
+first k norms exact and the later ones nearly so (`docs/first-stage.md` has the numbers).
 """
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sfumato.autoencoder.base import Autoencoder
-from sfumato.nn.norm import GroupNorm
+from sfumato.nn.norm import Statistics, sharing
 from sfumato.windows import Window, blend
 
 LARGE = 1024 * 1024  # pixels of a picture above which it is done in tiles without being asked
-SIDE = 512  # pixels a side of a tile, its margin apart
+SIDE = 384  # pixels a side of a tile, its margin apart
+WHOLE = 2**16  # latent places above which the layers at the latent's resolution go by tiles too
+PROBE = 4  # latent places a side of the picture that tells how far a network looks
+Work = Callable[[Tensor], Tensor]
 
 
-@torch.no_grad()
-def reach(work: Callable[[Tensor], Tensor], x: Tensor, network: nn.Module) -> int:
-    """How many places of `x` (1, C, H, W) to each side an output of `work(x)` may depend on through convolutions.
-
-    An upper bound: every convolution of the `network` counts, at the resolution at which it ran.
-    """
-    height, found = x.shape[2], 0.0
-
-    def note(module: nn.Module, given: tuple[Tensor, ...], made: Tensor) -> None:
-        nonlocal found
-        assert isinstance(module, nn.Conv2d)
-        found += (module.kernel_size[0] - 1) / 2 * height / given[0].shape[2]
-
-    hooks = [m.register_forward_hook(note) for m in network.modules() if isinstance(m, nn.Conv2d)]
-    try:
-        work(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return math.ceil(found) + 1
-
-
-def decode(autoencoder: Autoencoder, latent: Tensor, tile: int = SIDE, share: bool = False) -> Tensor:
+def decode(autoencoder: Autoencoder, latent: Tensor, tile: int = SIDE, share: int = 0) -> Tensor:
     """As `autoencoder.decode`, picture by picture in tiles of `tile` pixels; latents (B, C, h, w) -> (B, K, H, W).
 
     Raises `ValueError` for a tile smaller than a place of the latent.
     """
-    factor = autoencoder.factor
-    size = _places(tile, factor)
-    small = latent.new_zeros(1, *latent.shape[1:2], 8, 8)
-    margin = reach(autoencoder.decode, small, autoencoder)
-    return torch.cat(
-        [_tiled(autoencoder, autoencoder.decode, one[None], size, margin, factor, 1, share) for one in latent]
-    )
+    return _each(autoencoder, autoencoder.decode, latent, Tiles.of(autoencoder, tile, share), 1, autoencoder.factor)
 
 
-def moments(autoencoder: Autoencoder, images: Tensor, tile: int = SIDE, share: bool = False) -> Tensor:
+def moments(autoencoder: Autoencoder, images: Tensor, tile: int = SIDE, share: int = 0) -> Tensor:
     """What is stored of pictures (B, K, H, W), in tiles of `tile` pixels: (B, M, H/factor, W/factor).
 
     Raises `ValueError` for a tile smaller than a place of the latent, and as `Autoencoder.check`.
     """
     autoencoder.check(images)
-    factor = autoencoder.factor
 
     def work(part: Tensor) -> Tensor:
         encoded = autoencoder.encode(part)
         return encoded.latent if encoded.moments is None else encoded.moments
 
-    small = images.new_zeros(1, images.shape[1], 8 * factor, 8 * factor)
-    margin = math.ceil(reach(work, small, autoencoder) / factor)
-    size = _places(tile, factor)
-    return torch.cat([_tiled(autoencoder, work, one[None], size, margin, 1, factor, share) for one in images])
+    return _each(autoencoder, work, images, Tiles.of(autoencoder, tile, share), autoencoder.factor, 1)
 
 
-def _places(tile: int, factor: int) -> int:
-    if tile < factor:
-        raise ValueError(f"a tile has at least the autoencoder's factor, {factor} pixels a side; got {tile}")
-    return tile // factor
+def _each(network: nn.Module, work: Work, x: Tensor, tiles: "Tiles", before: int, after: int) -> Tensor:
+    """`work(x)` picture by picture. A latent place is `before` places of x and `after` of the result."""
+    split = any(isinstance(m, Contracting | Expanding) for m in network.modules())
+    if not split or x.shape[-2] * x.shape[-1] > WHOLE * before**2:
+        return torch.cat([tiles.spread(work, one, [network], before, after) for one in torch.split(x, 1)])
+    token = _current.set(tiles)
+    try:
+        return torch.cat([work(one) for one in torch.split(x, 1)])
+    finally:
+        _current.reset(token)
 
 
-def _tiled(
-    network: nn.Module,
-    work: Callable[[Tensor], Tensor],
-    x: Tensor,
-    size: int,
-    margin: int,
-    up: int,
-    down: int,
-    share: bool,
-) -> Tensor:
-    """`work` over x (1, C, down h, down w) in windows of `size` latent places: (1, K, up h, up w)."""
-    height, width = x.shape[2] // down, x.shape[3] // down
-    places = x.new_zeros(1, 1, height, width)
-    feather = max(size // 8, 1)
+class Tiles(NamedTuple):
+    """How a picture is cut."""
 
-    def part(window: Window, _: Tensor) -> Tensor:
-        outer = grown(window, margin, height, width)
-        made = work(outer.times(down).crop(x))
-        inner = Window(window.top - outer.top, window.left - outer.left, window.height, window.width)
-        return inner.times(up).crop(made).float()
+    size: int  # latent places a side, without the margin
+    share: int  # passes over all tiles, before the last, that pool the norms' statistics
 
-    with shared(network, lambda: work(_small(x, size, down)), share):
-        return blend(places, size, max(size - feather, 1), part, up)
+    @classmethod
+    def of(cls, autoencoder: Autoencoder, tile: int, share: int) -> Self:
+        """From a side in pixels. Raises `ValueError` where that cuts nothing."""
+        if tile < autoencoder.factor or share < 0:
+            raise ValueError(
+                f"a tile has at least the autoencoder's factor, {autoencoder.factor} pixels a side, and passes that share "
+                f"statistics are 0 or more; got {tile} and {share}"
+            )
+        return cls(tile // autoencoder.factor, int(share))
+
+    def spread(self, work: Work, x: Tensor, layers: Sequence[nn.Module], before: int, after: int) -> Tensor:
+        """`work(x)` tile by tile; `layers` are those that it goes through."""
+        height, width = x.shape[-2] // before, x.shape[-1] // before
+        if max(height, width) <= self.size:
+            return work(x)
+        margin = reach(work, x, layers, before)
+
+        def part(window: Window, statistics: Statistics | None = None) -> Tensor:
+            outer = grown(window, margin, height, width)
+            inner = Window(window.top - outer.top, window.left - outer.left, window.height, window.width)
+            if statistics is not None:
+                statistics.seen = lambda h: inner.times(h.shape[-2] // outer.height).crop(h)
+            return inner.times(after).crop(work(outer.times(before).crop(x)))
+
+        shared = Statistics() if self.share else None
+        with sharing(shared):
+            if shared is not None:
+                for _ in range(self.share):
+                    for window in disjoint(height, width, self.size):
+                        part(window, shared)
+                    shared.settle()
+            stride = max(self.size - max(self.size // 8, 1), 1)
+            return blend(x[..., ::before, ::before], self.size, stride, lambda window, _: part(window), after)
+
+
+_current: ContextVar[Tiles | None] = ContextVar("tiles", default=None)
+
+
+class Contracting(nn.Sequential):
+    """`fine` layers, by tiles where `decode` or `moments` cuts, then `coarse` ones at the latent's resolution."""
+
+    def __init__(self, factor: int, fine: Sequence[nn.Module], coarse: Sequence[nn.Module]) -> None:
+        super().__init__(*fine, *coarse)
+        self.factor, self.cut = factor, len(fine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        return chain(layers[self.cut :], local(layers[: self.cut], x, self.factor, 1))
+
+
+class Expanding(nn.Sequential):
+    """`coarse` layers at the latent's resolution, then `fine` ones, by tiles where `decode` or `moments` cuts."""
+
+    def __init__(self, factor: int, coarse: Sequence[nn.Module], fine: Sequence[nn.Module]) -> None:
+        super().__init__(*coarse, *fine)
+        self.factor, self.cut = factor, len(coarse)
+
+    def forward(self, x: Tensor) -> Tensor:
+        layers = list(self)
+        return local(layers[self.cut :], chain(layers[: self.cut], x), 1, self.factor)
+
+
+def chain(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """x through the layers, one after the other."""
+    for layer in layers:
+        x = layer(x)
+    return x
+
+
+def local(layers: Sequence[nn.Module], x: Tensor, before: int, after: int) -> Tensor:
+    """x through layers that look no further than their kernels, by tiles where `decode` or `moments` cuts."""
+    tiles, work = _current.get(), partial(chain, layers)
+    return work(x) if tiles is None else tiles.spread(work, x, layers, before, after)
 
 
 def grown(window: Window, margin: int, height: int, width: int) -> Window:
-    """The window with its margin, as far as the canvas goes."""
+    """The window with a margin on every side that is not the canvas's own."""
     top, left = max(window.top - margin, 0), max(window.left - margin, 0)
     bottom = min(window.top + window.height + margin, height)
     right = min(window.left + window.width + margin, width)
     return Window(top, left, bottom - top, right - left)
 
 
-def _small(x: Tensor, size: int, down: int) -> Tensor:
-    """x shrunk to fit a tile, with the contrast that it had: averaging takes some away."""
-    scale = min(1.0, size * down / max(x.shape[2:]))
-    sides = [max(round(n * scale / down), 1) * down for n in x.shape[2:]]
-    made = F.interpolate(x.float(), sides, mode="bicubic", antialias=True, align_corners=False).to(x.dtype)
-    if down > 1:  # pixels keep their range; latents, which are nearly noise, lose most of theirs
-        return made
-    mean, std = x.mean((2, 3), keepdim=True), x.std((2, 3), keepdim=True)
-    return (made - made.mean((2, 3), keepdim=True)) / made.std((2, 3), keepdim=True).clamp(min=1e-6) * std + mean
+def disjoint(height: int, width: int, size: int) -> Iterator[Window]:
+    """Windows of at most `size` that cover every place of the canvas once."""
+    for top in range(0, height, size):
+        for left in range(0, width, size):
+            yield Window(top, left, min(size, height - top), min(size, width - left))
 
 
-@contextmanager
-def shared(network: nn.Module, look: Callable[[], object], wanted: bool) -> Iterator[None]:
-    """Within this context the group norms of a network use the statistics that they saw while `look` ran."""
-    norms = [m for m in network.modules() if isinstance(m, GroupNorm)] if wanted else []
+@torch.no_grad()
+def reach(work: Work, x: Tensor, layers: Sequence[nn.Module], before: int) -> int:
+    """How far a place of `work`'s result sees through the convolutions of `layers`, in latent places, rounded up.
+
+    A probe of x's channels goes through; then the need of one place is followed back from the last convolution to the
+    first, in whole places at every resolution. Branches side by side are added up, so it is never too small for layers
+    whose only neighbourhoods are convolutions'. Attention and norms see everything, and are not counted.
+    """
+    met: list[tuple[nn.Module, int]] = []
+    kinds = (nn.Conv2d, nn.ConvTranspose2d)
+    found = {m for layer in layers for m in layer.modules() if isinstance(m, kinds)}
+
+    def note(module: nn.Module, given: Any, made: Tensor) -> None:
+        met.append((module, made.shape[-1]))
+
+    handles = [module.register_forward_hook(note) for module in found]
     try:
-        for norm in norms:
-            norm.keep()
-        if norms:
-            look()
-        for norm in norms:
-            norm.hold()
-        yield
+        with sharing(None):
+            side = work(x.new_zeros(1, x.shape[1], PROBE * before, PROBE * before)).shape[-1]
     finally:
-        for norm in norms:
-            norm.release()
+        for handle in handles:
+            handle.remove()
+    need = 0
+    for module, after in reversed(met):
+        need, side = math.ceil(need * after / side), after
+        assert isinstance(module, kinds)
+        stride, spread = module.stride[0], (module.kernel_size[0] - 1) * module.dilation[0]
+        padding = module.padding[0] if isinstance(module.padding[0], int) else spread // 2
+        if isinstance(module, nn.ConvTranspose2d):
+            need, side = math.ceil((need + spread) / stride), max(after // stride, 1)
+        else:
+            need, side = need * stride + max(padding, spread - padding), after * stride
+    return math.ceil(need * PROBE / side)
+
+
+def padded(images: Tensor, factor: int) -> Tensor:
+    """Pictures (B, C, H, W), reflected at the right and lower edge until the factor divides their sides."""
+    for axis in (-2, -1):
+        side = images.shape[axis]
+        if side % factor:
+            place = torch.arange(-(-side // factor) * factor, device=images.device)
+            period = max(2 * side - 2, 1)
+            place = place % period
+            images = images.index_select(axis, torch.minimum(place, period - place) if side > 1 else 0 * place)
+    return images
+
+
+def cropped(pictures: Tensor, size: tuple[int, int] | None) -> Tensor:
+    """The upper left `size` (height, width) of the pictures; all of them for None. Raises `ValueError` beyond them."""
+    if size is None:
+        return pictures
+    height, width = pictures.shape[-2:]
+    if not (0 < size[0] <= height and 0 < size[1] <= width):
+        raise ValueError(f"the pictures are {width}x{height}, so {size[1]}x{size[0]} cannot be cut from them")
+    return pictures[..., : size[0], : size[1]]

@@ -6,7 +6,9 @@ layer here makes its input contiguous on the CPU where that pays, and computes t
 published latent diffusion model does) unless autocast already runs the kernel, which accumulates in float32 itself.
 """
 
-from typing import Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -39,36 +41,13 @@ class GroupNorm(nn.GroupNorm):
 
     def __init__(self, channels: int, groups: int = 32, eps: float = 1e-5) -> None:
         super().__init__(groups_for(channels, groups), channels, eps=eps)
-        self.seen: tuple[Tensor, Tensor] | None = None  # mean and variance a group, (B, groups, 1), while kept or held
-        self.state: Literal["free", "keep", "hold"] = "free"
-
-    def keep(self) -> None:
-        """Note the statistics of what comes next."""
-        self.state = "keep"
-
-    def hold(self) -> None:
-        """Normalise by the noted statistics instead of the input's own: tiles of one picture then agree."""
-        self.state = "hold" if self.seen is not None else "free"
-
-    def release(self) -> None:
-        """Forget what was noted."""
-        self.seen, self.state = None, "free"
-
-    def _apart(self, input: Tensor) -> Tensor | None:
-        """With held statistics the whole norm; with kept ones these are noted and nothing is returned."""
-        rows = input.float().reshape(len(input), self.num_groups, -1)
-        if self.state == "keep":
-            self.seen = rows.mean(2, keepdim=True), rows.var(2, keepdim=True, correction=0)
-            return None
-        assert self.seen is not None
-        mean, variance = self.seen
-        whole = ((rows - mean) * (variance + self.eps).rsqrt()).reshape(input.shape)
-        shape = (-1, *[1] * (input.ndim - 2))
-        return (whole * self.weight.float().reshape(shape) + self.bias.float().reshape(shape)).to(input.dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        if self.state != "free" and (made := self._apart(input)) is not None:
-            return made
+        shared = _shared.get()
+        return self.own(input) if shared is None else shared.normalised(self, input)
+
+    def own(self, input: Tensor) -> Tensor:
+        """Normalised by the input's own statistics."""
         if input.device.type == "cpu" and (input.dtype != torch.float32 or not input.requires_grad):
             input = input.contiguous()
         weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
@@ -76,3 +55,56 @@ class GroupNorm(nn.GroupNorm):
             with torch.autocast("cpu", enabled=False):
                 return F.group_norm(input, self.num_groups, weight, bias, self.eps)
         return F.group_norm(input.float(), self.num_groups, self.weight, self.bias, self.eps).to(input.dtype)
+
+
+class Statistics:
+    """What group norms share over a picture that is seen in parts: each one's mean and variance over the whole of it.
+
+    While `seen` is set, it tells which places of a map count (every place once over all parts), and they are summed;
+    `settle` makes the sums known, and norms whose statistics are known use them instead of their input's own.
+    """
+
+    def __init__(self) -> None:
+        self.seen: Callable[[Tensor], Tensor] | None = None
+        self._sums: dict[GroupNorm, tuple[int, Tensor, Tensor]] = {}
+        self._known: dict[GroupNorm, tuple[Tensor, Tensor]] = {}
+
+    def normalised(self, norm: GroupNorm, input: Tensor) -> Tensor:
+        """The norm's output for a part (B, C, H, W)."""
+        if self.seen is not None:
+            self._add(norm, self.seen(input))
+        if norm not in self._known:
+            return norm.own(input)
+        mean, variance = self._known[norm]
+        each = norm.num_channels // norm.num_groups
+        scale = (variance + norm.eps).rsqrt().float().repeat_interleave(each, 1) * norm.weight.float()
+        shift = norm.bias.float() - mean.float().repeat_interleave(each, 1) * scale
+        return torch.addcmul(shift[..., None, None], input.float(), scale[..., None, None]).to(input.dtype)
+
+    def settle(self) -> None:
+        """Make the sums known, and begin new ones."""
+        for norm, (count, total, square) in self._sums.items():
+            mean = total / count
+            self._known[norm] = mean, (square / count - mean.square()).clamp(min=0)
+        self._sums, self.seen = {}, None
+
+    def _add(self, norm: GroupNorm, part: Tensor) -> None:
+        groups = part.detach().float()
+        groups = groups.view(len(part), norm.num_groups, -1, *part.shape[-2:])
+        variance, mean = (v.double() for v in torch.var_mean(groups, (2, 3, 4), correction=0))
+        places = groups[0, 0].numel()
+        count, total, square = self._sums.get(norm, (0, torch.zeros_like(mean), torch.zeros_like(mean)))
+        self._sums[norm] = count + places, total + places * mean, square + places * (variance + mean.square())
+
+
+_shared: ContextVar[Statistics | None] = ContextVar("statistics", default=None)
+
+
+@contextmanager
+def sharing(statistics: Statistics | None) -> Iterator[None]:
+    """Within this context every group norm asks `statistics`; with None each uses its input's own."""
+    token = _shared.set(statistics)
+    try:
+        yield
+    finally:
+        _shared.reset(token)
