@@ -42,7 +42,7 @@ def published(**coder: Any) -> KLAutoencoder:
 
 @pytest.mark.parametrize("lowest", ["whole", "tiled"])
 @pytest.mark.parametrize("sides", [(40, 23), (9, 31)])
-@pytest.mark.parametrize("tile", [8, 64])
+@pytest.mark.parametrize("tile", [32, 64])
 def test_tiles_of_convolutions_are_the_whole(
     lowest: str, sides: tuple[int, int], tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,17 +82,18 @@ def test_shared_statistics_bring_windows_to_the_whole(codec: Codec) -> None:
     slope = torch.linspace(-2, 2, 24)
     latents = torch.randn(1, 4, 24, 24) + slope[:, None] + slope  # windows differ in mean
     whole = codec.decode(latents)
-    error = [float((codec.decode(latents, 64, k) - whole).abs().mean()) for k in range(4)]
+    error = [float((codec.decode(latents, 64, k) - whole).abs().mean()) for k in range(5)]
     assert error[0] > 1e-2
-    assert error[1] < 0.5 * error[0]
-    assert error[3] < 1e-5  # the fine layers have three norms
+    assert error[1] < 0.6 * error[0]
+    assert error[2] < 0.5 * error[1]
+    assert error[4] < 1e-5  # the fine layers have three norms, each made exact by a pass
 
 
 def test_encoding_shares_statistics_too(codec: Codec) -> None:
     stirred(codec)
     images = torch.rand(1, 3, 192, 136) * torch.linspace(0, 1, 136)
     whole = codec.moments(images)
-    error = [float((codec.moments(images, 64, k) - whole).abs().mean()) for k in (0, 3)]
+    error = [float((codec.moments(images, 64, k) - whole).abs().mean()) for k in (0, 4)]
     assert error[0] > 1e-3
     assert error[1] < 1e-5
     assert whole.shape == (1, 8, 24, 17)  # moments, not samples
@@ -102,9 +103,9 @@ def test_attention_at_the_lowest_resolution_sees_the_whole(monkeypatch: pytest.M
     config = KLConfig.model_validate({"coder": {**CODER, "middle_attention": True}})
     codec, latents = stirred(Codec(config)), torch.randn(1, 4, 24, 24)
     whole = codec.decode(latents)
-    assert (codec.decode(latents, 64, 3) - whole).abs().max() < 1e-4
+    assert (codec.decode(latents, 64, 4) - whole).abs().max() < 1e-4
     monkeypatch.setattr(tiling, "WHOLE", 0)
-    assert (codec.decode(latents, 64, 3) - whole).abs().max() > 1e-2
+    assert (codec.decode(latents, 64, 4) - whole).abs().max() > 1e-2
 
 
 def test_pooled_statistics_are_the_whole_maps() -> None:
@@ -159,7 +160,7 @@ def test_pictures_go_one_by_one_and_large_ones_by_tiles_unasked(monkeypatch: pyt
     seen.clear()
     codec.decode(latents, tile=0)
     assert seen == [(2, 65)]
-    with pytest.raises(ValueError, match=r"at least the autoencoder's factor, 8 .*got 7 and 0"):
+    with pytest.raises(ValueError, match=r"at least the autoencoder's factor, 8 .*got 7 and 1"):
         codec.decode(latents, tile=7)
     with pytest.raises(ValueError, match="got 8 and -1"):
         codec.moments(torch.zeros(1, 3, 8, 8), tile=8, share=-1)

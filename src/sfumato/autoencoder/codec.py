@@ -49,7 +49,7 @@ class Codec(nn.Module):
         """Channels of the pictures."""
         return self.autoencoder.image_channels
 
-    def moments(self, images: Tensor, tile: int | None = None, share: int = 0, pad: bool = False) -> Tensor:
+    def moments(self, images: Tensor, tile: int | None = None, share: int = 1, pad: bool = False) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> what the latent cache keeps, (B, M, h, w); `tile` and `share` as for `decode`.
 
         `pad` reflects pictures at their right and lower edge until the factor divides their sides; without it other
@@ -73,19 +73,20 @@ class Codec(nn.Module):
         images: Tensor,
         noise: Tensor | None = None,
         tile: int | None = None,
-        share: int = 0,
+        share: int = 1,
         pad: bool = False,
     ) -> Tensor:
         """(B, C, H, W) in [-1, 1] -> whitened latents (B, channels, h, w); the rest is as for `moments`."""
         return self.whiten(self.moments(images, tile, share, pad), noise)
 
     def decode(
-        self, latents: Tensor, tile: int | None = None, share: int = 0, size: tuple[int, int] | None = None
+        self, latents: Tensor, tile: int | None = None, share: int = 1, size: tuple[int, int] | None = None
     ) -> Tensor:
         """Whitened latents (B, channels, h, w) -> pictures (B, C, H, W), clamped to [-1, 1].
 
         `tile` decodes picture by picture in tiles of so many pixels a side, None only above a million pixels, 0 never;
-        `share` pools the tiles' statistics in so many passes (`sfumato.autoencoder.tiling`); `size` (height, width) cuts
+        `share` says what they know of one another, 0 nothing, more being nearer to the whole (`sfumato.autoencoder.tiling`);
+        `size` (height, width) cuts
         off what `pad` had added. A decode in half precision can overflow: pictures that are not finite are decoded again
         in float32. Raises `FloatingPointError` where they are not finite even then.
         """

@@ -5,9 +5,10 @@ that margin around it, which is then cut away: for a network of convolutions alo
 rounding, and so does their feathered blend.
 
 Two things look everywhere. Layers at the latent's resolution, attention in the middle among them, are cheap there: they
-see the whole picture up to `WHOLE` places, and only the finer ones go by tiles. Group norms of the finer layers take a
-tile's statistics, unless `share` says in how many passes over all tiles they are pooled before. Pass k makes those of the
-first k norms exact and the later ones nearly so (`docs/first-stage.md` has the numbers).
+see the whole picture up to `WHOLE` places, and only the finer ones go by tiles. Group norms of the finer layers take the
+statistics of the picture made small (`share=1`), or pool them over all tiles first, in `share - 1` passes: pass k makes
+those of the first k norms exact and the later ones nearly so. With `share=0` each tile has its own, and seams may show
+(`docs/first-stage.md` has the numbers).
 """
 
 import math
@@ -18,9 +19,10 @@ from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sfumato.autoencoder.base import Autoencoder
-from sfumato.nn.norm import Statistics, sharing
+from sfumato.nn.norm import GroupNorm, Statistics, sharing
 from sfumato.windows import Window, blend
 
 LARGE = 1024 * 1024  # pixels of a picture above which it is done in tiles without being asked
@@ -30,7 +32,7 @@ PROBE = 4  # latent places a side of the picture that tells how far a network lo
 Work = Callable[[Tensor], Tensor]
 
 
-def decode(autoencoder: Autoencoder, latent: Tensor, tile: int = SIDE, share: int = 0) -> Tensor:
+def decode(autoencoder: Autoencoder, latent: Tensor, tile: int = SIDE, share: int = 1) -> Tensor:
     """As `autoencoder.decode`, picture by picture in tiles of `tile` pixels; latents (B, C, h, w) -> (B, K, H, W).
 
     Raises `ValueError` for a tile smaller than a place of the latent.
@@ -38,7 +40,7 @@ def decode(autoencoder: Autoencoder, latent: Tensor, tile: int = SIDE, share: in
     return _each(autoencoder, autoencoder.decode, latent, Tiles.of(autoencoder, tile, share), 1, autoencoder.factor)
 
 
-def moments(autoencoder: Autoencoder, images: Tensor, tile: int = SIDE, share: int = 0) -> Tensor:
+def moments(autoencoder: Autoencoder, images: Tensor, tile: int = SIDE, share: int = 1) -> Tensor:
     """What is stored of pictures (B, K, H, W), in tiles of `tile` pixels: (B, M, H/factor, W/factor).
 
     Raises `ValueError` for a tile smaller than a place of the latent, and as `Autoencoder.check`.
@@ -68,7 +70,7 @@ class Tiles(NamedTuple):
     """How a picture is cut."""
 
     size: int  # latent places a side, without the margin
-    share: int  # passes over all tiles, before the last, that pool the norms' statistics
+    share: int  # 0: norms see their tile; 1: the picture made small; each more: a pass over all tiles that pools them
 
     @classmethod
     def of(cls, autoencoder: Autoencoder, tile: int, share: int) -> Self:
@@ -94,10 +96,14 @@ class Tiles(NamedTuple):
                 statistics.seen = lambda h: inner.times(h.shape[-2] // outer.height).crop(h)
             return inner.times(after).crop(work(outer.times(before).crop(x)))
 
-        shared = Statistics() if self.share else None
+        normed = any(isinstance(m, GroupNorm) for layer in layers for m in layer.modules())
+        shared = Statistics() if self.share and normed else None
         with sharing(shared):
             if shared is not None:
-                for _ in range(self.share):
+                shared.seen = lambda h: h
+                work(shrunk(x, self.size * before, before))
+                shared.settle()
+                for _ in range(self.share - 1):
                     for window in disjoint(height, width, self.size):
                         part(window, shared)
                     shared.settle()
@@ -143,6 +149,18 @@ def local(layers: Sequence[nn.Module], x: Tensor, before: int, after: int) -> Te
     """x through layers that look no further than their kernels, by tiles where `decode` or `moments` cuts."""
     tiles, work = _current.get(), partial(chain, layers)
     return work(x) if tiles is None else tiles.spread(work, x, layers, before, after)
+
+
+def shrunk(x: Tensor, largest: int, multiple: int) -> Tensor:
+    """x made small, its sides multiples of `multiple`, with the mean and the deviation that its channels had."""
+    scale = min(1.0, largest / max(x.shape[-2:]))
+    sides = [max(round(n * scale / multiple), 1) * multiple for n in x.shape[-2:]]
+    small = F.interpolate(x.float(), sides, mode="bilinear", antialias=True, align_corners=False)
+    if multiple > 1:  # pixels keep their range; maps of features, nearly noise, lose most of theirs
+        return small.to(x.dtype)
+    deviation, mean = torch.std_mean(x.float(), (2, 3), correction=0, keepdim=True)
+    away, middle = torch.std_mean(small, (2, 3), correction=0, keepdim=True)
+    return ((small - middle) / away.clamp(min=1e-6) * deviation + mean).to(x.dtype)
 
 
 def grown(window: Window, margin: int, height: int, width: int) -> Window:
