@@ -1,6 +1,7 @@
 """What every first stage is: `z = E(x)`, `x~ = D(z)`, with a factor between their sides."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -41,6 +42,10 @@ class Autoencoder(nn.Module, ABC):
     @abstractmethod
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """A latent from stored moments (B, M, h, w); the mode where `noise` is None."""
+
+    def borrowed(self) -> Sequence[nn.Module]:
+        """Modules that are not ours and that pictures go through on their way to a latent."""
+        return ()
 
     def check(self, images: Tensor) -> None:
         """Raise `ValueError` where the images do not fit: their channels, or sides that the factor does not divide."""

@@ -37,7 +37,8 @@ def decode(autoencoder: Autoencoder, latent: Tensor, tile: int = SIDE, share: in
 
     Raises `ValueError` for a tile smaller than a place of the latent.
     """
-    return _each(autoencoder, autoencoder.decode, latent, Tiles.of(autoencoder, tile, share), 1, autoencoder.factor)
+    tiles = Tiles.of(autoencoder, tile, share)
+    return _each([autoencoder], autoencoder.decode, latent, tiles, 1, autoencoder.factor)
 
 
 def moments(autoencoder: Autoencoder, images: Tensor, tile: int = SIDE, share: int = 1) -> Tensor:
@@ -51,14 +52,15 @@ def moments(autoencoder: Autoencoder, images: Tensor, tile: int = SIDE, share: i
         encoded = autoencoder.encode(part)
         return encoded.latent if encoded.moments is None else encoded.moments
 
-    return _each(autoencoder, work, images, Tiles.of(autoencoder, tile, share), autoencoder.factor, 1)
+    networks, tiles = [autoencoder, *autoencoder.borrowed()], Tiles.of(autoencoder, tile, share)
+    return _each(networks, work, images, tiles, autoencoder.factor, 1)
 
 
-def _each(network: nn.Module, work: Work, x: Tensor, tiles: "Tiles", before: int, after: int) -> Tensor:
+def _each(networks: Sequence[nn.Module], work: Work, x: Tensor, tiles: "Tiles", before: int, after: int) -> Tensor:
     """`work(x)` picture by picture. A latent place is `before` places of x and `after` of the result."""
-    split = any(isinstance(m, Contracting | Expanding) for m in network.modules())
+    split = any(isinstance(m, Contracting | Expanding) for network in networks for m in network.modules())
     if not split or x.shape[-2] * x.shape[-1] > WHOLE * before**2:
-        return torch.cat([tiles.spread(work, one, [network], before, after) for one in torch.split(x, 1)])
+        return torch.cat([tiles.spread(work, one, networks, before, after) for one in torch.split(x, 1)])
     token = _current.set(tiles)
     try:
         return torch.cat([work(one) for one in torch.split(x, 1)])
@@ -101,7 +103,7 @@ class Tiles(NamedTuple):
         with sharing(shared):
             if shared is not None:
                 shared.seen = lambda h: h
-                work(shrunk(x, self.size * before, before))
+                work(shrunk(x, max(self.size, PROBE) * before, before))
                 shared.settle()
                 for _ in range(self.share - 1):
                     for window in disjoint(height, width, self.size):

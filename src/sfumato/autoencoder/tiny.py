@@ -109,6 +109,9 @@ class Tiny(Autoencoder):
             self._teacher = (codec.to(device),)
         return self._teacher[0]
 
+    def borrowed(self) -> list[nn.Module]:
+        return [self.teacher(next(self.parameters()).device)] if self.whitened else []
+
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Encoded:
         """The latent; the penalty, the mean square of latents beyond 3, keeps them where the decoder can tell them."""
         self.check(images)
