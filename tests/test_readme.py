@@ -24,7 +24,7 @@ def test_the_python_of_the_readme_runs(model_folder: Path, tmp_path: Path, monke
 
 
 def test_every_command_of_the_readme_exists() -> None:
-    commands = re.findall(r"sfumato ([a-z]+)(?: ([a-z-]+))?", TEXT)
+    commands = re.findall(r"sfumato ([a-z]+)(?: ([a-z0-9-]+))?", TEXT)
     named = [(verb, word) for verb, word in commands if verb in cli.VERBS]
     assert len(named) > 8
     for verb, word in named:
