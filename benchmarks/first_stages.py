@@ -119,17 +119,19 @@ def one(name: str, fields: dict[str, Any], asked: argparse.Namespace, look: run.
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the tables."""
     r = row["reconstruction"]
-    near = next((v for k, v in row.get("features", [{}])[-1].items() if k.startswith("Fréchet") and "±" not in k), None)
+    seen = row["features"][0] if "features" in row else {}  # the second row is the ceiling
+    near = next((v for k, v in seen.items() if k.startswith("Fréchet")), None)
+    kernel = next((v for k, v in seen.items() if k.startswith("kernel") and not k.endswith("±")), None)
     far = next((v for k, v in r.items() if "perceptual" in k and not k.endswith("±") and "error" not in k), None)
     codes = row["latents"].get("codes")
     return [
         row["name"], f"{row['parameters'] / 1e6:.2f} M", f"{row['images']:,}", f"{row['images'] / row['seconds']:.0f}",
         f"{r['psnr']:.2f}", f"{r['ssim']:.3f}", f"{far:.3f}" if far is not None else "",
-        f"{near:.1f}" if near is not None else "", f"{100 * codes['share']:.1f} %" if codes else "",
+        f"{near:.0f}" if near is not None else "", f"{kernel:.3f}" if kernel is not None else "", f"{100 * codes['share']:.1f} %" if codes else "",
     ]  # fmt: skip
 
 
-HEAD = ["", "parameters", "images", "images/s", "PSNR", "SSIM", "perceptual", "rFréchet", "codes used"]
+HEAD = ["", "parameters", "images", "images/s", "PSNR", "SSIM", "perceptual", "rFréchet", "kernel", "codes used"]
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
