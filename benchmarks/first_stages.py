@@ -16,7 +16,6 @@ import torch
 
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
-from sfumato.data.base import Data
 from sfumato.demo.plan import rate as measured_rate
 from sfumato.evaluation import run
 from sfumato.features import network as networks
@@ -32,6 +31,7 @@ FACTORS: dict[int, tuple[int, list[int], int, int]] = {
     32: (4, [1, 2, 2, 2], 64, 16),
 }
 CODES = 1024
+BATCH = 16
 
 
 def coder(factor: int, channels: int) -> dict[str, Any]:
@@ -74,39 +74,54 @@ def variants(perceptual: Path | None) -> dict[str, dict[str, Any]]:
 PERCEPTUAL = 0.3  # the distance is about three times an L1 of 0.1 at the start
 
 
-def planned(fields: dict[str, Any], seconds: float, images: int | None) -> recipe.AutoencoderRecipe:
-    """The recipe with the number of images that the budget pays for; `images`, where given, is the budget."""
-    read = recipe.parse(fields)
+def whole(name: str, fields: dict[str, Any], asked: argparse.Namespace, images: int) -> recipe.AutoencoderRecipe:
+    """The whole recipe of a variant."""
+    read = recipe.parse(
+        {
+            "stage": "autoencoder",
+            "objective": {"l1": 1.0, "l2": 0.5, "kl": 1e-3},
+            "data": {"kind": "folder", "path": str(asked.data), "size": asked.size},
+            "training": {
+                "images": images, "batch": BATCH, "rate": 1e-2, "ema": [0.05], "flip": 0.5, "preview": 1_000_000,
+            },
+        }
+        | fields
+    )  # fmt: skip
     assert isinstance(read, recipe.AutoencoderRecipe)
-    if images is None:
-        where = torch.device("cpu")
-        speed = measured_rate(reconstruction(read, where), read.training, where)
-        images = round(seconds * speed / read.training.batch) * read.training.batch
-    return read.model_copy(update={"training": read.training.model_copy(update={"images": images})})
+    return read
 
 
-def one(name: str, fields: dict[str, Any], asked: argparse.Namespace, look: run.Looking) -> dict[str, Any]:
+def budgets(chosen: dict[str, dict[str, Any]], asked: argparse.Namespace) -> dict[str, int]:
+    """Name -> images that the budget pays for. All are measured before the first training, and kept.
+
+    What critic and perception pay is asked at equal numbers of images.
+    """
+    path = asked.out / "budgets.json"
+    found: dict[str, int] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    for name, fields in chosen.items():
+        if name.split("-")[0] in ("l1", "perceptual"):
+            found[name] = asked.images
+        elif name not in found:
+            read = whole(name, fields, asked, 1000)
+            where = torch.device("cpu")
+            speed = measured_rate(reconstruction(read, where), read.training, where)
+            found[name] = round(asked.seconds * speed / BATCH) * BATCH
+        files.write(path, json.dumps(found, indent=1))
+    return found
+
+
+def one(name: str, fields: dict[str, Any], images: int, asked: argparse.Namespace, look: run.Looking) -> dict[str, Any]:
     """Train and measure one variant, or read what was measured before."""
     folder = asked.out / name
     path = folder / "result.json"
     if path.is_file():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return kept
-    data = {"kind": "folder", "path": str(asked.data), "size": asked.size}
-    training = {"images": 1000, "batch": 16, "rate": 1e-2, "ema": [0.05], "flip": 0.5, "preview": 1_000_000}
-    whole = {
-        "stage": "autoencoder",
-        "objective": {"l1": 1.0, "l2": 0.5, "kl": 1e-3},
-        "data": data,
-        "training": training,
-    }
-    # what critic and perception pay is asked at equal numbers of images
-    images = asked.images if name.split("-")[0] in ("l1", "perceptual") else None
-    read = planned(whole | fields, asked.seconds, images)
+    read = whole(name, fields, asked, images)
     began = time.perf_counter()
     model = train(read, folder / "run", quiet=True, resume=True)
     spent = time.perf_counter() - began
-    found = run.evaluate_codec(Codec.load(model), Data.model_validate(data), look)
+    found = run.evaluate_codec(Codec.load(model), read.data, look)
     parameters = sum(p.numel() for p in Codec.load(model).parameters())
     row = {
         "name": name, "images": read.training.images, "seconds": spent, "parameters": parameters,
@@ -171,10 +186,11 @@ def main() -> None:
     )
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     rows = []
-    for name, fields in variants(asked.perceptual).items():
-        if asked.only in name:
-            rows.append(one(name, fields, asked, look))
-            print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
+    chosen = {name: fields for name, fields in variants(asked.perceptual).items() if asked.only in name}
+    paid = budgets(chosen, asked)
+    for name, fields in chosen.items():
+        rows.append(one(name, fields, paid[name], asked, look))
+        print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
     if asked.plot:
         plot(rows, asked.plot)
 

@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+
+from sfumato import distributed
 
 
 def pick(name: str = "auto") -> torch.device:
     """`auto` takes cuda, then mps, then cpu. Raises `ValueError` where the named device is not there."""
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        return torch.device(next(n for n, there in found.items() if there))
+        name = next(n for n, there in found.items() if there)
     kind = name.split(":")[0]
     if kind not in found:
         raise ValueError(f"unknown device {name!r}; known: auto, {', '.join(found)}")
@@ -23,14 +26,16 @@ def pick(name: str = "auto") -> torch.device:
         raise ValueError(
             f"device {name!r} is not there; this machine has {', '.join(n for n, y in found.items() if y)}"
         )
+    if name == "cuda" and distributed.place()[1] > 1:
+        return torch.device("cuda", distributed.local())
     return torch.device(name)
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """The type that convolutions and products run in: `fp32`, `bf16`, or `auto`, the faster of the two."""
+    """The type that convolutions and products run in: `fp32`, `bf16`, `auto`, the faster of the two; `fp64` for proofs."""
     if name == "auto":
         return torch.bfloat16 if fast_bfloat16(device.type) else torch.float32
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
     if name not in known:
         raise ValueError(f"unknown precision {name!r}; known: auto, {', '.join(known)}")
     return known[name]
@@ -64,10 +69,15 @@ def _seconds(dtype: torch.dtype) -> float:
     return total
 
 
+def at_least_single(x: Tensor) -> Tensor:
+    """In float32, or in float64 where it is that: for what half precision cannot hold."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 @contextmanager
 def cast(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Autocast to `dtype` on the device; nothing happens for float32. Weights stay in float32."""
-    if dtype == torch.float32:
+    """Autocast to `dtype` on the device; nothing happens for float32 and float64. Weights stay as they are."""
+    if dtype in (torch.float32, torch.float64):
         yield
     else:
         with torch.autocast(device.type, dtype):

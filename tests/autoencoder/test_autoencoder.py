@@ -89,7 +89,7 @@ def test_the_posterior_is_drawn_with_the_given_noise(codec: Codec) -> None:
 def test_whitened_latents_have_mean_0_and_deviation_1(codec: Codec) -> None:
     torch.manual_seed(0)
     moments = torch.cat([5 * torch.randn(400, 4, 2, 2) + 3, torch.full((400, 4, 2, 2), 1.0)], 1)
-    codec.measure(moments.split(100))
+    codec.measure(codec.tally(rows) for rows in moments.split(100))
     latents = codec.whiten(moments, torch.randn(400, 4, 2, 2))
     assert latents.mean((0, 2, 3)).abs().max() < 0.1
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=0.06, rtol=0)

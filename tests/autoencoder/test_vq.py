@@ -149,7 +149,7 @@ def test_a_denoiser_sees_latents_before_they_are_quantised(tmp_path: Path) -> No
     codec.autoencoder.load_state_dict(vq().state_dict())
     images = torch.rand(6, 3, 16, 16) * 2 - 1
     moments = codec.moments(images)
-    codec.measure([moments])
+    codec.measure([codec.tally(moments)])
     latents = codec.whiten(moments, torch.randn_like(moments))
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(codec.decode(latents), codec.autoencoder.rebuild(images)[1].clamp(-1, 1))

@@ -50,7 +50,7 @@ def test_kernel_distance_is_the_double_sum() -> None:
     across = sum(k(a, b) for a in x for b in y) / 25
     found = kernel(x, y)
     assert found.value == pytest.approx(within - 2 * across)
-    assert found.spread == 0.0
+    assert found.spread > 0
 
 
 def test_kernel_distance_over_subsets_is_repeatable_and_near_the_whole() -> None:

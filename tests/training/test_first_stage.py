@@ -1,13 +1,11 @@
 """The first stage's objective: each defect of the scripts that people use today is a test here."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, distributed, nn
-from torch.multiprocessing import spawn
+from torch import Tensor, nn
 
 from sfumato import device as devices
 from sfumato.autoencoder.base import FirstStage
@@ -129,34 +127,6 @@ def test_both_turns_are_the_same_however_a_batch_is_split(kind: str) -> None:
     for other in found[1:]:
         for name, value in found[0].items():
             torch.testing.assert_close(value, other[name], rtol=0.02, atol=2e-3, msg=name)
-
-
-def one_of_several(rank: int, processes: int, folder: Path) -> None:
-    """A process's steps of a training that several share; the first writes the weights."""
-    torch.set_num_threads(1)
-    if processes > 1:
-        where = f"file://{folder / 'meeting'}"
-        distributed.init_process_group("gloo", init_method=where, rank=rank, world_size=processes)
-    book = {"kind": "vq", "codebook": {"size": 32}}
-    recipe = autoencoder_recipe({"critic": {**CRITIC, "r1": 0.1}}, book, optimizer="adamw")
-    loop = loop_of(recipe)
-    for step in range(3):
-        loop.step(range(16 * step, 16 * step + 16))
-    if rank == 0:
-        torch.save(loop.modules.state_dict(), folder / f"{processes}.pt")
-    if processes > 1:
-        distributed.barrier()
-        distributed.destroy_process_group()
-        os._exit(0)  # gloo's threads may outlive the interpreter, which aborts a process that is done
-
-
-def test_gradients_of_both_turns_meet_over_processes(tmp_path: Path) -> None:
-    one_of_several(0, 1, tmp_path)
-    torch.set_num_threads(2)
-    spawn(one_of_several, args=(2, tmp_path), nprocs=2)
-    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in (1, 2))
-    for name, value in one.items():
-        torch.testing.assert_close(value, two[name], rtol=0.02, atol=2e-3, msg=name)
 
 
 def test_nothing_is_paid_before_the_critic_begins(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Part
 from sfumato.data.emoji import EmojiData
 from sfumato.evaluation.denoising import denoising as held_out_loss
 from sfumato.model import LatentDiffusion
@@ -34,6 +36,8 @@ def recipe_of(stage: str, first_stage: Path, **training: object) -> Recipe:
     if stage == "adversarial":
         return adversarial_recipe(**training)
     read = diffusion_recipe(first_stage, **training)
+    if stage == "pixels":
+        return read.model_copy(update={"cache": False})
     if stage == "dropout":
         return read.model_copy(update={"backbone": read.backbone.model_copy(update={"dropout": 0.2})})
     return read
@@ -59,6 +63,7 @@ def contents(folder: Path) -> dict[str, bytes]:
         ("adversarial", 2),
         ("diffusion", 1),
         ("diffusion", 2),
+        ("pixels", 1),
         ("dropout", 1),
     ],
 )
@@ -189,6 +194,51 @@ def test_latents_are_encoded_once_and_refused_when_they_are_not_ours(codec: Code
         latents.encode(codec, part, tmp_path / "a", flip=True)
     with pytest.raises(ValueError, match="without mirrored"):
         latents.encode(codec, part, tmp_path / "b").rows([0], [True])
+
+
+def test_an_interrupted_encoding_goes_on_where_it_was(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = EmojiData(size=16).open("held_out")
+    whole = latents.encode(codec, part, tmp_path / "whole", shard=64)
+    seen: list[range] = []
+    encoded = latents._encoded
+
+    def some(codec: Codec, part: Part, indices: range, flip: bool, at_once: int) -> Tensor:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(indices)
+        return encoded(codec, part, indices, flip, at_once)
+
+    monkeypatch.setattr(latents, "_encoded", some)
+    with pytest.raises(KeyboardInterrupt):
+        latents.encode(codec, part, tmp_path / "parts", shard=64)
+    assert not (tmp_path / "parts").exists()
+    seen.clear()
+    seen.append(range(0))
+    monkeypatch.setattr(latents, "_encoded", lambda *given: (seen.append(given[2]), encoded(*given))[1])
+    parts = latents.encode(codec, part, tmp_path / "parts", shard=64)
+    assert range(64) not in seen
+    assert range(64, 128) not in seen
+    assert torch.equal(whole.rows(range(len(part))), parts.rows(range(len(part))))
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_shards_of_other_latents_are_not_taken(codec: Codec, tmp_path: Path) -> None:
+    part = EmojiData(size=16).open("held_out")
+    work = tmp_path / ".parts.part"
+    latents._begun(work, latents.key(codec, part, False))
+    latents._write(work / "shard-00000", torch.zeros(64, *codec.moments(torch.zeros(1, 3, 16, 16)).shape[1:]).half())
+    codec.scale.fill_(2.0)
+    again = latents.encode(codec, part, tmp_path / "parts", shard=64)
+    assert float(again.rows([0]).abs().max()) > 0
+
+
+def test_latents_from_pixels_are_those_of_the_cache(codec: Codec, tmp_path: Path) -> None:
+    part = EmojiData(size=16).open("held_out")
+    stored, fresh = latents.encode(codec, part, tmp_path / "a", flip=True), latents.Fresh(codec, part)
+    rows = [fresh.rows([3, 5], [False, True]), stored.rows([3, 5], [False, True])]
+    torch.testing.assert_close(rows[0], rows[1], atol=2e-3, rtol=2e-3)
 
 
 def test_a_denoiser_refuses_an_autoencoder_it_was_not_trained_on(

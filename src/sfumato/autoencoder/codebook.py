@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.config import Config
+from sfumato.device import at_least_single
 
 RECENT = 0.99  # decay of the averages that usage and perplexity are told from: about the last hundred steps
 USED = 0.01  # of an equal share: a code chosen less often than this counts as unused
@@ -69,7 +70,7 @@ class Codebook(nn.Module):
     def forward(self, latent: Tensor) -> Quantised:
         """(B, C, h, w) -> the nearest vectors, in float32 whatever the precision around."""
         with torch.autocast(latent.device.type, enabled=False):
-            rows = latent.float().movedim(1, -1)  # (B, h, w, C)
+            rows = at_least_single(latent).movedim(1, -1)  # (B, h, w, C)
             codes = self.nearest(rows.detach().flatten(0, 2)).reshape(rows.shape[:3])
             chosen = F.embedding(codes, self.embedding.weight)
             commitment = (rows - chosen.detach()).square().flatten(1).mean(1)
@@ -89,7 +90,7 @@ class Codebook(nn.Module):
     @torch.no_grad()
     def tally(self, latent: Tensor, codes: Tensor) -> dict[str, Tensor]:
         """How often each code was chosen and the sum of what chose it, as means over the images."""
-        rows, flat = latent.float().movedim(1, -1).flatten(0, 2), codes.flatten()
+        rows, flat = at_least_single(latent).movedim(1, -1).flatten(0, 2), codes.flatten()
         hits = torch.bincount(flat, minlength=self.size).to(rows.dtype)
         sums = torch.zeros_like(self.sums).index_add_(0, flat, rows)
         return {"hits": hits / len(latent), "sums": sums / len(latent)}
@@ -119,7 +120,7 @@ class Codebook(nn.Module):
         (dead,) = torch.where(self.unused())
         places = order.to(latents.device)[: len(dead)]
         dead = dead[: len(places)]
-        self._put(dead, latents[places].float(), self.hits.mean().expand(len(dead)))
+        self._put(dead, at_least_single(latents[places]), self.hits.mean().expand(len(dead)))
         self.idle[dead] = 0
         return len(dead)
 
@@ -129,12 +130,12 @@ class Codebook(nn.Module):
 
         Fewer latents than codes repeat; their codes part as soon as one of them is moved.
         """
-        rows = latents.float()
+        rows = at_least_single(latents)
         means = rows[order.to(rows.device)].repeat(math.ceil(self.size / len(rows)), 1)[: self.size].clone()
         count = torch.zeros(self.size, device=rows.device)
         for _ in range(rounds):
             codes = nearest(rows, means)
-            count = torch.bincount(codes, minlength=self.size).float()
+            count = torch.bincount(codes, minlength=self.size).to(rows.dtype)
             sums = torch.zeros_like(means).index_add_(0, codes, rows)
             means = torch.where(count[:, None] > 0, sums / count.clamp(min=1)[:, None], means)
         self._put(torch.arange(self.size, device=rows.device), means, count / images)

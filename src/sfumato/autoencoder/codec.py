@@ -115,25 +115,24 @@ class Codec(nn.Module):
         return tiling.cropped(pictures, size).float().clamp(-1, 1)
 
     @torch.no_grad()
-    def measure(self, moments: Iterable[Tensor]) -> None:
-        """Set shift and scale from the stored moments of the training set, posterior variance included."""
-        if self.autoencoder.whitened:
-            return
-        count, total, square = (
-            0,
-            torch.zeros(self.channels, dtype=torch.float64),
-            torch.zeros(self.channels, dtype=torch.float64),
-        )
-        for rows in moments:
-            mean = self.autoencoder.sample(rows).double()
-            spread = self.autoencoder.sample(rows, torch.ones_like(mean, dtype=rows.dtype)).double() - mean
-            count += mean.numel() // self.channels
-            total += mean.sum((0, 2, 3)).cpu()
-            square += (mean.square() + spread.square()).sum((0, 2, 3)).cpu()
-        if not count:
+    def tally(self, moments: Tensor) -> Tensor:
+        """What `measure` needs of some moments: number, sum and sum of squares of each channel, (3, C) float64, on the CPU."""
+        mean = self.autoencoder.sample(moments).double()
+        spread = self.autoencoder.sample(moments, torch.ones_like(mean, dtype=moments.dtype)).double() - mean
+        count = torch.full((self.channels,), float(mean.numel() // self.channels), dtype=torch.float64)
+        places = (0, 2, 3)
+        return torch.stack([count, mean.sum(places).cpu(), (mean.square() + spread.square()).sum(places).cpu()])
+
+    @torch.no_grad()
+    def measure(self, tallies: Iterable[Tensor]) -> None:
+        """Set shift and scale from the `tally` of all of the training set's moments, posterior variance included."""
+        whole = torch.zeros(3, self.channels, dtype=torch.float64)
+        for tally in tallies:
+            whole += tally
+        if not whole[0].all():
             raise ValueError("there are no latents to measure; the training part of the data set is empty")
-        shift = total / count
-        variance = square / count - shift.square()
+        shift = whole[1] / whole[0]
+        variance = whole[2] / whole[0] - shift.square()
         self.shift.copy_(shift)
         self.scale.copy_(variance.clamp(min=1e-12).sqrt())
 

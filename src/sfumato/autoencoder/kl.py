@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.autoencoder.coder import CoderConfig, Decoder, Encoder
+from sfumato.device import at_least_single
 
 
 class KLConfig(FirstStage):
@@ -31,7 +32,7 @@ class KLAutoencoder(Autoencoder):
         """Mean and log-variance, (B, 2 * channels, h, w), in float32: a posterior needs its small variances."""
         self.check(images)
         result: Tensor = self.into(self.encoder(images))
-        return result.float()
+        return at_least_single(result)
 
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         mean, log_variance = moments.chunk(2, 1)
@@ -53,4 +54,4 @@ class KLAutoencoder(Autoencoder):
 
     def decode(self, latent: Tensor) -> Tensor:
         result: Tensor = self.decoder(self.out(latent))
-        return result.float()
+        return at_least_single(result)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.tiling import Contracting, Expanding
+from sfumato.device import at_least_single
 
 SIDES: tuple[str, ...] = ("factor", "channels", "image_channels")
 
@@ -121,7 +122,7 @@ class Tiny(Autoencoder):
                 return Encoded(
                     self.sample(moments, noise), torch.zeros(len(images), device=images.device), moments, None
                 )
-        latent: Tensor = self.encoder((images + 1) / 2).float()
+        latent = at_least_single(self.encoder((images + 1) / 2))
         outside = (latent.abs() - 3).clamp(min=0).square().flatten(1).mean(1)
         return Encoded(latent, outside, latent, None)
 
@@ -131,4 +132,4 @@ class Tiny(Autoencoder):
 
     def decode(self, latent: Tensor) -> Tensor:
         result: Tensor = self.decoder(latent)
-        return result.float() * 2 - 1
+        return at_least_single(result) * 2 - 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.autoencoder.codebook import Codebook, CodebookConfig
 from sfumato.autoencoder.coder import CoderConfig, Decoder, Encoder
+from sfumato.device import at_least_single
 
 
 class VQConfig(FirstStage):
@@ -43,7 +44,7 @@ class VQAutoencoder(Autoencoder):
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Encoded:
         """The chosen vectors, the codebook's penalty, the raw latent, the codes."""
         self.check(images)
-        raw: Tensor = self.into(self.encoder(images)).float()
+        raw: Tensor = at_least_single(self.into(self.encoder(images)))
         latent, codes, penalty = self.codebook(raw)
         return Encoded(latent, penalty, raw, codes)
 
@@ -72,4 +73,4 @@ class VQAutoencoder(Autoencoder):
         dtype = next(self.decoder.parameters()).dtype
         latent = latent if torch.is_autocast_enabled(latent.device.type) else latent.to(dtype)
         result: Tensor = self.decoder(self.out(latent))
-        return result.float()
+        return at_least_single(result)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.backbones.base import Backbone, BackboneConfig, Conditions, Sizes
+from sfumato.device import at_least_single
 from sfumato.nn.attention import MapAttention, SpatialTransformer
 from sfumato.nn.conv import Change, Down, Downsample, ResBlock, Up, Upsample, zeroed
 from sfumato.nn.embed import TimeEmbedding
@@ -196,7 +197,7 @@ class UNet(Backbone):
                 h = torch.cat([h, skips.pop()], 1)
             h = self._step(layer, h, embedding, tokens, mask)
         result: Tensor = self.out(F.silu(self.norm(h)))
-        return result.float()
+        return at_least_single(result)
 
     @staticmethod
     def _step(layer: nn.Module, h: Tensor, embedding: Tensor, tokens: Tensor | None, mask: Tensor | None) -> Tensor:

@@ -1,9 +1,10 @@
 """The command line: one verb a file, imported when it is used, so that help and errors answer at once."""
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 VERBS = {
@@ -61,7 +62,7 @@ def _run(verb: str, rest: list[str]) -> None:
     try:
         # not by the parser's own `main`: it swallows an interruption, and with it the sentence that says how to go on
         with parser.make_context(f"sfumato {verb}", rest) as context:
-            parser.invoke(context)
+            _invoke(lambda: parser.invoke(context))
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except typer.Abort:
@@ -76,6 +77,24 @@ def _run(verb: str, rest: list[str]) -> None:
         sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(explained(error))
+
+
+def _invoke(verb: Callable[[], Any]) -> None:
+    """Run the verb; under `torchrun` as one of several processes, of which the first speaks."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        verb()
+        return
+    from sfumato import distributed
+
+    with distributed.joined():
+        if distributed.chief():
+            verb()
+        else:
+            with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
+                verb()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # gloo's threads may outlive the interpreter, which then aborts a process that is done
 
 
 def _dashed(name: str) -> str:

@@ -47,7 +47,7 @@ def command(
     import json
 
     from sfumato import device as devices
-    from sfumato import files
+    from sfumato import distributed, files
     from sfumato.evaluation import doors, protocol
     from sfumato.evaluation.report import text
 
@@ -67,7 +67,10 @@ def command(
         devices.precision(precision, where),
     )
     look = doors.looking(features, sha256, perceptual, clip, cache, workers, where)
-    found, show = doors.evaluate(asked, look, where, lambda said: typer.echo(said, err=True))
+    speaks = distributed.chief()
+    found, show = doors.evaluate(asked, look, where, lambda said: typer.echo(said, err=True) if speaks else None)
+    if not speaks:
+        return
     if out is not None:
         files.write(out, json.dumps(found, indent=1, ensure_ascii=False))
     if report is not None:

@@ -26,15 +26,19 @@ def run(fields: dict[str, Any], model: Path, out: Path, device: str, precision: 
     from rich.console import Console
     from rich.progress import Progress
 
+    from sfumato import distributed
     from sfumato.tasks import metadata
     from sfumato.tasks.pipeline import Pipeline
 
     pipeline = Pipeline.load(model, device=device, precision=precision)
     out.mkdir(parents=True, exist_ok=True)
     number = first_free(out)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    speaks = distributed.chief()
+    with Progress(console=Console(stderr=True), transient=True, disable=not speaks) as progress:
         task = progress.add_task("sampling", total=None)
         for picture in pipeline.stream(request, lambda done, total: progress.update(task, completed=done, total=total)):
+            if not speaks:
+                continue
             path = out / f"{number:05d}-{seed_of(picture.info)}.png"
             metadata.save(picture, path)
             progress.console.print(str(path), soft_wrap=True)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato import files
+from sfumato import distributed, files
 from sfumato.evaluation.source import Source, batches
 from sfumato.features.network import FeatureNetwork
 
@@ -47,8 +47,9 @@ def gather(
         if tell is not None:
             tell(done)
     gathered = {name: torch.cat(rows) for name, rows in parts.items()}
-    if path is not None:
+    if path is not None and distributed.chief():
         files.save_tensors(path, gathered)
+    distributed.wait()  # the cache is there for all, or for none
     return gathered
 
 
@@ -60,9 +61,8 @@ def key(network: FeatureNetwork, source: Source) -> str:
 
 def _found(network: FeatureNetwork, source: Source, workers: int) -> Iterator[dict[str, Any]]:
     cut = batches(len(source))
-    if workers <= 1 or len(cut) == 1:
-        for indices in cut:
-            yield _features(network, source, indices)
+    if workers <= 1 or len(cut) == 1 or distributed.place()[1] > 1:
+        yield from distributed.spread(lambda indices: _features(network, source, indices), cut)
         return
     threads = max(torch.get_num_threads() // workers, 1)
     where = network.place.device

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato import image
+from sfumato import distributed, image
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
 from sfumato.evaluation.source import PartPictures, Rebuilt, Source, batches, equal
@@ -88,15 +88,17 @@ def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
 @torch.no_grad()
 def measured(again: Rebuilt, perceptual: Perceptual | None = None) -> list[dict[str, Any]]:
     """A row a picture: `index`, `name`, `psnr`, `ssim`, `ms_ssim`, the perceptual distance under its name."""
-    rows: list[dict[str, Any]] = []
-    for indices in batches(len(again)):
+
+    def some(indices: range) -> list[dict[str, Any]]:
         originals = again.source.pictures(indices)
-        made = again.rebuilt(originals)
-        values = _columns(originals, made, perceptual)
-        for place, k in enumerate(indices):
-            known = {n: float(v[place]) for n, v in values.items() if not v[place].isnan()}
-            rows.append({"index": k, "name": again.name(k), **known})
-    return rows
+        values = _columns(originals, again.rebuilt(originals), perceptual)
+        return [
+            {"index": k, "name": again.name(k)}
+            | {n: float(v[place]) for n, v in values.items() if not v[place].isnan()}
+            for place, k in enumerate(indices)
+        ]
+
+    return [row for rows in distributed.spread(some, batches(len(again))) for row in rows]
 
 
 def _columns(originals: Sequence[Tensor], made: Sequence[Tensor], perceptual: Perceptual | None) -> dict[str, Tensor]:

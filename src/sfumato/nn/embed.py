@@ -27,5 +27,7 @@ class TimeEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(width, out), nn.SiLU(), nn.Linear(out, out))
 
     def forward(self, clock: Tensor) -> Tensor:
-        result: Tensor = self.layers(sinusoid(clock, self.width))
+        first = self.layers[0]
+        assert isinstance(first, nn.Linear)
+        result: Tensor = self.layers(sinusoid(clock, self.width).to(first.weight.dtype))
         return result

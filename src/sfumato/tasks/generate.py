@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato import device as devices
+from sfumato import distributed
 from sfumato.conditioning.base import Conditions
 from sfumato.diffusion.grid import grid
 from sfumato.diffusion.names import SAMPLERS
@@ -54,7 +55,8 @@ def generate(
     dtype: torch.dtype = torch.float32,
     tell: Progress | None = None,
 ) -> Iterator[Made]:
-    """The request's pictures, a batch at a time. Picture k depends on seed + k and its own words, not on the batch."""
+    """The request's pictures, a batch at a time. Picture k depends on seed + k and its own words, not on the
+    batch; several processes take turns at batches, and each yields all."""
     largest = LARGEST * model.size**2
     if (request.width or model.size) * (request.height or model.size) > largest:
         raise ValueError(
@@ -66,18 +68,21 @@ def generate(
     batches = range(0, len(seeds), request.batch)
     for begin in batches:  # a word that the last batch cannot read is told before the first is sampled
         conditions(model, request, prompts[begin : begin + request.batch])
-    for number, begin in enumerate(batches):
-        rows = slice(begin, begin + request.batch)
+
+    def made(number: int) -> Made:
+        rows = slice(batches[number], batches[number] + request.batch)
         stream = Stream(seeds[rows])
         x = stream.normal(shape, 0).to(model.device)
 
-        def told(step: int, before: int = number * request.steps) -> None:
+        def told(step: int) -> None:
             if tell is not None:
-                tell(before + step, len(batches) * request.steps)
+                tell(number * request.steps + step, len(batches) * request.steps)
 
         latents = sample(model, x, request, prompts[rows], dtype, stream, told)
         with torch.no_grad():
-            yield Made(model.pictures(latents), seeds[rows], prompts[rows])
+            return Made(model.pictures(latents).cpu(), seeds[rows], prompts[rows])
+
+    yield from distributed.spread(made, range(len(batches)))
 
 
 @torch.no_grad()

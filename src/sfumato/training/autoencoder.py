@@ -19,11 +19,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sfumato import image, streams
+from sfumato import distributed, image, streams
 from sfumato.autoencoder.codebook import Codebook
 from sfumato.autoencoder.codec import Codec
 from sfumato.data import loader
 from sfumato.data.base import Part
+from sfumato.device import at_least_single
 from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, ReconstructionConfig, TrainingConfig
@@ -93,7 +94,7 @@ class Coder(nn.Module):
             error = self.compare(rebuilt, batch.images, found)
         else:
             error = self.judged(rebuilt, batch, found)
-        if self.critic is not None:
+        if batch.begun:
             self.kept[batch.positions] = rebuilt.detach()
         return {"loss": error + (self.weights.kl if encoded.codes is None else self.weights.codebook) * penalty} | found
 
@@ -128,7 +129,7 @@ class Coder(nn.Module):
             last = last_layer(self.codec)
             for name, gradient in (("slope", slope), ("push", push)):
                 (at_last,) = torch.autograd.grad(rebuilt, last, gradient, retain_graph=True)
-                found[name] = at_last.float()
+                found[name] = at_least_single(at_last)
         value = error.detach() + weight * opinion.detach()
         carried = (rebuilt * (slope + weight * push)).sum()  # whose gradient at `rebuilt` is that of the whole
         own = error - error.detach() if self.weights.variance else 0.0  # the log-variance's, whose `picture` is a leaf
@@ -144,10 +145,8 @@ class Critic(nn.Module):
         self._coder = [coder]  # not a submodule: this turn does not train it
 
     def forward(self, batch: Pictures) -> dict[str, Tensor]:
-        """Mean losses over the batch; nothing before the critic's start."""
+        """Mean losses over the batch."""
         rebuilt = self._coder[0].kept.pop(batch.positions)
-        if not batch.begun:
-            return {}
         real, fake = self.critic.judge(batch.images), self.critic.judge(rebuilt)
         loss = critic_loss(self.config.loss, real, fake).mean()
         found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
@@ -207,9 +206,8 @@ class Reconstruction(Objective):
         noise = streams.normal(self.shape, t.seed, "posterior", positions)
         heed = torch.tensor([self._heed(p) for p in positions])
         begun = self._since(positions[0]) >= 0
-        return Pictures(
-            rows.images.to(self.device), noise.to(self.device), heed.to(self.device), begun, tuple(positions)
-        )
+        images, noise, heed = (x.to(self.device, self.dtype) for x in (rows.images, noise, heed))
+        return Pictures(images, noise, heed, begun, tuple(positions))
 
     def _since(self, position: int) -> int:
         """Images since the critic began, at the start of this position's step: one answer for all parts of a step."""
@@ -219,6 +217,9 @@ class Reconstruction(Objective):
     def _heed(self, position: int) -> float:
         critic = self.recipe.objective.critic
         return 0.0 if critic is None else min(max(self._since(position) / critic.ramp, 0.0), 1.0)
+
+    def active(self, turn: str, positions: Sequence[int]) -> bool:
+        return turn == "coder" or self._since(positions[0]) >= 0
 
     @torch.no_grad()
     def begin(self) -> None:
@@ -262,20 +263,27 @@ class Reconstruction(Objective):
     def preview(self) -> Image.Image:
         """Held-out originals above their reconstructions."""
         step = max(len(self.held_out) // 16, 1)
-        originals = stack(self.held_out, range(0, min(16 * step, len(self.held_out)), step)).to(self.device)
+        originals = self._stacked(self.held_out, range(0, min(16 * step, len(self.held_out)), step))
         rebuilt = self.codec.autoencoder.decode(self.codec.autoencoder.encode(originals).latent)
         return image.sheet(torch.cat([originals, rebuilt.clamp(-1, 1)]), columns=len(originals))
 
     @torch.no_grad()
-    def publish(self, folder: Path) -> None:
-        """Measure shift and scale over the whole training part, then write the autoencoder's folder."""
-        self.codec.measure(self._moments())
-        self.codec.save(folder)
+    def conclude(self) -> None:
+        """Measure shift and scale over the whole training part."""
+        if self.codec.autoencoder.whitened:
+            return
 
-    def _moments(self) -> Iterable[Tensor]:
-        for begin in range(0, len(self.train), 128):
-            rows = stack(self.train, range(begin, min(begin + 128, len(self.train))))
-            yield self.codec.moments(rows.to(self.device))
+        def tallied(begin: int) -> Tensor:
+            rows = self._stacked(self.train, range(begin, min(begin + 128, len(self.train))))
+            return self.codec.tally(self.codec.moments(rows))
+
+        self.codec.measure(distributed.spread(tallied, range(0, len(self.train), 128)))
+
+    def _stacked(self, part: Part, indices: Iterable[int]) -> Tensor:
+        return stack(part, indices).to(self.device, self.dtype)
+
+    def publish(self, folder: Path) -> None:
+        self.codec.save(folder)
 
 
 def stack(part: Part, indices: Iterable[int]) -> Tensor:

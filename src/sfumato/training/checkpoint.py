@@ -41,6 +41,12 @@ def save(
     return whole
 
 
+def tidy(folder: Path) -> None:
+    """Delete what a process that was killed while it wrote has left."""
+    for part in folder.glob(".*.part"):
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def found(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
     return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())

@@ -15,7 +15,7 @@ from sfumato.diffusion.grid import even
 from sfumato.diffusion.loss import Weighting, density, stratified, weighting
 from sfumato.diffusion.samplers import ddim, last
 from sfumato.model import LatentDiffusion
-from sfumato.training.latents import Latents
+from sfumato.training.latents import Fresh, Latents
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import DiffusionRecipe
 
@@ -46,14 +46,16 @@ class DenoiserTurn(nn.Module):
 
 
 class Denoising(Objective):
-    """Trains a model's denoiser and conditioners on cached latents."""
+    """Trains a model's denoiser and conditioners on latents."""
+
+    uneven = True
 
     def __init__(
         self,
         model: LatentDiffusion,
         recipe: DiffusionRecipe,
         train: Part,
-        latents: Latents,
+        latents: Latents | Fresh,
         device: torch.device,
         card: str,
     ) -> None:
@@ -68,15 +70,15 @@ class Denoising(Objective):
     def batch(self, positions: Sequence[int]) -> Noisy:
         t = self.recipe.training
         plan = loader.plan(self.train, t.seed, positions, t.flip)
-        moments = self.latents.rows(plan.indices, plan.flips).to(self.device)
-        noise = streams.normal(self.shape, t.seed, "posterior", positions).to(self.device)
-        eps = streams.normal(self.shape, t.seed, "eps", positions).to(self.device)
+        moments = self.latents.rows(plan.indices, plan.flips).to(self.device, self.dtype)
+        noise = streams.normal(self.shape, t.seed, "posterior", positions).to(moments)
+        eps = streams.normal(self.shape, t.seed, "eps", positions).to(moments)
         with torch.no_grad():
             latents = self.model.codec.whiten(moments, noise)
         wanted = set(self.model.conditions.fields.values())
         fields = {name: values for name, values in plan.fields.items() if name in wanted}
         draws = streams.uniform((len(self.model.config.conditioners),), t.seed, "drop", positions)
-        return Noisy(latents, self.times(positions).to(self.device), eps, fields, self.model.conditions.dropped(draws))
+        return Noisy(latents, self.times(positions).to(moments), eps, fields, self.model.conditions.dropped(draws))
 
     def times(self, positions: Sequence[int]) -> Tensor:
         """Training times (B,) in [0, 1], drawn as the recipe says."""
@@ -91,7 +93,7 @@ class Denoising(Objective):
         """One sample for each of a few conditions, always from the same noise."""
         fields = self._previewed()
         count = next((len(values) for values in fields.values()), PREVIEWS)
-        x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device)
+        x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device, self.dtype)
         denoise = self.model.denoise(self.model.conditions(fields, count), scale=2.5 if fields else 1.0)
         grid = even(self.model.denoiser.schedule, 12)
         return image.sheet(self.model.pictures(last(ddim(denoise, x, grid))), columns=min(count, 8))

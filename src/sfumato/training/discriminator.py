@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato.device import at_least_single
+
 GanLoss = Literal["hinge", "logistic", "non_saturating"]
 
 
@@ -46,7 +48,7 @@ class PatchDiscriminator(nn.Sequential):
                 f"{pictures.shape[3]}x{pictures.shape[2]}: set objective.critic.layers lower"
             )
         logits: Tensor = self(pictures)
-        return logits.float().flatten(1)
+        return at_least_single(logits).flatten(1)
 
 
 def critic_loss(kind: GanLoss, real: Tensor, fake: Tensor) -> Tensor:
@@ -69,5 +71,5 @@ def gradient_penalty(critic: PatchDiscriminator, real: Tensor) -> Tensor:
     """R1 (Mescheder et al., 2018, eq. 9), (B,): half the squared gradient of the mean logit at real pictures."""
     real = real.detach().requires_grad_()
     with torch.autocast(real.device.type, enabled=False):
-        (slope,) = torch.autograd.grad(critic.judge(real.float()).mean(1).sum(), real, create_graph=True)
+        (slope,) = torch.autograd.grad(critic.judge(at_least_single(real)).mean(1).sum(), real, create_graph=True)
     return 0.5 * slope.square().flatten(1).sum(1)

@@ -2,13 +2,15 @@
 
 It is a Hugging Face `datasets` Arrow data set of posterior moments in half precision, memory-mapped, keyed by the data
 set's and the autoencoder's fingerprints: a cache of another autoencoder, of other pictures or of another size is
-refused rather than trained on. Mirrored pictures are encoded too where a recipe mirrors, since the encoder of a mirrored
+refused rather than trained on. It is written in shards by as many processes as there are, and an interrupted writing
+goes on. Mirrored pictures are encoded too where a recipe mirrors, since the encoder of a mirrored
 picture is not the mirrored latent.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato import files
+from sfumato import distributed, files
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
 from sfumato.training.autoencoder import stack
@@ -58,6 +60,24 @@ def key(codec: Codec, part: Part, flip: bool) -> dict[str, Any]:
     return {"data": part.fingerprint, "autoencoder": codec.fingerprint(), "flip": flip, "count": len(part)}
 
 
+class Fresh:
+    """Moments worked out when they are asked for, in place of a cache: for runs shorter than an epoch or two, and for
+    pictures that change with every showing."""
+
+    def __init__(self, codec: Codec, part: Part) -> None:
+        self.codec, self.part = codec, part
+
+    @torch.no_grad()
+    def rows(self, indices: Sequence[int], flips: Sequence[bool] | None = None) -> Tensor:
+        """As `Latents.rows`."""
+        pictures = stack(self.part, indices)
+        for place, mirrored in enumerate(flips or ()):
+            if mirrored:
+                pictures[place] = pictures[place].flip(-1)
+        shift = self.codec.shift
+        return self.codec.moments(pictures.to(shift.device, next(self.codec.autoencoder.parameters(), pictures).dtype))
+
+
 def encode(
     codec: Codec,
     part: Part,
@@ -65,49 +85,96 @@ def encode(
     *,
     flip: bool = False,
     at_once: int = 128,
+    shard: int = 1024,
     tell: Callable[[int], None] | None = None,
 ) -> Latents:
     """Encode a part into `folder` (nothing is done where it already holds just that) and open it.
 
-    Raises `ValueError` where the folder holds other latents; `tell` is called with the number of pictures done.
+    Pictures are encoded in shards, each written whole or not at all and taken by one of the run's processes; what an
+    interrupted call has finished is kept, and the rows do not depend on who encoded them. Raises `ValueError` where the
+    folder holds other latents; `tell` is called with the number of pictures that this process has done.
     """
     wanted = key(codec, part, flip)
     if (folder / KEY).is_file():
         check(folder, wanted)
         return Latents(folder)
+    codec.autoencoder.check(torch.empty(1, part.channels, part.size, part.size))
+    work = folder.with_name(f".{folder.name}.part")
+    rank, processes = distributed.place()
+    if distributed.chief():
+        _begun(work, wanted)
+    distributed.wait()
+    shards = [range(b, min(b + shard, len(part))) for b in range(0, len(part), shard)]
+    done = 0
+    try:
+        for number in range(rank, len(shards), processes):
+            if not (work / _name(number)).is_dir():
+                _write(work / _name(number), _encoded(codec, part, shards[number], flip, at_once))
+            done += len(shards[number])
+            if tell is not None:
+                tell(done)
+        distributed.wait()
+        if distributed.chief():
+            _join(work, len(shards), folder, wanted)
+    except OSError as error:
+        raise files.full(error, folder) from error
+    distributed.wait()
+    return Latents(folder)
+
+
+def _name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
+def _begun(work: Path, wanted: dict[str, Any]) -> None:
+    """A folder for the shards of just these latents; those of others in it are deleted."""
+    path = work / KEY
+    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != wanted:
+        shutil.rmtree(work, ignore_errors=True)
+        files.write(path, json.dumps(wanted))
+
+
+@torch.no_grad()
+def _encoded(codec: Codec, part: Part, indices: range, flip: bool, at_once: int) -> Tensor:
+    """Moments (N, M, h, w) in half precision, a mirrored picture's after its own. Batches begin where shards do."""
+    found = []
+    for begin in range(indices.start, indices.stop, at_once):
+        pictures = stack(part, range(begin, min(begin + at_once, indices.stop))).to(codec.shift.device)
+        views = [codec.moments(p).cpu() for p in ([pictures, pictures.flip(-1)] if flip else [pictures])]
+        found.append(torch.stack(views, 1).flatten(0, 1).clamp(-65504, 65504).to(torch.float16))
+    return torch.cat(found)
+
+
+def _write(folder: Path, moments: Tensor) -> None:
+    """One shard, whole or not there."""
     from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets import Sequence as Row
 
-    device = codec.shift.device
-    codec.autoencoder.check(torch.empty(1, part.channels, part.size, part.size))
-    with torch.no_grad():
-        shape = tuple(codec.moments(stack(part, [0]).to(device)).shape[1:])
-
-    def generate() -> Iterator[dict[str, Any]]:
-        for begin in range(0, len(part), at_once):
-            pictures = stack(part, range(begin, min(begin + at_once, len(part)))).to(device)
-            with torch.no_grad():
-                views = [codec.moments(p).cpu() for p in ([pictures, pictures.flip(-1)] if flip else [pictures])]
-            for rows in zip(*views, strict=True):
-                for row in rows:
-                    yield {"moments": row.clamp(-65504, 65504).to(torch.float16).numpy().ravel()}
-            if tell is not None:
-                tell(begin + len(pictures))
-
-    values = int(np.prod(shape))
-    part_folder = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part_folder, ignore_errors=True)
-    features = Features({"moments": Row(Value("float16"), length=values)})
+    disable_progress_bars()
+    flat = moments.flatten(1).numpy()
+    features = Features({"moments": Row(Value("float16"), length=flat.shape[1])})
+    part = folder.with_name(f"{folder.name}.{os.getpid()}")
     try:
-        table = Dataset.from_list(list(generate()), features=features)
-        disable_progress_bars()
-        table.save_to_disk(str(part_folder))
-        files.write(part_folder / KEY, json.dumps({**wanted, "shape": shape}, indent=1))
-        part_folder.replace(folder)
-    except OSError as error:
-        shutil.rmtree(part_folder, ignore_errors=True)
-        raise files.full(error, folder) from error
-    return Latents(folder)
+        Dataset.from_dict({"moments": list(flat)}, features=features).save_to_disk(str(part))
+        files.write(part / KEY, json.dumps({"shape": tuple(moments.shape[1:])}))
+        part.rename(folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _join(work: Path, shards: int, folder: Path, wanted: dict[str, Any]) -> None:
+    """All shards as one data set in `folder`; they are copied through memory maps, then deleted."""
+    from datasets import concatenate_datasets, load_from_disk
+
+    parts = [work / _name(number) for number in range(shards)]
+    whole = work / "whole"
+    shutil.rmtree(whole, ignore_errors=True)
+    concatenate_datasets([load_from_disk(str(p)) for p in parts]).save_to_disk(str(whole))
+    shape = json.loads((parts[0] / KEY).read_text(encoding="utf-8"))["shape"]
+    files.write(whole / KEY, json.dumps({**wanted, "shape": shape}, indent=1))
+    whole.rename(folder)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def check(folder: Path, wanted: dict[str, Any]) -> None:

@@ -20,18 +20,25 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sfumato import distributed
+
 
 class Log:
-    """The metrics of one run in `folder`; a context manager that also draws the progress line unless `quiet`."""
+    """The metrics of one run in `folder`; a context manager that also draws the progress line unless `quiet`.
+
+    Of several processes only the first writes and draws.
+    """
 
     def __init__(self, folder: Path, title: str, total: int, images: int, quiet: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        folder.mkdir(parents=True, exist_ok=True)
         self.metrics, self.times = folder / "metrics.jsonl", folder / "times.jsonl"
-        cut(self.metrics, images)
-        cut(self.times, images)
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images or None)
+        self.board: SummaryWriter | None = None
+        if distributed.chief():
+            folder.mkdir(parents=True, exist_ok=True)
+            cut(self.metrics, images)
+            cut(self.times, images)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images or None)
         self.last, self.since = images, time.perf_counter()
         self.seconds = 0.0
         self.progress = Progress(
@@ -42,7 +49,7 @@ class Log:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=Console(stderr=True),
-            disable=quiet,
+            disable=quiet or not distributed.chief(),
         )
         self.task = self.progress.add_task(title, total=total, completed=images, facts="")
         self.preview = ""
@@ -55,10 +62,13 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        self.board.close()
+        if self.board is not None:
+            self.board.close()
 
     def report(self, images: int, values: dict[str, float]) -> None:
         """One line of metrics after `images` images."""
+        if self.board is None:
+            return
         elapsed = time.perf_counter() - self.since
         self.seconds += elapsed
         speed = (images - self.last) / max(elapsed, 1e-9)

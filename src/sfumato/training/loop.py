@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import device as devices
-from sfumato import streams
+from sfumato import distributed, streams
 from sfumato.lanes import lanes, side_by_side
-from sfumato.training import checkpoint, distributed
+from sfumato.training import checkpoint
 from sfumato.training.ema import Averages
 from sfumato.training.log import Log
 from sfumato.training.objective import Objective
@@ -55,7 +55,9 @@ class Loop:
         self.modules = nn.ModuleList(modules)
         # dropout inside a network draws from torch's one stream, which lanes would take from in any order
         self.dropout = any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules.modules())
-        self.lanes = 1 if self.dropout else lanes(self.device)
+        self.lanes = 1 if self.dropout or distributed.place()[1] > 1 else lanes(self.device)
+        uneven = self.objective.uneven
+        self.turns = {n: distributed.wrapped(module, self.learned[n], uneven=uneven) for n, module in turns.items()}
         self.configs = {turn: self.objective.tuned(turn, self.config) for turn in turns}
         self.optimizers = {
             turn: Optimizer(several, self.configs[turn], self.dtype, self.lanes)
@@ -69,6 +71,12 @@ class Loop:
         if resume:
             self._resume()
         c = self.config
+        processes = distributed.place()[1]
+        if min(c.batch, c.images, (c.images % c.batch) or c.batch) < processes:
+            raise ValueError(
+                f"the run's last batch has fewer images than there are processes ({processes}): choose training.images "
+                f"as a multiple of training.batch, {c.batch}, or start fewer processes"
+            )
         with Log(self.folder, self.title, c.images, self.images, self.quiet) as log, _interrupts() as stopped:
             if self.images == 0:
                 self.objective.begin()
@@ -83,53 +91,63 @@ class Loop:
                     self._report(log)
                 if done or crossed(before, self.images, c.preview):
                     self._preview(log)
-                if done or stopped or crossed(before, self.images, c.checkpoint):
+                halted = self._halted(stopped, before)
+                if done or halted or crossed(before, self.images, c.checkpoint):
                     self._save()
-                if stopped and not done:
+                if halted and not done:
                     raise Interrupted(f"stopped after {self.images:,} images; the same command with --resume goes on")
         with self.averaged():
-            self.objective.publish(self.folder / "model")
+            self.objective.conclude()
+            if distributed.chief():
+                self.objective.publish(self.folder / "model")
+        distributed.wait()
+
+    def _halted(self, stopped: "_Flag", before: int) -> bool:
+        """Whether the user stopped the run. Several processes agree on it now and then, since asking costs a meeting."""
+        if distributed.place()[1] > 1:
+            return crossed(before, self.images, self.config.report) and distributed.some(bool(stopped))
+        return bool(stopped)
 
     def step(self, positions: Sequence[int]) -> None:
         """One optimiser step of every turn on the examples at these positions."""
         rank, processes = distributed.place()
         count = self.config.accumulate * self.lanes * processes
         parts = [part for part in (positions[k::count] for k in range(rank, count, processes)) if part]
-        if len(positions) < processes:
-            raise ValueError(f"a batch of {len(positions)} does not go round {processes} processes; take a larger one")
-        for turn in self.objective.turns:
+        for turn in self.turns:
+            if not self.objective.active(turn, positions):
+                continue
             parameters = [p for m in self.learned[turn] for p in m.parameters() if p.requires_grad]
-            part = partial(self._part, turn, parameters, len(positions))
+            part = partial(self._part, turn, parameters, len(positions), parts[-1])
             measured: dict[str, Tensor] = {}
             for k in range(0, len(parts), self.lanes):
                 for values, gradients in side_by_side(part, parts[k : k + self.lanes], self.lanes):
                     for name, value in values.items():
                         measured[name] = measured[name] + value if name in measured else value
                     accumulate(parameters, gradients)
-            if measured:
-                learned = [p.grad for p in parameters if p.grad is not None]
-                distributed.total([*learned, *(measured[name] for name in sorted(measured))])
-                measured["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
-                self.optimizers[turn].step(rate_at(self.images, self.configs[turn]))
-                told = self.objective.settle(turn, measured, positions)
-                self._note(turn, {**measured, **told})
+            distributed.total([measured[name] for name in sorted(measured)])
+            measured["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
+            self.optimizers[turn].step(rate_at(self.images, self.configs[turn]))
+            told = self.objective.settle(turn, measured, positions)
+            self._note(turn, {**measured, **told})
         self.averages.update(math.ceil((self.images + len(positions)) / self.config.batch))
 
     def _part(
-        self, turn: str, parameters: list[nn.Parameter], whole: int, positions: Sequence[int]
+        self, turn: str, parameters: list[nn.Parameter], whole: int, last: Sequence[int], positions: Sequence[int]
     ) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
         """This part's share of what its turn measures, and of the gradients; a single lane adds these where they belong."""
         share = len(positions) / whole
+        module, processes = self.turns[turn], distributed.place()[1]
         if self.dropout:
             torch.manual_seed(int(streams.generator(self.config.seed, "dropout", positions[0]).integers(2**63)))
         batch = self.objective.batch(positions)
-        with devices.cast(self.dtype, self.device):
-            values: dict[str, Tensor] = self.objective.turns[turn](batch)
         gradients: Sequence[Tensor | None] = ()
-        if values and self.lanes == 1:
-            torch.autograd.backward(values["loss"] * share, inputs=parameters)
-        elif values:
-            gradients = torch.autograd.grad(values["loss"] * share, parameters, allow_unused=True)
+        with distributed.meeting(module, positions is last):
+            with devices.cast(self.dtype, self.device):
+                values: dict[str, Tensor] = module(batch)
+            if self.lanes == 1:  # what meets is a mean over processes, and a sum over parts is wanted
+                torch.autograd.backward(values["loss"] * (share * processes), inputs=parameters)
+            else:
+                gradients = torch.autograd.grad(values["loss"] * share, parameters, allow_unused=True)
         return {name: value.detach() * share for name, value in values.items()}, gradients
 
     def _note(self, turn: str, values: dict[str, Tensor]) -> None:
@@ -163,6 +181,8 @@ class Loop:
             self.watch(self.images, None)
 
     def _preview(self, log: Log) -> None:
+        if not distributed.chief():
+            return
         begin = time.perf_counter()
         path = self.folder / "samples" / f"{self.images:09d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -190,11 +210,15 @@ class Loop:
             **{f"optimizer-{turn}": several.state() for turn, several in self.optimizers.items()},
         }
         self._means()  # nothing unchecked is saved over a good checkpoint
+        if not distributed.chief():
+            return
         sums = {name: float(total) for name, total in self.sums.items()}
         facts: dict[str, Any] = {"counts": self.counts, "sums": sums}
         checkpoint.save(self.folder / "state", self.images, tensors, facts, self.config.keep)
 
     def _resume(self) -> None:
+        if distributed.chief():
+            checkpoint.tidy(self.folder / "state")
         newest = checkpoint.newest(self.folder / "state")
         if newest is None:
             return
@@ -204,15 +228,26 @@ class Loop:
         for turn, several in self.optimizers.items():
             several.restore(tensors[f"optimizer-{turn}"])
         self.images, self.counts = int(facts["images"]), dict(facts["counts"])
-        self.sums = {name: torch.tensor(total, device=self.device) for name, total in facts["sums"].items()}
+        kind = torch.float64 if self.dtype == torch.float64 else torch.float32
+        self.sums = {name: torch.tensor(total, dtype=kind, device=self.device) for name, total in facts["sums"].items()}
 
 
 @torch.no_grad()
 def accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> None:
-    """Add gradients to those that the parameters have."""
+    """Add gradients to those that the parameters have, laid out as the parameters are.
+
+    The way back through a gradient penalty gives convolutions' gradients in another order of dimensions, and a fused
+    optimiser reads both as plain rows of numbers.
+    """
     for parameter, gradient in zip(parameters, gradients, strict=False):
-        if gradient is not None:
-            parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+        if gradient is None:
+            continue
+        if parameter.grad is not None:
+            parameter.grad.add_(gradient)
+        elif gradient.stride() == parameter.stride():
+            parameter.grad = gradient
+        else:
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
 def crossed(before: int, after: int, every: int) -> bool:

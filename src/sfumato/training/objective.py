@@ -3,8 +3,9 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -14,11 +15,18 @@ from sfumato.training.recipe import TrainingConfig
 class Objective(ABC):
     """A training task. `turns` maps a name (`coder`, `critic` | `denoiser`) to a module whose `forward(batch)` returns
     means over the batch: `loss`, other numbers to be logged, and tensors of more dimensions that `settle` wants of the
-    whole batch. An empty mapping means that the turn does nothing yet. Each turn is stepped by its own optimiser.
+    whole batch. Each turn is stepped by its own optimiser.
     `learned` names the modules that a turn changes and whose average is kept.
     """
 
     turns: Mapping[str, nn.Module]
+    uneven: ClassVar[bool] = False  # whether a part of a batch may leave some of the learned weights out
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights, and so of the numbers in a batch: float32, or float64 where a run is a proof."""
+        first = next(iter(self.turns))
+        return next(p.dtype for m in self.learned(first) for p in m.parameters())
 
     @abstractmethod
     def learned(self, turn: str) -> Sequence[nn.Module]:
@@ -32,8 +40,16 @@ class Objective(ABC):
         """The optimiser's settings for this turn."""
         return training
 
+    def active(self, turn: str, positions: Sequence[int]) -> bool:
+        """Whether this turn has begun at the step of these positions."""
+        return True
+
     def begin(self) -> None:
         """What is done once, before the first step of a run."""
+        return
+
+    def conclude(self) -> None:
+        """What is done once, after the last step and with the averaged weights, by all processes together."""
         return
 
     def settle(self, turn: str, measured: Mapping[str, Tensor], positions: Sequence[int]) -> Mapping[str, Tensor]:
@@ -46,4 +62,4 @@ class Objective(ABC):
 
     @abstractmethod
     def publish(self, folder: Path) -> None:
-        """Write the model folder from the weights as they are now."""
+        """Write the model folder from the weights as they are now; called after `conclude`, by one process."""

@@ -51,7 +51,7 @@ class TrainingConfig(Config):
     weight_decay: float = Field(0.01, ge=0)
     clip: PositiveFloat = Field(1.0, description="largest norm of the gradient; longer ones are shortened")
     ema: tuple[PositiveFloat, ...] = Field((0.05,), min_length=1, description="relative widths of the kept averages")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = Field("auto", description="fp64 is for proofs")
     flip: float = Field(0.0, ge=0, le=1, description="share of the images shown mirrored")
     seed: int = 0
     report: Images = Field(2_000, description="images between lines of metrics.jsonl")
@@ -139,6 +139,9 @@ class DiffusionRecipe(DiffusionConfig):
     times: TimesConfig = TimesConfig()
     weighting: Literal["simple", "min_snr", "soft_min_snr", "edm", "sigmoid"] = Field(
         "simple", description="factor on the loss over t; simple: none, the prediction's own"
+    )
+    cache: bool = Field(
+        True, description="encode every picture once, before training, in half precision; false: when it is shown"
     )
     prompts: tuple[str, ...] = Field(
         (), description="texts of the preview grids; () takes captions of the training data"

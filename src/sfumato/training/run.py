@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import yaml
 
-from sfumato import __version__, files
+from sfumato import __version__, distributed, files
 from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
@@ -18,7 +18,7 @@ from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.training import checkpoint
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
-from sfumato.training.latents import Latents, encode
+from sfumato.training.latents import Fresh, Latents, encode
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import fitting
 from sfumato.training.objective import Objective
@@ -40,13 +40,13 @@ def train(
     fit one another; `Interrupted` after Ctrl-C and `FloatingPointError` on NaN, both with what to do next.
     """
     where = devices.pick(device)
-    recipe = _settled(recipe, folder, resume, where)
+    recipe = _agreed(recipe, folder, resume, where)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)  # of the fresh weights; everything later has streams of its own
         objective = _objective(recipe, folder, where)
-    for module in objective.turns.values():
-        module.to(where)
     dtype = devices.precision(recipe.training.precision, where)
+    for module in objective.turns.values():
+        module.to(where, torch.float64 if dtype == torch.float64 else None)
     loop = Loop(objective, recipe.training, folder, f"{recipe.stage} {folder.name}", where, dtype, quiet, watch)
     loop.run(resume)
     return folder / "model"
@@ -70,7 +70,9 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
     part = recipe.data.open("train")
     config, texts = fitted(recipe, part)
     model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
-    latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
+    latents: Latents | Fresh = Fresh(codec, part)
+    if recipe.cache:
+        latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
     return Denoising(model, recipe, part, latents, where, card(recipe))
 
 
@@ -101,6 +103,18 @@ def card(recipe: DiffusionRecipe) -> str:
         '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
         'images = model.generate(prompt="...", count=4, seed=0)\n```\n'
     )
+
+
+def _agreed(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:
+    """The recipe with every measured choice made, by the first process for all."""
+    if distributed.chief():
+        with distributed.alone():
+            recipe = _settled(recipe, folder, resume, where)
+    distributed.wait()
+    if distributed.chief():
+        return recipe
+    path = folder / "recipe.yaml"
+    return parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
 
 
 def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:
@@ -164,4 +178,5 @@ def environment(where: torch.device) -> dict[str, object]:
         "capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
     }

@@ -1,0 +1,65 @@
+"""What each of several processes runs in the tests of `test_distributed.py`."""
+
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing import spawn
+
+from sfumato import distributed
+from sfumato.data.emoji import EmojiData
+from sfumato.evaluation import run
+from sfumato.evaluation.source import PartPictures, Sampled
+from sfumato.features.network import Description, FeatureNetwork
+from sfumato.model import LatentDiffusion
+from sfumato.tasks.generate import generate
+from sfumato.tasks.requests import Generate
+from sfumato.training import latents
+from sfumato.training.recipe import Recipe
+from sfumato.training.run import train
+
+
+def together(processes: int, function: Callable[..., Any], *given: Any) -> None:
+    """Run `function(*given)` in so many processes that are one group, as `torchrun` would start them."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(_member, args=(processes, port, function, given), nprocs=processes)
+
+
+def _member(rank: int, processes: int, port: int, function: Callable[..., Any], given: Sequence[Any]) -> None:
+    told = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in told.items()})
+    torch.set_num_threads(1)
+    with distributed.joined():
+        function(*given)
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may outlive the interpreter, which aborts a process that is done
+
+
+def trained(recipes: dict[str, Recipe], folder: Path) -> None:
+    """Train every recipe into a folder of its name."""
+    for name, recipe in recipes.items():
+        train(recipe, folder / name, device="cpu", quiet=True, resume=True)
+
+
+def used(model_folder: Path, folder: Path) -> None:
+    """Encode, sample and measure; what was found goes to files of the folder."""
+    model = LatentDiffusion.load(model_folder)
+    part = EmojiData(size=32).open("held_out")
+    stored = latents.encode(model.codec, part, folder / "latents", flip=True, shard=100)
+    network = FeatureNetwork(torch.nn.Flatten(), Description(name="pixels", size=4))
+    look = run.Looking(network, cache=folder / "features")
+    found: dict[str, Any] = {"codec": run.evaluate_codec(model.codec, PartPictures(part, "emoji"), look)}
+    request = Generate(prompt=["red heart", "cat face", "sun", "tree", "apple"], steps=3, batch=2, seed=1)
+    sampled = Sampled(model, request, 40, part)
+    found["samples"] = run.evaluate_images(sampled, PartPictures(part, "emoji"), look)
+    pictures = torch.cat([made.pictures for made in generate(model, request)])
+    if distributed.chief():
+        torch.save({"rows": stored.rows(range(len(stored)), [True] * len(stored)), "pictures": pictures}, folder / "t")
+        (folder / "found.json").write_text(json.dumps(found))

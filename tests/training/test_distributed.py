@@ -1,0 +1,170 @@
+"""One process or many: the same data, the same noise, the same weights to rounding."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from sfumato import distributed, files
+from sfumato.training import checkpoint
+from sfumato.training.recipe import Recipe, dump
+from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
+from tests.training.several import together, trained, used
+
+STEPS, BATCH = 50, 16
+
+
+def recipes(first_stage: Path, precision: str, steps: int = STEPS) -> dict[str, Recipe]:
+    """Both stages and both turns of the adversarial one. Codes that start by k-means and move are in the second."""
+    some = {"images": steps * BATCH, "batch": BATCH, "checkpoint": steps * BATCH, "precision": precision}
+    critic = {"width": 8, "layers": 2, "start": 32, "ramp": 64, "rate": 0.002, "r1": 0.1}
+    return {
+        "kl": autoencoder_recipe({"variance": True, "critic": critic}, **some),
+        "vq": adversarial_recipe(**some, accumulate=2),
+        "diffusion": diffusion_recipe(first_stage, **some),
+    }
+
+
+def state(run: Path) -> dict[str, torch.Tensor]:
+    """Weights, averages and optimisers of the last checkpoint."""
+    last = checkpoint.found(run / "state")[-1]
+    return {f"{p.stem}.{n}": t for p in last.glob("*.safetensors") for n, t in files.load_tensors(p).items()}
+
+
+def farthest(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    """The largest difference of any number."""
+    assert one.keys() == other.keys()
+    return max(float((one[n].double() - other[n].double()).abs().max()) for n in one if one[n].numel())
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(first_stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of one process."""
+    folder = tmp_path_factory.mktemp("whole")
+    trained(recipes(first_stage, "fp64"), folder)
+    trained({f"{n}-fp32": r for n, r in recipes(first_stage, "fp32").items()}, folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_train_as_one(processes: int, whole: Path, first_stage: Path, tmp_path: Path) -> None:
+    asked = recipes(first_stage, "fp64") | {f"{n}-fp32": r for n, r in recipes(first_stage, "fp32").items()}
+    together(processes, trained, asked, tmp_path)
+    for name in asked:
+        if name.endswith("fp32"):
+            for one, other in zip(losses(whole / name), losses(tmp_path / name), strict=True):
+                for loss in {"loss", "critic_loss"} & one.keys():
+                    assert one[loss] == pytest.approx(other[loss], rel=1e-4, abs=1e-4)
+            continue
+        one, other = state(whole / name), state(tmp_path / name)
+        assert sum(t.dtype == torch.float64 for t in one.values()) > 0.8 * len(one)
+        assert farthest(one, other) < 1e-9
+
+
+def test_two_processes_take_the_steps_of_one(first_stage: Path, tmp_path: Path) -> None:
+    asked = {n: r for n, r in recipes(first_stage, "fp64", steps=6).items() if n != "kl"}
+    trained(asked, tmp_path / "one")
+    together(2, trained, asked, tmp_path / "two")
+    for name in asked:
+        one, two = state(tmp_path / "one" / name), state(tmp_path / "two" / name)
+        assert farthest(one, two) < 1e-10
+        models = [sorted(p.name for p in (tmp_path / n / name / "model").rglob("*")) for n in ("one", "two")]
+        assert models[0] == models[1]
+
+
+def command(run: Path, recipe: Path, processes: int) -> list[str]:
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend=c10d"]
+    where = ["--rdzv-endpoint=localhost:0", "-m"]
+    start = [*launcher, *where] if processes > 1 else ["-m"]
+    return [sys.executable, *start, "sfumato", "train", str(recipe), "--run", str(run), "--resume", "--quiet"]
+
+
+@pytest.mark.slow
+def test_when_one_process_dies_all_stop_and_the_others_can_go_on(tmp_path: Path) -> None:
+    """Two processes by torchrun; one is killed; the launcher ends with an error; one process takes up the run."""
+    recipe = autoencoder_recipe(images=200_000, checkpoint=32)
+    path, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(dump(recipe)))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    both = subprocess.Popen(command(run, path, 2), stderr=subprocess.PIPE, text=True, env=environment)
+    until(lambda: len(checkpoint.found(run / "state")) > 0, 120)
+    members = children(both.pid)
+    assert len(members) == 2
+    os.kill(members[1], signal.SIGKILL)
+    killed = time.monotonic()
+    _, said = both.communicate(timeout=60)
+    assert both.returncode != 0
+    assert re.search(r"exitcode\s*: -9|Signal 9", said), said
+    assert time.monotonic() - killed < 60
+    assert not [pid for pid in members if alive(pid)]
+    until_image = int(checkpoint.found(run / "state")[-1].name)
+    alone = subprocess.Popen(command(run, path, 1), stderr=subprocess.PIPE, text=True, env=environment)
+    until(lambda: int(checkpoint.found(run / "state")[-1].name) > until_image, 120)
+    alone.send_signal(signal.SIGINT)
+    _, said = alone.communicate(timeout=60)
+    assert "--resume" in said
+    assert alone.returncode == 130
+
+
+def until(done: object, seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not done():  # type: ignore[operator]
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(0.1)
+
+
+def children(pid: int) -> list[int]:
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def squares(count: int, path: Path) -> None:
+    found = list(distributed.spread(lambda n: (n * n, distributed.place()[0]), range(count)))
+    if distributed.chief():
+        path.write_text(json.dumps(found))
+    with distributed.alone():
+        assert distributed.place() == (0, 1)
+    assert distributed.some(distributed.place()[0] == 1)
+
+
+def test_work_is_spread_and_comes_back_in_order(tmp_path: Path) -> None:
+    assert list(distributed.spread(lambda n: n * n, range(5))) == [0, 1, 4, 9, 16]
+    together(2, squares, 5, tmp_path / "found")
+    assert json.loads((tmp_path / "found").read_text()) == [[0, 0], [1, 1], [4, 0], [9, 1], [16, 0]]
+
+
+def test_encoding_sampling_and_measuring_do_not_depend_on_the_number_of_processes(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in each of several processes
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    used(model_folder, tmp_path / "one")
+    torch.set_num_threads(threads)
+    together(2, used, model_folder, tmp_path / "two")
+    one, two = (torch.load(tmp_path / n / "t", weights_only=True) for n in ("one", "two"))
+    assert torch.equal(one["rows"], two["rows"])
+    assert torch.equal(one["pictures"], two["pictures"])
+    assert (tmp_path / "one" / "found.json").read_text() == (tmp_path / "two" / "found.json").read_text()
+    tables = [sorted(p.name for p in (tmp_path / n / "latents").iterdir()) for n in ("one", "two")]
+    assert tables[0] == tables[1]
