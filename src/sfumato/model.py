@@ -57,6 +57,16 @@ class LatentDiffusion(nn.Module):
         """Where the weights are."""
         return self.codec.shift.device
 
+    def for_sampling(self, dtype: torch.dtype = torch.float32) -> Self:
+        """Make the network ready to sample only: its weights in `dtype`, laid out as this device runs them fastest.
+
+        Without casts at every operation and with channels-last maps a sampling takes 10 to 30 % less time than the
+        same network under autocast (`docs/performance.md`).
+        """
+        self.denoiser.network.to(dtype)
+        self.denoiser.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return self
+
     def latent_shape(self, width: int | None = None, height: int | None = None) -> tuple[int, int, int]:
         """(channels, h, w) of the latents of a picture. Raises `ValueError` for sides the factor does not divide."""
         w, h, f = width or self.size, height or self.size, self.codec.factor

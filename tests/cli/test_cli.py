@@ -165,7 +165,7 @@ def test_encode_and_train_from_the_command_line(
         (["generate", "{model}", "--steps", "0"], "greater than or equal to 1"),
         (["generate", "{model}", "--width", "33"], "multiples of 8"),
         (["generate", "{model}", "--sampler", "x"], "known: ddim"),
-        (["generate", "{model}", "--precision", "fp64"], "known: auto, fp32, bf16"),
+        (["generate", "{model}", "--precision", "fp8"], "known: auto, fp32, bf16"),
         (["generate", "{model}", "--promt", "x"], "No such option"),
         (["evaluate", "{tmp}"], "names its data"),
         (["evaluate", "{model}", "--features", "no.pt"], "there is no feature network no.pt"),

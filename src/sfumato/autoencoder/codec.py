@@ -17,6 +17,7 @@ from sfumato import files
 from sfumato.autoencoder import tiling
 from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.config import trusting
+from sfumato.lanes import rows_side_by_side
 
 WEIGHTS = "weights.safetensors"
 
@@ -94,7 +95,9 @@ class Codec(nn.Module):
             tile = tiling.SIDE
 
         def work(raw: Tensor) -> Tensor:
-            return tiling.decode(self.autoencoder, raw, tile, share) if tile else self.autoencoder.decode(raw)
+            if tile:
+                return tiling.decode(self.autoencoder, raw, tile, share)
+            return rows_side_by_side(lambda part: self.autoencoder.decode(raw[part]), len(raw), raw.device)
 
         dtype = next(self.autoencoder.parameters(), latents).dtype
         raw = latents * self.scale[:, None, None] + self.shift[:, None, None]

@@ -1,11 +1,15 @@
 """What every backbone is: `build(channels, sizes)` is the whole contract."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from sfumato.config import Choice
+from sfumato.lanes import rows_side_by_side
+from sfumato.nn.norm import last
 
 
 class Sizes(Protocol):
@@ -32,10 +36,47 @@ class Conditions(Protocol):
     def image(self) -> Tensor | None: ...
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Some rows of a batch's conditions."""
+
+    vector: Tensor | None
+    tokens: Tensor | None
+    mask: Tensor | None
+    image: Tensor | None
+
+    @classmethod
+    def of(cls, cond: Conditions, part: slice, dtype: torch.dtype) -> "Rows":
+        """The rows in `part`; numbers are cast to `dtype`, that of the network's weights."""
+        vector, tokens, image = (
+            None if x is None else x[part].to(dtype) for x in (cond.vector, cond.tokens, cond.image)
+        )
+        return cls(vector, tokens, None if cond.mask is None else cond.mask[part], image)
+
+
 class Backbone(nn.Module, ABC):
-    """(x_t (B, C, h, w), clock (B,), conditions) -> (B, C, h, w)."""
+    """(x_t (B, C, h, w), clock (B,), conditions) -> (B, C, h, w), in x_t's type.
+
+    Where no gradient is wanted the CPU's lanes share the batch, and the weights may be in half precision and
+    channels-last (`for_sampling`).
+    """
 
     factor: int  # sides of x_t must be multiples of it
+
+    def __call__(self, x_t: Tensor, clock: Tensor, cond: Conditions | None = None) -> Tensor:
+        if torch.is_grad_enabled():
+            result: Tensor = super().__call__(x_t, clock, cond)
+            return result
+        weight = next(p for p in self.parameters() if p.ndim > 1)
+        layout = torch.channels_last if last(weight) else torch.contiguous_format
+
+        def some(part: slice) -> Tensor:
+            rows = x_t[part].to(weight.dtype).contiguous(memory_format=layout)
+            given = None if cond is None else Rows.of(cond, part, weight.dtype)
+            made: Tensor = super(Backbone, self).__call__(rows, clock[part], given)
+            return made.to(x_t.dtype)
+
+        return rows_side_by_side(some, len(x_t), x_t.device)
 
     @abstractmethod
     def forward(self, x_t: Tensor, clock: Tensor, cond: Conditions | None = None) -> Tensor:

@@ -22,6 +22,7 @@ from sfumato.demo import show
 from sfumato.demo.plan import Plan
 from sfumato.demo.report import Page, curves, percent
 from sfumato.evaluation.run import evaluate_model
+from sfumato.model import LatentDiffusion
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.training.run import cached, denoising, reconstruction, train
 
@@ -171,7 +172,8 @@ def finish(folder: Path, plan: Plan, clock: Clock, data: Data, where: torch.devi
         show.interpolation(page, pipeline)
     say.print("Measuring: reconstruction, held-out loss, caption match.")
     with clock.stage("evaluation"):
-        found = evaluate_model(pipeline.model, data, captions=plan.captions, dtype=pipeline.dtype)
+        model = LatentDiffusion.load(folder / "model", where)  # with its whole weights: losses are measured too
+        found = evaluate_model(model, data, captions=plan.captions, dtype=devices.precision("auto", where))
     show.reconstructions(page, pipeline, data, Path("emoji-autoencoder"))
     growing(page, 8)
     losses(page)

@@ -79,7 +79,7 @@ def interpolation(page: Page, pipeline: Pipeline, steps: int = 10) -> None:
     noise = Stream([7, 8]).normal(model.latent_shape(), 0)
     x = torch.stack([between(noise[0], noise[1], k / (steps - 1)) for k in range(steps)]).to(model.device)
     words = ["grinning face"] * steps
-    made = model.pictures(sample(model, x, Generate(prompt=["grinning face"]), words, pipeline.dtype))
+    made = model.pictures(sample(model, x, Generate(prompt=["grinning face"]), words))
     page.heading("Between two noises", "One prompt; the noise turns from seed 7's to seed 8's along a great circle.")
     page.figure(enlarge(image.sheet(made, steps), 2), "grinning face, spherical interpolation of the latent noise")
 

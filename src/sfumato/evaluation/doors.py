@@ -1,5 +1,6 @@
 """What a command's words mean: which folder is measured how, with what, against what."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ def _model(
             seed=run.SEED, steps=asked.steps, guidance=asked.guidance, sampler=asked.sampler, grid=asked.grid
         )
         train = data.open("train")
-        samples = Sampled(model, request, asked.images, train, asked.dtype)
+        samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.images, train)
         against = reference or PartPictures(train, run.titled(data))
         return report(path, found, title=str(asked.target), images=samples, reference=against)
 

@@ -1,5 +1,6 @@
 """All numbers of a model folder, a first stage or a folder of images, with the protocol that made them."""
 
+import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,7 @@ def evaluate_model(
     """Reconstruction, held-out denoising loss, for captioned data with a part `all` the caption match of each part;
     with a feature network `images` samples against the reference (the training part by default).
 
-    Raises `ValueError` where the data do not have what the model was trained on.
+    `dtype` is the sampling's precision. Raises `ValueError` where the data do not have what the model was trained on.
     """
     request = Generate(
         seed=SEED, steps=steps, guidance=guidance, sampler=sampler, grid=grid, batch=128
@@ -168,18 +169,19 @@ def evaluate_model(
     }
     extra: dict[str, Any] = {"parts": {"held_out": source.told()["fingerprint"]}}
     found["subject"] = {"model": files.fingerprint(model.state_dict()), "autoencoder": model.codec.fingerprint()}
+    sampling = copy.deepcopy(model).for_sampling(dtype)
     if "all" in data.parts and "caption" in model.conditions.fields.values():
         matcher = Matcher(data)
 
         def draw(texts: list[str]) -> Tensor:
-            drawn = generate(model, request.model_copy(update={"prompt": texts}), dtype)
+            drawn = generate(sampling, request.model_copy(update={"prompt": texts}))
             return torch.cat([made.pictures.cpu() for made in drawn])
 
         found["caption_match"] = dict(_matches(matcher, data, draw, model.codec, captions, say))
         extra["parts"] |= {name: data.open(name).fingerprint for name in ("train", "combinations", "all")}
         extra["caption_match"] = {"captions": captions, "side": SIDE, "near": NEAR}
     if look.network is not None or look.clip is not None:
-        extra |= _generated(found, model, data, request, dtype, images, look, reference, tell)
+        extra |= _generated(found, sampling, data, request, images, look, reference, tell)
     found["protocol"] = protocol.record(
         denoising={"times": TIMES, "limit": LIMIT, "shuffled": "half the part away"},
         samples=settings,
@@ -195,7 +197,6 @@ def _generated(
     model: LatentDiffusion,
     data: Data,
     request: Generate,
-    dtype: torch.dtype,
     images: int,
     look: Looking,
     reference: Source | None,
@@ -205,7 +206,7 @@ def _generated(
     train = data.open("train")
     real = reference or PartPictures(train, f"{titled(data)}, train")
     subjects: dict[str, Source] = {
-        "samples": Sampled(model, request, images, train, dtype),
+        "samples": Sampled(model, request, images, train),
         "reconstructions": Rebuilt(model.codec, Chosen(real, images)),
     }
     extra: dict[str, Any] = {"conditions_of": train.fingerprint}

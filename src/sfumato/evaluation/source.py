@@ -169,11 +169,11 @@ class Sampled(Source):
         request: Generate,
         count: int,
         part: Part | None = None,
-        dtype: torch.dtype = torch.float32,
     ) -> None:
         if request.seed < 0:
             raise ValueError("images that are measured need a fixed seed; set one")
-        self.model, self.request, self.count, self.part, self.dtype = model.eval(), request, count, part, dtype
+        self.model, self.request, self.count, self.part = model.eval(), request, count, part
+        self.dtype = next(model.denoiser.network.parameters()).dtype
         wanted = {"caption", "label"} & set(model.conditions.fields.values())
         if wanted and part is None:
             raise ValueError(f"this model wants {' and '.join(sorted(wanted))}; give a data set that has them")
@@ -223,7 +223,7 @@ class Sampled(Source):
         if "label" in self.wanted:
             said["label"] = [self._fields(k).get("label") for k in indices]
         scale = self.request.guidance if said else 1.0
-        latents = walk(self.model, x, self.request, said, scale, self.dtype, stream)
+        latents = walk(self.model, x, self.request, said, scale, stream)
         return list(self.model.pictures(latents).cpu())
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato import device as devices
 from sfumato import distributed
 from sfumato.conditioning.base import Conditions
 from sfumato.diffusion.grid import grid
@@ -52,7 +51,6 @@ def fields(model: LatentDiffusion, prompts: Sequence[str | None], label: str | N
 def generate(
     model: LatentDiffusion,
     request: Generate,
-    dtype: torch.dtype = torch.float32,
     tell: Progress | None = None,
 ) -> Iterator[Made]:
     """The request's pictures, a batch at a time. Picture k depends on seed + k and its own words, not on the
@@ -78,7 +76,7 @@ def generate(
             if tell is not None:
                 tell(number * request.steps + step, len(batches) * request.steps)
 
-        latents = sample(model, x, request, prompts[rows], dtype, stream, told)
+        latents = sample(model, x, request, prompts[rows], stream, told)
         with torch.no_grad():
             return Made(model.pictures(latents).cpu(), seeds[rows], prompts[rows])
 
@@ -107,15 +105,13 @@ def sample(
     x: Tensor,
     request: Generate,
     prompts: Sequence[str | None],
-    dtype: torch.dtype = torch.float32,
     noise: Stream | None = None,
     tell: Callable[[int], None] | None = None,
 ) -> Tensor:
     """From noise x (B, c, h, w) to whitened latents under the request's settings."""
-    with devices.cast(dtype, model.device):
-        given, negative = conditions(model, request, prompts)
-        scale = request.guidance if fields(model, prompts, request.label) else 1.0
-        return _walked(model, x, request, model.denoise(given, negative, scale), noise, tell)
+    given, negative = conditions(model, request, prompts)
+    scale = request.guidance if fields(model, prompts, request.label) else 1.0
+    return _walked(model, x, request, model.denoise(given, negative, scale), noise, tell)
 
 
 @torch.no_grad()
@@ -125,13 +121,11 @@ def walk(
     request: Generate,
     said: Mapping[str, Sequence[Any]],
     scale: float,
-    dtype: torch.dtype = torch.float32,
     noise: Stream | None = None,
 ) -> Tensor:
     """As `sample`, with what is said picture by picture, by field, instead of by the request."""
-    with devices.cast(dtype, model.device):
-        denoise = model.denoise(model.conditions(said, len(x)), None, scale)
-        return _walked(model, x, request, denoise, noise, None)
+    denoise = model.denoise(model.conditions(said, len(x)), None, scale)
+    return _walked(model, x, request, denoise, noise, None)
 
 
 def _walked(

@@ -22,13 +22,14 @@ class Pipeline:
     """A loaded model. `model` is the LatentDiffusion itself, for those who want the tensors."""
 
     def __init__(self, model: LatentDiffusion, name: str, dtype: torch.dtype = torch.float32, digest: str = "") -> None:
-        self.model, self.name, self.dtype, self.digest = model.eval(), name, dtype, digest
+        self.model, self.name, self.digest = model.eval().for_sampling(dtype), name, digest
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", precision: str = "fp32", trust: bool = False) -> Self:
         """Open a model folder, or a run folder that holds one.
 
-        `precision` is that of the network's work (`fp32`, `bf16`, or `auto`); weights and noise stay in float32.
+        `precision` is that of the network's weights and work (`fp32`, `bf16`, or `auto`); noise, latents and the
+        decoder stay in float32.
         `trust` allows kinds that are foreign code. Raises `ValueError` where something is missing, damaged or foreign.
         """
         path = Path(folder)
@@ -54,7 +55,7 @@ class Pipeline:
 
     def stream(self, request: Generate, tell: task.Progress | None = None) -> Iterator[Image.Image]:
         """The pictures of a request one by one, as their batches are done."""
-        for made in task.generate(self.model, request, self.dtype, tell):
+        for made in task.generate(self.model, request, tell=tell):
             pictures = image.to_pil(made.pictures)
             for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
                 s = metadata.settings(request, seed, prompt, picture.size, self.name, self.digest, __version__)
