@@ -15,7 +15,8 @@ from sfumato import distributed
 
 
 def pick(name: str = "auto") -> torch.device:
-    """`auto` takes cuda, then mps, then cpu. Raises `ValueError` where the named device is not there."""
+    """`auto` takes cuda, then mps, then cpu; the CPU's threads are settled too. Raises `ValueError` where it is not there."""
+    settle_threads()
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(n for n, there in found.items() if there)
@@ -82,6 +83,26 @@ def cast(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     else:
         with torch.autocast(device.type, dtype):
             yield
+
+
+def processors() -> int:
+    """Processors that this process may use: of the machine, its affinity and its container's quota; at least 1."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(min(count, round(int(quota) / int(period))), 1)
+
+
+def settle_threads() -> None:
+    """Give torch as many threads as there are processors to use, where the user has not said how many.
+
+    torch counts the machine's cores: in a container with a quota of two on a machine of 64 they would wait for one
+    another.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > processors():
+        torch.set_num_threads(processors())
 
 
 def free(device: torch.device) -> int:

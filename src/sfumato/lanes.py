@@ -17,6 +17,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from sfumato import paths
+
 NAME = "lane"
 MOST = 4  # Python's own part of a step runs one lane at a time, so more lanes would wait for one another
 Given = TypeVar("Given")
@@ -43,7 +45,7 @@ def rows_side_by_side(function: Callable[[slice], Tensor], rows: int, device: to
     function is called once for all rows.
     """
     count = min(lanes(device), rows)
-    if count < 2 or torch.is_grad_enabled() or threading.current_thread().name.startswith(NAME):
+    if count < 2 or not paths.fast() or torch.is_grad_enabled() or threading.current_thread().name.startswith(NAME):
         return function(slice(0, rows))
     inference, half = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu")

@@ -65,7 +65,8 @@ class Optimizer:
         for key, value in tensors.items():
             number, name = key.split(".")
             part, parameter = slots[int(number)]
-            part.state[parameter][name] = value.to(parameter.device)
+            # a copy: what a file was mapped to need not be aligned, and other alignments round otherwise
+            part.state[parameter][name] = value.to(parameter.device, copy=True)
 
 
 def _parts(

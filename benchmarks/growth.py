@@ -1,0 +1,231 @@
+"""How cost grows: images a second against resolution, batch, width, processes and data-set size, and a step's overhead.
+
+    python benchmarks/growth.py --plot growth.png
+
+One U-Net (width 64, two levels, words) on latents of 8 x 8, changed in one way at a time. A rate is that of the loop's
+own steps, in the precision that `auto` chooses.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sfumato import device as devices
+from sfumato.autoencoder.codec import Codec
+from sfumato.training import recipe
+from sfumato.training.loop import Loop
+from sfumato.training.run import denoising
+
+BASE = {"width": 64, "batch": 64, "size": 64, "pictures": 512}
+SWEEPS: dict[str, list[int]] = {
+    "size": [32, 64, 128, 256], "batch": [4, 16, 64, 256], "width": [32, 64, 128, 256], "pictures": [128, 512, 2048, 8192],
+}  # fmt: skip
+AXES = {"size": "pixels a side", "batch": "batch", "width": "width", "pictures": "pictures", "processes": "processes"}
+
+
+def pictures(folder: Path, count: int, size: int) -> None:
+    """Random pictures, each with a caption."""
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        coarse = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC).save(folder / f"{k:05d}.jpg")
+        (folder / f"{k:05d}.txt").write_text(f"picture {k % 97}")
+
+
+def second(data: dict[str, Any], first: Path, width: int, batch: int, pictures: int) -> recipe.DiffusionRecipe:
+    """The denoiser's recipe."""
+    read = recipe.parse(
+        {
+            "stage": "diffusion", "autoencoder": str(first), "data": data,
+            "backbone": {"kind": "unet", "width": width, "multipliers": [1, 2], "attention": [2]},
+            "conditioners": {"caption": {"kind": "text", "width": 128}},
+            "training": {"images": 10_000_000, "batch": batch},
+        }
+    )  # fmt: skip
+    assert isinstance(read, recipe.DiffusionRecipe)
+    return read
+
+
+def first_stage(folder: Path) -> Path:
+    """A fresh first stage of factor 8: its weights do not matter here."""
+    coder = dict(recipe.load_yaml("photo-f8")["autoencoder"]["coder"]) | {"channels": 4, "width": 32}
+    read = recipe.parse(
+        {
+            "stage": "autoencoder", "autoencoder": {"kind": "kl", "coder": coder}, "data": "emoji",
+            "training": {"images": 1000},
+        }
+    )  # fmt: skip
+    assert isinstance(read, recipe.AutoencoderRecipe)
+    codec = Codec(read.autoencoder)
+    codec.save(folder)
+    return folder
+
+
+def loop_of(folder: Path, values: dict[str, int]) -> Loop:
+    """A loop for these sizes, its data made and its latents encoded where they are not there."""
+    where = devices.pick()
+    name = f"{values['pictures']}-{values['size']}"
+    pictured = folder / "data" / name
+    if not pictured.is_dir():
+        pictured.mkdir(parents=True)
+        pictures(pictured, values["pictures"], values["size"])
+    data = {"kind": "folder", "path": str(pictured), "size": values["size"]}
+    read = second(data, folder / "first", values["width"], values["batch"], values["pictures"])
+    objective = denoising(read, folder / "runs" / name, where)
+    dtype = devices.precision("auto", where)
+    return Loop(objective, read.training, Path(), "", where, dtype, quiet=True)
+
+
+def rate(loop: Loop, seconds: float) -> float:
+    """Images a second: the median step after three that warm up."""
+    batch, taken, number = loop.config.batch, [], 0
+    while number < 6 or sum(taken) < seconds:
+        begin = time.perf_counter()
+        loop.step(range(number * batch, (number + 1) * batch))
+        taken.append(time.perf_counter() - begin)
+        number += 1
+    return batch / statistics.median(taken[3:])
+
+
+def overhead(loop: Loop, seconds: float) -> tuple[float, dict[str, float]]:
+    """The share of a step that is not the network, and its parts: the step again, each time without one of them.
+
+    Alternating, because machines are noisy.
+    """
+    batch = loop.config.batch
+    ready = loop.objective.batch(range(batch))  # every part of the batch is cut from this one
+    kinds: dict[str, tuple[Any, Any]] = {
+        "data": (loop.objective, "batch"), "optimiser": (loop, "optimizers"), "averages": (loop.averages, "update"),
+    }  # fmt: skip
+    parts = {tuple(range(k, batch, loop.lanes)): cut(ready, k, loop.lanes) for k in range(loop.lanes)}
+    parts[tuple(range(batch))] = ready
+    idle = {"data": lambda p: parts[tuple(n % batch for n in p)], "averages": lambda step: None}
+    taken: dict[str, list[float]] = {"whole": [], **{name: [] for name in kinds}, "network": []}
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < seconds or len(taken["whole"]) < 6:
+        for name, times in taken.items():
+            gone = list(kinds) if name == "network" else [name] if name in kinds else []
+            kept = {n: getattr(*kinds[n]) for n in gone}
+            for n in gone:
+                owner, attribute = kinds[n]
+                setattr(owner, attribute, Still(loop) if n == "optimiser" else idle[n])
+            start = time.perf_counter()
+            loop.step(range(batch))
+            times.append(time.perf_counter() - start)
+            for n in gone:
+                setattr(*kinds[n], kept[n])
+    median = {name: statistics.median(times[1:]) for name, times in taken.items()}
+    shares = {name: max(1 - median[name] / median["whole"], 0.0) for name in kinds}
+    return 1 - median["network"] / median["whole"], shares
+
+
+class Still(dict[str, Any]):
+    """Optimisers that only drop the gradients."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__(loop.optimizers)
+        self.loop = loop
+
+    def __getitem__(self, turn: str) -> Any:
+        class Nothing:
+            @staticmethod
+            def step(rate: float) -> None:
+                for module in self.loop.learned[turn]:
+                    module.zero_grad(set_to_none=True)
+
+        return Nothing()
+
+
+def cut(batch: Any, first: int, every: int) -> Any:
+    """Every n-th example of a batch."""
+
+    def some(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: some(v) for k, v in value.items()}
+        return value[first::every] if isinstance(value, list | tuple | torch.Tensor) else value
+
+    return type(batch)(*(some(value) for value in batch))
+
+
+def several(folder: Path, processes: int, seconds: float) -> float:
+    """Images a second of all processes together, a thread each, by torchrun."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launcher, __file__, "--member", str(folder), "--seconds", str(seconds)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    out = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    return float(next(line for line in out.splitlines() if line.startswith("rate ")).split()[1])
+
+
+def member(folder: Path, seconds: float) -> None:
+    """What each of several processes does."""
+    from sfumato import distributed
+
+    with distributed.joined():
+        loop, batch, taken = loop_of(folder, BASE), BASE["batch"], []
+        for number in range(12):  # the same number for all: they meet in every step
+            begin = time.perf_counter()
+            loop.step(range(number * batch, (number + 1) * batch))
+            taken.append(time.perf_counter() - begin)
+        if distributed.chief():
+            print(f"rate {batch / statistics.median(taken[3:])}", flush=True)
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def plot(found: dict[str, dict[int, float]], path: Path) -> None:
+    """A panel a sweep, both axes in logarithms."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3 * len(found), 3.2), layout="constrained")
+    for place, (name, values) in enumerate(found.items(), 1):
+        axes = figure.add_subplot(1, len(found), place)
+        axes.plot(list(values), list(values.values()), "o-")
+        axes.set(xscale="log", yscale="log", xlabel=AXES[name])
+        axes.set_xticks(list(values), [str(v) for v in values])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3, which="both")
+        if place == 1:
+            axes.set_ylabel("images a second, training")
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=4.0, help="of steps a point")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.member:
+        member(asked.member, asked.seconds)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        first_stage(folder / "first")
+        share, parts = overhead(loop_of(folder, BASE), 4 * asked.seconds)
+        told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in parts.items())
+        print(f"overhead: {100 * share:.1f} % of a step is not the network ({told})", flush=True)
+        found: dict[str, dict[int, float]] = {}
+        for name, values in SWEEPS.items():
+            found[name] = {v: rate(loop_of(folder, BASE | {name: v}), asked.seconds) for v in values}
+            print(f"{AXES[name]}: " + ", ".join(f"{v}: {r:.0f}" for v, r in found[name].items()), flush=True)
+        found["processes"] = {n: several(folder, n, asked.seconds) for n in (1, 2, 4)}
+        print("processes: " + ", ".join(f"{v}: {r:.0f}" for v, r in found["processes"].items()), flush=True)
+    if asked.plot:
+        plot(found, asked.plot)
+    if asked.json:
+        asked.json.write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
