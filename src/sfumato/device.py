@@ -69,6 +69,11 @@ def _seconds(dtype: torch.dtype) -> float:
     return total
 
 
+def processors() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def at_least_single(x: Tensor) -> Tensor:
     """In float32, or in float64 where it is that: for what half precision cannot hold."""
     return x if x.dtype == torch.float64 else x.float()
