@@ -68,8 +68,12 @@ WHOLE = {1: 80.0, 4: 300.0}
         (80.0, 0, "set training.workers=4 where"),
         (80.0, 0, "the slowest part is decoding: store smaller pictures"),
         (200.0, 4, "The bottleneck is the training step with 200"),
-        (200.0, 1, "The bottleneck is loading: 1 workers give 80 images/s .*; set training.workers=4"),
-        (900.0, 4, "The bottleneck is loading: .* 900 images/s and 4 workers give 300; the slowest part is decoding"),
+        (200.0, 1, "The bottleneck is loading: training.workers=1 gives 80 images/s .*; set training.workers=4"),
+        (
+            900.0,
+            4,
+            "The bottleneck is loading: .* 900 images/s and training.workers=4 gives 300; the slowest part is decoding",
+        ),
     ],
 )
 def test_the_verdict_names_the_bottleneck_and_the_cure(step: float, workers: int, words: str) -> None:

@@ -113,6 +113,7 @@ class Table:
         self.sources = found
         self.folder = cache / f"{found.train[0].stem}-{found.stamp}"
         parts = [_read(found.format, several, self.folder) for several in (found.train, found.aside) if several]
+        _release()
         self.train = len(parts[0])
         whole = parts[0] if len(parts) == 1 else _joined(parts)
         self.columns = _columns(whole, asked)
@@ -178,6 +179,7 @@ class Table:
         kept, facts = self.folder / f"hashes-{name}.npy", self.folder / f"survey-{name}.json"
         if not facts.is_file():
             hashes, content = self._surveyed()
+            _release()
             files.write(kept, lambda part: _save(part, hashes))
             files.write(facts, json.dumps({"content": content}))
         return np.load(kept, mmap_mode="r"), json.loads(facts.read_text(encoding="utf-8"))["content"]
@@ -196,6 +198,13 @@ class Table:
         if empty := int((hashes == 0).sum()):
             log.warning("left out of %s: %d of %d rows, which have no picture", self.sources.train[0], empty, len(self))
         return hashes, whole.hexdigest()
+
+
+def _release() -> None:
+    """Give back what Arrow keeps for itself after it has read and written."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
 
 
 def _content(value: Any) -> bytes | Path | None:

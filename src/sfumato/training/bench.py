@@ -34,7 +34,7 @@ CURES = {
     "reading": "keep the data on a faster disk, or pack its files into Parquet files or tars (docs/data.md)",
     "decoding": "store smaller pictures (twice data.size a side is enough, JPEG decodes fastest)",
     "resizing": "store the pictures at data.size, so that nothing is resized",
-    "assembling": "lower training.batch's share a thread by training.accumulate, or give it more workers",
+    "assembling": "let more threads do it (training.workers)",
     "drawing": "draw the pictures once into a folder and train on that",
 }
 Item = TypeVar("Item")
@@ -226,16 +226,16 @@ def verdict(found: Feeding) -> str:
     have = max((rate for n, rate in found.whole.items() if n <= found.workers), default=found.whole[1])
     if have >= SLACK * need:
         return (
-            f"The bottleneck is the {taker} with {need:,.0f} images/s: {found.workers} workers give {have:,.0f}; "
+            f"The bottleneck is the {taker} with {need:,.0f} images/s: training.workers={found.workers} gives {have:,.0f}; "
             "nothing in the data is worth changing."
         )
     more = _enough(found)
     if more is not None:
         return (
-            f"The bottleneck is loading: {found.workers} workers give {have:,.0f} images/s and the {taker} would take "
+            f"The bottleneck is loading: training.workers={found.workers} gives {have:,.0f} images/s and the {taker} would take "
             f"{need:,.0f}; set training.workers={more}."
         )
-    return f"The bottleneck is loading: the {taker} would take {need:,.0f} images/s and {most} workers give {best:,.0f}; {cure}."
+    return f"The bottleneck is loading: the {taker} would take {need:,.0f} images/s and training.workers={most} gives {best:,.0f}; {cure}."
 
 
 def _enough(found: Feeding) -> int | None:
