@@ -126,6 +126,21 @@ def test_every_format_shows_the_same_pictures(tmp_path: Path, format: str, make:
         assert opened(path.parent, held_out=0).fingerprint == part.fingerprint
 
 
+def test_odd_paths_are_read(tmp_path: Path) -> None:
+    assert len(opened(parquet(tmp_path / "a [b]*" / "a.parquet", range(3)), held_out=0)) == 3
+    (tmp_path / "link").symlink_to(folder(tmp_path / "real", range(4)), target_is_directory=True)
+    assert opened(tmp_path / "link", held_out=0).fields(0)["name"] == "real/cat/0.png"
+
+
+def test_captions_of_a_folder_are_those_of_its_table(tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", range(2))
+    rows = [{"file_name": f"{('cat', 'dog')[k]}/{k}.png", "text": f"picture {k}"} for k in range(2)]
+    (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    part = opened(path, held_out=0)
+    assert sorted(part.fields(k)["caption"][0] for k in range(2)) == ["picture 0", "picture 1"]
+    assert part.labels == ()
+
+
 def test_columns_are_found_named_and_refused(tmp_path: Path) -> None:
     shards = tar(tmp_path / "a.tar", range(4))
     assert opened(shards, held_out=0, caption="json.prompt").fields(2)["caption"] == ["prompt 2"]

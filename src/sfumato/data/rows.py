@@ -5,6 +5,7 @@ little memory as one of a megabyte. Nothing is decoded here: a picture is the by
 whose result is kept beside the Arrow files, gives each row's hash.
 """
 
+import glob
 import hashlib
 import json
 import logging
@@ -130,13 +131,10 @@ class Table:
         """The content of the picture file in a row, or where that lies; None where there is none."""
         return _content(self._pictures[row].column(0)[0].as_py())
 
-    def fact(self, row: int, column: str | None) -> Any:
-        """A value of a row; None where there is none."""
-        first, _, rest = (column or "").partition(".")
-        if first not in self._facts.column_names:
-            return None
-        value = self._facts[row].column(first)[0].as_py()
-        return value.get(rest) if rest and isinstance(value, dict) else None if rest else value
+    def facts(self, row: int) -> dict[str, Any]:
+        """What a row says besides its picture: the columns of captions and classes, and the key and file of a tar's."""
+        found = self._facts[row]
+        return {name: column[0].as_py() for name, column in zip(found.column_names, found.columns, strict=True)}
 
     def values(self, column: str) -> list[Any]:
         """The different values of a column, without None."""
@@ -147,15 +145,17 @@ class Table:
         unique = pc.unique(pc.struct_field(found, rest) if rest else found)
         return [value for value in unique.to_pylist() if value is not None]
 
-    def name(self, row: int) -> str:
+    def name(self, row: int, facts: dict[str, Any]) -> str:
         """The picture's file inside a folder, its key in a tar, or the row's number."""
         if self.sources.format == "folder" and isinstance(file := self.picture(row), Path):
-            return file.relative_to(self.sources.train[0].absolute().parent).as_posix()
-        return str(self.fact(row, "__key__") or row)
+            root = self.sources.train[0].resolve().parent
+            return (file.relative_to(root) if file.is_relative_to(root) else file).as_posix()
+        return str(facts.get("__key__") or row)
 
     def place(self, row: int) -> str:
         """Where a row lies, for errors: its number, and its file as far as that is known."""
-        key, url = self.fact(row, "__key__"), self.fact(row, "__url__")
+        facts = self.facts(row)
+        key, url = facts.get("__key__"), facts.get("__url__")
         if url is not None:
             return f"row {row} ({key} of {url})"
         if self.sources.format != "parquet":
@@ -207,6 +207,13 @@ def _release() -> None:
     pa.default_memory_pool().release_unused()
 
 
+def within(facts: dict[str, Any], column: str | None) -> Any:
+    """The value of a column, or of a field in one; None where there is none."""
+    first, _, rest = (column or "").partition(".")
+    value = facts.get(first)
+    return value.get(rest) if rest and isinstance(value, dict) else None if rest else value
+
+
 def _content(value: Any) -> bytes | Path | None:
     if isinstance(value, dict):  # as `datasets` stores pictures
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -246,7 +253,7 @@ def _read(format: str, found: Sequence[Path], cache: Path) -> Any:
         if format == "folder":
             where = {"data_dir": str(found[0]), "data_files": {"train": ["**"]}}
             return library.load_dataset("imagefolder", **where, split="train", cache_dir=str(cache))
-        where = {"data_files": {"train": [str(p) for p in found]}}
+        where = {"data_files": {"train": [glob.escape(str(p)) for p in found]}}
         return library.load_dataset(format, **where, split="train", cache_dir=str(cache))
     except (library.exceptions.DatasetsError, ValueError, FileNotFoundError, tarfile.TarError) as error:
         reason = " ".join(str(error.__cause__ or error).split())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfumato import image
 from sfumato.data.base import Data, Part
-from sfumato.data.rows import Table, sources
+from sfumato.data.rows import Table, sources, within
 from sfumato.image import Stored
 
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -116,8 +116,9 @@ class TablePart(Part):
 
     def fields(self, index: int) -> dict[str, Any]:
         row, columns = self.rows[index], self.table.columns
-        found: dict[str, Any] = {"name": self.table.name(row)}
-        said = self.table.fact(row, columns.caption)
+        facts = self.table.facts(row)
+        found: dict[str, Any] = {"name": self.table.name(row, facts)}
+        said = within(facts, columns.caption)
         captions = [said] if isinstance(said, str) else said or []
         if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
             raise ValueError(
@@ -126,7 +127,7 @@ class TablePart(Part):
             )
         if any(captions):
             found["caption"] = [text for text in captions if text]
-        value = self.table.fact(row, columns.label)
+        value = within(facts, columns.label)
         if value in self.places:
             found |= {"label": self.places[value], "group": self.names[value]}
         return found
