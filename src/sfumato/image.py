@@ -8,7 +8,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,18 @@ from torch import Tensor
 Pixels = np.ndarray[Any, np.dtype[Any]]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # gray of 16 bits
+NPY = b"\x93NUMPY"  # how such a file begins
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in PIL
+
+
+class Stored(NamedTuple):
+    """The content of a picture file that lies in a larger one, such as a row of a table."""
+
+    content: bytes
+    name: str  # what errors call it
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def to_tensor(picture: "Image.Image | np.ndarray[Any, Any]") -> Tensor:
@@ -64,14 +75,14 @@ def read(path: Path, least: int | None = None) -> Image.Image:
         return upright(picture)
 
 
-def pixels(path: Path, channels: int = 3, least: int | None = None) -> Pixels:
+def pixels(path: Path | Stored, channels: int = 3, least: int | None = None) -> Pixels:
     """A picture file, or a `.npy` array, as (H, W, channels): uint8, or float32 in [0, 255] where it is deeper than 8 bits.
 
     Transparency is kept in 4 channels and seen over white in 1 or 3; gray becomes colour and colour gray. An array is
-    (H, W) or (H, W, C) of uint8, of uint16 or of floats in [0, 1]. `least` and faults as in `read`; a number of channels
-    that does not fit is a `ValueError` too.
+    (H, W) or (H, W, C) of uint8, of uint16 or of floats in [0, 1]. The file lies at a path, or its content is given.
+    `least` and faults as in `read`; a number of channels that does not fit is a `ValueError` too.
     """
-    if path.suffix.lower() == ".npy":
+    if path.content.startswith(NPY) if isinstance(path, Stored) else path.suffix.lower() == ".npy":
         return fitting(_array(path), channels, path)
     if channels not in MODES:
         raise ValueError(f"{path} is a picture of 1, 3 or 4 channels and {channels} are asked for; use .npy arrays")
@@ -85,10 +96,10 @@ def pixels(path: Path, channels: int = 3, least: int | None = None) -> Pixels:
     return array[:, :, None] if channels == 1 else array
 
 
-def _array(path: Path) -> Pixels:
+def _array(path: Path | Stored) -> Pixels:
     """A stored array (H, W, C), uint8 or float32 in [0, 255]."""
     try:
-        array: Pixels = np.load(path, allow_pickle=False)
+        array: Pixels = np.load(_file(path), allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"{path} cannot be read as an array ({error}); replace or remove it") from None
     if array.ndim not in (2, 3) or 0 in array.shape:
@@ -103,7 +114,7 @@ def _array(path: Path) -> Pixels:
     return array.astype(np.float32) * 255
 
 
-def fitting(array: Pixels, channels: int, path: Path) -> Pixels:
+def fitting(array: Pixels, channels: int, path: Path | Stored) -> Pixels:
     """(H, W, C) with another number of channels. Raises `ValueError` where that has no meaning."""
     have = array.shape[2]
     if have == channels:
@@ -124,11 +135,15 @@ def fitting(array: Pixels, channels: int, path: Path) -> Pixels:
     return np.concatenate([array, np.full_like(array[:, :, :1], 255)], axis=2)
 
 
+def _file(source: Path | Stored) -> Path | io.BytesIO:
+    return io.BytesIO(source.content) if isinstance(source, Stored) else source
+
+
 @contextmanager
-def _opened(path: Path, least: int | None) -> Iterator[Image.Image]:
+def _opened(path: Path | Stored, least: int | None) -> Iterator[Image.Image]:
     """The decoded picture. Raises `ValueError` where it cannot be, there or in what is done with it."""
     try:
-        with Image.open(path) as opened:
+        with Image.open(_file(path)) as opened:
             if least is not None:
                 opened.draft(None, (least, least))
             opened.load()

@@ -60,19 +60,24 @@ def rows_side_by_side(function: Callable[[slice], Tensor], rows: int, device: to
 
 
 @functools.cache
-def _pool(count: int, threads: int) -> ThreadPoolExecutor:
-    all_there = Barrier(count + 1)
+def _pool(count: int, whole: int) -> ThreadPoolExecutor:
+    return threads(count, max(whole // count, 1), NAME)
+
+
+def threads(count: int, each: int, name: str) -> ThreadPoolExecutor:
+    """A pool of `count` threads whose operations run on `each` threads of torch; the caller's number stays."""
+    all_there, own = Barrier(count + 1), torch.get_num_threads()
 
     def begin() -> None:
-        torch.set_num_threads(max(threads // count, 1))
+        torch.set_num_threads(each)
         torch.get_num_threads()  # a thread that has not yet asked would take what is set below
         all_there.wait()
 
-    pool = ThreadPoolExecutor(count, NAME, begin)
+    pool = ThreadPoolExecutor(count, name, begin)
     for _ in range(count):
         pool.submit(int)
     all_there.wait()
-    torch.set_num_threads(threads)
+    torch.set_num_threads(own)
     return pool
 
 

@@ -3,12 +3,14 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import PositiveInt
 from torch import Tensor
 
 from sfumato.config import Choice
+from sfumato.image import Stored
 
 SIDED = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwise)(wards?)?\b", re.IGNORECASE)
 
@@ -32,6 +34,10 @@ class Part(ABC):
     @abstractmethod
     def fields(self, index: int) -> dict[str, Any]:
         """What is known: `caption` (a list of texts), `label` (an index into `labels`), `group`, `name`; absent where unknown."""
+
+    def stored(self, index: int) -> Stored | Path | None:
+        """The picture file, or its content, that `image` decodes; None where pictures are drawn rather than read."""
+        return None
 
     def mirrors(self, index: int) -> bool:
         """Whether the mirrored picture still is what its captions say: none of them names a side."""

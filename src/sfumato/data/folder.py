@@ -99,7 +99,10 @@ class FolderPart(Part):
         return len(self.entries)
 
     def image(self, index: int) -> Tensor:
-        return image.squared(image.pixels(self.entries[index].file, self.channels, least=2 * self.size), self.size)
+        return image.squared(image.pixels(self.stored(index), self.channels, least=2 * self.size), self.size)
+
+    def stored(self, index: int) -> Path:
+        return self.entries[index].file
 
     def fields(self, index: int) -> dict[str, Any]:
         entry = self.entries[index]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sfumato import device as devices
 from sfumato import distributed, streams
 from sfumato.lanes import lanes, side_by_side
-from sfumato.training import checkpoint
+from sfumato.training import ahead, checkpoint
 from sfumato.training.ema import Averages
 from sfumato.training.log import Log
 from sfumato.training.objective import Objective
@@ -58,6 +58,7 @@ class Loop:
         self.lanes = 1 if self.dropout or distributed.place()[1] > 1 else lanes(self.device)
         uneven = self.objective.uneven
         self.turns = {n: distributed.wrapped(module, self.learned[n], uneven=uneven) for n, module in turns.items()}
+        self.ahead = self._ahead()
         self.configs = {turn: self.objective.tuned(turn, self.config) for turn in turns}
         self.optimizers = {
             turn: Optimizer(several, self.configs[turn], self.dtype, self.lanes)
@@ -65,6 +66,16 @@ class Loop:
         }
         self.averages = Averages(modules, self.config.ema)
         self.images, self.sums, self.counts = 0, dict[str, Tensor](), dict[str, int]()
+
+    def _ahead(self) -> ahead.Ahead:
+        c, count = self.config, self.config.accumulate * self.lanes * distributed.place()[1]
+        return ahead.Ahead(
+            self.objective.batch,
+            lambda step: ahead.parts(step, count),
+            lambda step: ahead.next_step(step[-1] + 1, c.batch, c.images),
+            ahead.workers(c.workers, self.device),
+            max(torch.get_num_threads() // self.lanes, 1),
+        )
 
     def run(self, resume: bool) -> None:
         """Train to the last image and publish. Raises `Interrupted` after Ctrl-C, `FloatingPointError` on NaN."""
@@ -77,14 +88,18 @@ class Loop:
                 f"the run's last batch has fewer images than there are processes ({processes}): choose training.images "
                 f"as a multiple of training.batch, {c.batch}, or start fewer processes"
             )
-        with Log(self.folder, self.title, c.images, self.images, self.quiet) as log, _interrupts() as stopped:
+        with (
+            Log(self.folder, self.title, c.images, self.images, self.quiet) as log,
+            _interrupts() as stopped,
+            self.ahead,
+        ):
             if self.images == 0:
                 self.objective.begin()
                 self._preview(log)
             while self.images < c.images:
-                before, size = self.images, min(c.batch, c.images - self.images)
-                self.step(range(before, before + size))
-                self.images += size
+                before, positions = self.images, ahead.next_step(self.images, c.batch, c.images)
+                self.step(positions)
+                self.images += len(positions)
                 done = self.images >= c.images
                 log.advance(self.images)
                 if done or crossed(before, self.images, c.report):
@@ -110,9 +125,7 @@ class Loop:
 
     def step(self, positions: Sequence[int]) -> None:
         """One optimiser step of every turn on the examples at these positions."""
-        rank, processes = distributed.place()
-        count = self.config.accumulate * self.lanes * processes
-        parts = [part for part in (positions[k::count] for k in range(rank, count, processes)) if part]
+        parts = self.ahead.begin(positions)
         for turn in self.turns:
             if not self.objective.active(turn, positions):
                 continue
@@ -139,7 +152,7 @@ class Loop:
         module, processes = self.turns[turn], distributed.place()[1]
         if self.dropout:
             torch.manual_seed(int(streams.generator(self.config.seed, "dropout", positions[0]).integers(2**63)))
-        batch = self.objective.batch(positions)
+        batch = self.ahead.batch(positions)
         gradients: Sequence[Tensor | None] = ()
         with distributed.meeting(module, positions is last):
             with devices.cast(self.dtype, self.device):

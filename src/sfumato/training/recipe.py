@@ -58,6 +58,9 @@ class TrainingConfig(Config):
     preview: Images = Field(20_000, description="images between preview grids")
     checkpoint: Images = Field(50_000, description="images between checkpoints")
     keep: PositiveInt = Field(2, description="checkpoints kept")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        "auto", description="threads that make batches ahead; 0: in the step; auto: 0 on the CPU, else up to 8"
+    )
 
 
 Moment = Annotated[int, BeforeValidator(_count), Field(ge=0)]

@@ -122,6 +122,7 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     path = folder / "recipe.yaml"
     if resume and path.is_file():
         stored = parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        stored = _crewed(stored, recipe.training.workers)  # which changes no bit of the result
         chosen = recipe.model_copy(update={"training": _precise(recipe, stored.training.precision)})
         if not recipe.training.batch:
             chosen = _batched(chosen, stored.training.batch)
@@ -147,6 +148,10 @@ def _precise(recipe: Recipe, name: str) -> object:
 
 def _batched(recipe: Recipe, batch: int) -> Recipe:
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch": batch})})
+
+
+def _crewed(recipe: Recipe, workers: int | str) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"workers": workers})})
 
 
 def _sized(recipe: Recipe, folder: Path, where: torch.device) -> Recipe:
