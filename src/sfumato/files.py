@@ -30,12 +30,27 @@ def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
+        sync(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise full(error, path) from error
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def sync(folder: Path) -> None:
+    """Make what was renamed in a folder outlive a power cut, where the system can."""
+    try:
+        place = os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return
+    try:
+        os.fsync(place)
+    except OSError:  # some network disks sync none
+        pass
+    finally:
+        os.close(place)
 
 
 def full(error: OSError, path: Path) -> OSError:

@@ -11,7 +11,7 @@ from sfumato import device as devices
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.features.perceptual import Perceptual
-from sfumato.training import discriminator, memory
+from sfumato.training import discriminator
 from sfumato.training.autoencoder import Balance, Coder, Pictures, Reconstruction, last_layer
 from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
 from sfumato.training.loop import Loop
@@ -286,21 +286,6 @@ def test_published_sums_are_means_here() -> None:
         for n in (1, 2)
     ]
     torch.testing.assert_close(losses[0]["loss"], losses[1]["loss"])
-
-
-def test_a_batch_that_fits_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = adversarial_recipe(images=96, batch="auto")
-    objective = objective_of(adversarial_recipe(images=96, batch=2))
-    one, two, four = (memory.kept(objective, torch.float32, CPU, range(80, 80 + n)) for n in (1, 2, 4))
-    assert 0.9 < (four - two) / (2 * (two - one)) < 1.1
-    weights = 16 * sum(p.numel() for turn in objective.turns.values() for p in turn.parameters())
-    for pictures, batch in ((9, 8), (1, 1), (0, 1), (1000, 32)):
-        room = int((2 * one - two + weights + pictures * (two - one)) / memory.SHARE) + 1
-        monkeypatch.setattr(devices, "free", lambda device, room=room: room)
-        assert memory.fitting(objective, torch.float32, CPU, 80) == batch
-    folder = train(recipe, tmp_path / "run", device="cpu", quiet=True)
-    assert "batch: 32" in (folder.parent / "recipe.yaml").read_text()
-    train(recipe, tmp_path / "run", device="cpu", quiet=True, resume=True)
 
 
 def test_free_memory_is_a_number_of_this_machine() -> None:

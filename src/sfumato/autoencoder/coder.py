@@ -8,6 +8,7 @@ full-resolution convolutions after the shuffle.
 """
 
 import math
+from collections.abc import Iterator
 from typing import Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -19,6 +20,7 @@ from sfumato.config import Config
 from sfumato.nn.attention import MapAttention
 from sfumato.nn.conv import Down, Downsample, ResBlock, Up, Upsample, smooth_, zeroed
 from sfumato.nn.norm import GroupNorm
+from sfumato.nn.recompute import levels
 
 
 class CoderConfig(Config):
@@ -111,6 +113,11 @@ class Encoder(Contracting):
                 fine = len(layers)
         coarse = [*layers[fine:], config.middle(width), *_finish(config, width, out)]
         super().__init__(config.factor, layers[:fine], coarse)
+        self.stem = config.stem
+
+    def levelled(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each block with the downsampling factor of its level."""
+        yield from levels(self.children(), self.stem)
 
 
 class Decoder(Expanding):
@@ -130,6 +137,10 @@ class Decoder(Expanding):
             if level:
                 layers.append(Upsample(width, width, config.up))
         super().__init__(config.factor, layers[:coarse], [*layers[coarse:], *self._head(config, width)])
+
+    def levelled(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each block with the downsampling factor of its level."""
+        yield from levels(self.children(), self.factor)
 
     @staticmethod
     def _head(config: CoderConfig, width: int) -> list[nn.Module]:

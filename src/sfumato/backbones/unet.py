@@ -6,6 +6,7 @@ that train best on small machines: pixels move into channels and back between re
 convolutions, and every attention is a transformer block with its feed-forward.
 """
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 import torch
@@ -19,6 +20,7 @@ from sfumato.nn.attention import MapAttention, SpatialTransformer
 from sfumato.nn.conv import Change, Down, Downsample, ResBlock, Up, Upsample, zeroed
 from sfumato.nn.embed import TimeEmbedding
 from sfumato.nn.norm import norm
+from sfumato.nn.recompute import levels
 
 
 class UNetConfig(BackboneConfig):
@@ -154,6 +156,12 @@ class UNet(Backbone):
             if level:
                 block_up = c.resample == "block"
                 self.up.append(self._block(width, width, "up") if block_up else Upsample(width, width, c.up))
+
+    def levelled(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each block with the downsampling factor of its level."""
+        yield from levels(self.down, 1)
+        yield from ((self.factor, block) for block in self.middle)
+        yield from levels(self.up, self.factor)
 
     def _embed(self, clock: Tensor, cond: Conditions | None) -> Tensor:
         embedding: Tensor = self.time(clock)

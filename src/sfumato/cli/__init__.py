@@ -13,6 +13,7 @@ VERBS = {
     "generate": "Make pictures from words, a class, or nothing.",
     "evaluate": "Measure a model folder on held-out data.",
     "convert": "Turn foreign weights into a model folder.",
+    "ema": "Rebuild another average of the weights after a run, or compare several.",
     "bench": "Measure what feeds a training step, and say what the bottleneck is.",
     "show": "Print a recipe or a model folder: settings, shapes, parameters, FLOPs.",
     "schema": "Print the JSON schema of recipes, for editors.",

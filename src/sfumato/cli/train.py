@@ -1,9 +1,12 @@
 """`sfumato train RECIPE [key=value ...]`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sfumato.training.recipe import Recipe
 
 
 def command(
@@ -15,7 +18,9 @@ def command(
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint")] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress line")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="check the recipe and print it; train nothing")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check the recipe, print it and what it needs; train and write nothing")
+    ] = False,
 ) -> None:
     """Read, check, train; the model folder's path is what it prints."""
     from sfumato.training import recipe as recipes
@@ -26,7 +31,48 @@ def command(
         import yaml
 
         print(yaml.safe_dump(recipes.dump(read), sort_keys=False, allow_unicode=True), end="")
+        _needs(read, folder, device)
         return
     from sfumato.training.run import train
 
     print(train(read, folder, resume=resume, device=device, quiet=quiet))
+
+
+def _needs(recipe: "Recipe", folder: Path, device: str) -> None:
+    """What a training would take of memory, as a table on stderr: stdout is the recipe's."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sfumato import device as devices
+    from sfumato.training.run import needed, sized
+
+    console = Console(stderr=True)
+    first = getattr(recipe, "autoencoder", None)
+    if isinstance(first, Path) and not (first / "model.yaml").is_file():
+        console.print(f"Memory is not known yet: the first stage {first} is not there; train it first.", soft_wrap=True)
+        return
+    found = needed(recipe, folder, devices.pick(device))
+    training = sized(recipe, found).training
+    part = -(-training.batch // training.accumulate)
+    table = Table("what", "MiB", title="Memory, measured on two pictures")
+    rows = (
+        (f"weights, {found.parameters:,} of which {found.learned:,} learn", found.weights),
+        ("gradients", found.gradients),
+        ("optimiser", found.optimiser),
+        (f"averages, {len(training.ema)}", found.averages),
+        (f"activations of one picture ({found.fixed / 2**20:,.1f} MiB more for any number)", found.each),
+        (f"activations of a part, {part} of a batch of {training.batch}", found.fixed + part * found.each),
+    )
+    for what, size in rows:
+        table.add_row(what, f"{size / 2**20:,.1f}")
+    table.add_section()
+    whole = found.weights + found.gradients + found.optimiser + found.averages + found.fixed + part * found.each
+    table.add_row("together", f"{whole / 2**20:,.1f}")
+    table.add_row("free now", f"{found.free / 2**20:,.1f}")
+    console.print(table)
+    fits = part <= found.fits
+    remedy = "" if fits else "; choose training.accumulate=auto, a smaller batch, or training.checkpointing"
+    console.print(
+        f"{'It fits' if fits else 'It does not fit'}: up to {found.fits:,} pictures at a time in half of what is free{remedy}.",
+        soft_wrap=True,
+    )

@@ -19,9 +19,14 @@ log = logging.getLogger(__name__)
 
 
 def save(
-    folder: Path, images: int, tensors: Mapping[str, Mapping[str, Tensor]], facts: dict[str, Any], keep: int
+    folder: Path,
+    images: int,
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    facts: dict[str, Any],
+    keep: int,
+    lasting: bool = False,
 ) -> Path:
-    """Write `folder/IMAGES/`, one safetensors file a name in `tensors`, and delete all but the newest `keep`."""
+    """Write `folder/IMAGES/`, one safetensors file a name in `tensors`; delete all but the newest `keep` and lasting ones."""
     whole = folder / f"{images:09d}"
     part = folder / f".{images:09d}.part"
     try:
@@ -29,16 +34,27 @@ def save(
         for name, group in tensors.items():
             files.save_tensors(part / f"{name}.safetensors", group)
         hashes = {p.name: files.sha256(p) for p in sorted(part.iterdir())}
-        files.write(part / "state.json", json.dumps({"images": images, **facts, "files": hashes}, indent=1))
+        files.write(
+            part / "state.json", json.dumps({"images": images, "lasting": lasting, **facts, "files": hashes}, indent=1)
+        )
         if whole.exists():
             shutil.rmtree(whole)
         part.rename(whole)
+        files.sync(folder)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise files.full(error, whole) from error
     for old in found(folder)[:-keep]:
-        shutil.rmtree(old)
+        if not _lasts(old):
+            shutil.rmtree(old)
     return whole
+
+
+def _lasts(path: Path) -> bool:
+    try:
+        return bool(json.loads((path / "state.json").read_text(encoding="utf-8")).get("lasting"))
+    except (OSError, ValueError):
+        return False
 
 
 def tidy(folder: Path) -> None:

@@ -2,7 +2,8 @@
 
 A fixed decay is too long at the start and too short at the end. A power function's average (Karras et al., 2024,
 "Analyzing and Improving the Training Dynamics of Diffusion Models", section 3.1) keeps the same relative width at every
-moment, so one number fits a run of a minute and a run of a month.
+moment, so one number fits a run of a minute and a run of a month. Who is used to a decay a step (0.9999) may give that:
+it then warms up, min(decay, (1 + step) / (10 + step)), since a long average would else keep the fresh weights.
 """
 
 import math
@@ -27,19 +28,28 @@ def exponent(width: float) -> float:
     return low
 
 
+def decays(length: float) -> bool:
+    """Whether an average's length is a decay a step, and no relative width."""
+    return length >= 0.5
+
+
 class Averages:
-    """One average of a module's parameters a width; buffers are not averaged."""
+    """One average of the modules' parameters a length, a relative width or a decay; buffers are not averaged."""
 
     def __init__(self, modules: Sequence[nn.Module], widths: Sequence[float]) -> None:
         self.parameters = [p for m in modules for p in m.parameters()]
-        self.exponents = [exponent(w) for w in widths]
+        self.lengths = list(widths)
+        self.exponents = [None if decays(w) else exponent(w) for w in widths]
         self.kept = [[p.detach().clone() for p in self.parameters] for _ in widths]
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Take in the weights after optimiser step `step`, counted from 1."""
-        for power, kept in zip(self.exponents, self.kept, strict=True):
-            share = 1.0 - (1.0 - 1.0 / step) ** (power + 1.0)
+        for length, power, kept in zip(self.lengths, self.exponents, self.kept, strict=True):
+            if power is None:
+                share = 1.0 - min(length, (1.0 + step) / (10.0 + step))
+            else:
+                share = 1.0 - (1.0 - 1.0 / step) ** (power + 1.0)
             torch._foreach_lerp_(kept, [p.detach() for p in self.parameters], share)
 
     def state(self) -> dict[str, Tensor]:

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from sfumato import device as devices
 from sfumato import distributed, streams
 from sfumato.lanes import lanes, side_by_side
-from sfumato.training import ahead, checkpoint
-from sfumato.training.ema import Averages
+from sfumato.training import ahead, checkpoint, posthoc
+from sfumato.training.ema import Averages, decays
 from sfumato.training.log import Log
 from sfumato.training.objective import Objective
 from sfumato.training.optimizer import Optimizer, rate_at
@@ -106,9 +106,12 @@ class Loop:
                     self._report(log)
                 if done or crossed(before, self.images, c.preview):
                     self._preview(log)
+                if c.snapshots and (done or crossed(before, self.images, c.snapshots)):
+                    self._snapshot()
                 halted = self._halted(stopped, before)
-                if done or halted or crossed(before, self.images, c.checkpoint):
-                    self._save()
+                lasting = bool(c.milestones) and crossed(before, self.images, c.milestones or 1)
+                if done or halted or lasting or crossed(before, self.images, c.checkpoint):
+                    self._save(lasting)
                 if halted and not done:
                     raise Interrupted(f"stopped after {self.images:,} images; the same command with --resume goes on")
         with self.averaged():
@@ -216,7 +219,20 @@ class Loop:
             self.averages.swap()
             self.modules.train()
 
-    def _save(self) -> None:
+    def _snapshot(self) -> None:
+        """Keep the averages of the first turn's modules as they are now."""
+        if not distributed.chief():
+            return
+        count = sum(1 for m in self.learned[next(iter(self.learned))] for _ in m.parameters())
+        kept = [
+            (w, tensors[:count])
+            for w, tensors in zip(self.averages.lengths, self.averages.kept, strict=True)
+            if not decays(w)
+        ]
+        step = math.ceil(self.images / self.config.batch)
+        posthoc.save(self.folder / "averages", self.images, step, [w for w, _ in kept], [t for _, t in kept])
+
+    def _save(self, lasting: bool = False) -> None:
         tensors = {
             "weights": self.modules.state_dict(),
             "averages": self.averages.state(),
@@ -227,7 +243,7 @@ class Loop:
             return
         sums = {name: float(total) for name, total in self.sums.items()}
         facts: dict[str, Any] = {"counts": self.counts, "sums": sums}
-        checkpoint.save(self.folder / "state", self.images, tensors, facts, self.config.keep)
+        checkpoint.save(self.folder / "state", self.images, tensors, facts, self.config.keep, lasting)
 
     def _resume(self) -> None:
         if distributed.chief():

@@ -39,7 +39,9 @@ class TrainingConfig(Config):
     batch: Annotated[int, BeforeValidator(_auto)] = Field(
         64, ge=0, description="images a step; `auto`, or 0, measures what fits and takes at most 32"
     )
-    accumulate: PositiveInt = Field(1, description="parts in which a batch goes through the network, to save memory")
+    accumulate: Annotated[int, BeforeValidator(_auto)] = Field(
+        1, ge=0, description="parts in which a batch goes through the network; `auto`, or 0, as few as fit in memory"
+    )
     optimizer: Literal["muon", "adamw"] = "muon"
     rate: PositiveFloat = Field(5e-3, description="peak learning rate; it is used as written, whatever the batch")
     warmup: float = Field(0.02, ge=0, le=1, description="share of the run in which the rate rises")
@@ -50,7 +52,11 @@ class TrainingConfig(Config):
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
     clip: PositiveFloat = Field(1.0, description="largest norm of the gradient; longer ones are shortened")
-    ema: tuple[PositiveFloat, ...] = Field((0.05,), min_length=1, description="relative widths of the kept averages")
+    ema: tuple[PositiveFloat, ...] = Field(
+        (0.05,),
+        min_length=1,
+        description="kept averages: widths relative to the run, below 0.28, or decays a step from 0.5",
+    )
     precision: Literal["auto", "fp32", "bf16", "fp64"] = Field("auto", description="fp64 is for proofs")
     flip: float = Field(0.0, ge=0, le=1, description="share of the images shown mirrored")
     seed: int = 0
@@ -58,6 +64,13 @@ class TrainingConfig(Config):
     preview: Images = Field(20_000, description="images between preview grids")
     checkpoint: Images = Field(50_000, description="images between checkpoints")
     keep: PositiveInt = Field(2, description="checkpoints kept")
+    milestones: Images | None = Field(None, description="images between checkpoints that are never deleted")
+    checkpointing: tuple[PositiveInt, ...] = Field(
+        (), description="downsampling factors at whose levels activations are worked out again instead of kept"
+    )
+    snapshots: Images | None = Field(
+        None, description="images between snapshots of the averages, from which `sfumato ema` rebuilds other widths"
+    )
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="threads that make batches ahead; 0: in the step; auto: 0 on the CPU, else up to 8"
     )

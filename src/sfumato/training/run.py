@@ -15,12 +15,13 @@ from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
 from sfumato.model import DiffusionConfig, LatentDiffusion
+from sfumato.nn.recompute import recompute
 from sfumato.training import checkpoint
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
 from sfumato.training.latents import Fresh, Latents, encode
 from sfumato.training.loop import Loop, Watch
-from sfumato.training.memory import fitting
+from sfumato.training.memory import Needs, accumulating, fitting, needs
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe, Recipe, dump, parse
 
@@ -43,13 +44,20 @@ def train(
     recipe = _agreed(recipe, folder, resume, where)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.training.seed)  # of the fresh weights; everything later has streams of its own
-        objective = _objective(recipe, folder, where)
-    dtype = devices.precision(recipe.training.precision, where)
-    for module in objective.turns.values():
-        module.to(where, torch.float64 if dtype == torch.float64 else None)
+        dtype = devices.precision(recipe.training.precision, where)
+        objective = _ready(recipe, folder, where, dtype)
     loop = Loop(objective, recipe.training, folder, f"{recipe.stage} {folder.name}", where, dtype, quiet, watch)
     loop.run(resume)
     return folder / "model"
+
+
+def _ready(recipe: Recipe, folder: Path, where: torch.device, dtype: torch.dtype) -> Objective:
+    """The objective where it is to be trained, as it is to be trained."""
+    objective = _objective(recipe, folder, where)
+    for module in objective.turns.values():
+        module.to(where, torch.float64 if dtype == torch.float64 else None)
+        recompute(module, recipe.training.checkpointing)
+    return objective
 
 
 def _objective(recipe: Recipe, folder: Path, where: torch.device) -> Objective:
@@ -122,10 +130,13 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     path = folder / "recipe.yaml"
     if resume and path.is_file():
         stored = parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-        stored = _crewed(stored, recipe.training.workers)  # which changes no bit of the result
+        free = {name: getattr(recipe.training, name) for name in ("workers", "checkpointing")}  # which change no bit
+        stored = _with(stored, **free)
         chosen = recipe.model_copy(update={"training": _precise(recipe, stored.training.precision)})
         if not recipe.training.batch:
-            chosen = _batched(chosen, stored.training.batch)
+            chosen = _with(chosen, batch=stored.training.batch)
+        if not recipe.training.accumulate:
+            chosen = _with(chosen, accumulate=stored.training.accumulate)
         if stored != chosen:
             raise ValueError(
                 f"{path} holds another recipe than the one given; resume with that one, or use a new run folder"
@@ -146,22 +157,33 @@ def _precise(recipe: Recipe, name: str) -> object:
     return recipe.training.model_copy(update={"precision": chosen})
 
 
-def _batched(recipe: Recipe, batch: int) -> Recipe:
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch": batch})})
-
-
-def _crewed(recipe: Recipe, workers: int | str) -> Recipe:
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"workers": workers})})
+def _with(recipe: Recipe, **training: object) -> Recipe:
+    """The recipe with other settings of its training."""
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
 
 
 def _sized(recipe: Recipe, folder: Path, where: torch.device) -> Recipe:
-    """The recipe with a batch that fits, where it asks for one."""
-    if recipe.training.batch:
+    """The recipe with a batch that fits, and parts of it, where it asks for them."""
+    if recipe.training.batch and recipe.training.accumulate:
         return recipe
-    with torch.random.fork_rng(devices=[]):
-        objective = _objective(_batched(recipe, 2), folder, where)
+    return sized(recipe, needed(recipe, folder, where))
+
+
+def sized(recipe: Recipe, found: Needs) -> Recipe:
+    """The recipe with the batch and the parts that `auto` takes where so much is needed."""
+    batch = recipe.training.batch or fitting(found)
+    return _with(recipe, batch=batch, accumulate=recipe.training.accumulate or accumulating(found, batch))
+
+
+def needed(recipe: Recipe, folder: Path, where: torch.device) -> Needs:
+    """What a training needs of memory, measured on two pictures. Writes nothing; raises as `train` does."""
+    if isinstance(recipe, DiffusionRecipe):
+        recipe = recipe.model_copy(update={"cache": False})
+    small = _with(recipe, batch=2, accumulate=1)
     dtype = devices.precision(recipe.training.precision, where)
-    return _batched(recipe, fitting(objective, dtype, where, recipe.training.images - 2))
+    with torch.random.fork_rng(devices=[]):
+        objective = _ready(small, folder, where, dtype)
+    return needs(objective, small.training, dtype, where, recipe.training.images - 2)
 
 
 def _room(folder: Path, wanted: int = 64 << 20) -> None:
