@@ -72,7 +72,7 @@ def first_stage(folder: Path) -> Path:
     return folder
 
 
-def loop_of(folder: Path, values: dict[str, int]) -> Loop:
+def loop_of(folder: Path, values: dict[str, int], optimizer: str = "muon") -> Loop:
     """A loop for these sizes, its data made and its latents encoded where they are not there."""
     where = devices.pick()
     name = f"{values['pictures']}-{values['size']}"
@@ -82,9 +82,10 @@ def loop_of(folder: Path, values: dict[str, int]) -> Loop:
         pictures(pictured, values["pictures"], values["size"])
     data = {"kind": "folder", "path": str(pictured), "size": values["size"]}
     read = second(data, folder / "first", values["width"], values["batch"], values["pictures"])
+    training = read.training.model_copy(update={"optimizer": optimizer})
     objective = denoising(read, folder / "runs" / name, where)
     dtype = devices.precision("auto", where)
-    return Loop(objective, read.training, Path(), "", where, dtype, quiet=True)
+    return Loop(objective, training, Path(), "", where, dtype, quiet=True)
 
 
 def rate(loop: Loop, seconds: float) -> float:
@@ -187,12 +188,16 @@ def plot(found: dict[str, dict[int, float]], path: Path) -> None:
     """A panel a sweep, both axes in logarithms."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3 * len(found), 3.2), layout="constrained")
+    figure = Figure(figsize=(2.6 * len(found), 3.2), layout="constrained")
+    every = [rate for values in found.values() for rate in values.values()]
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000) if 0.5 * min(every) < t < 2 * max(every)]
     for place, (name, values) in enumerate(found.items(), 1):
         axes = figure.add_subplot(1, len(found), place)
         axes.plot(list(values), list(values.values()), "o-")
         axes.set(xscale="log", yscale="log", xlabel=AXES[name])
         axes.set_xticks(list(values), [str(v) for v in values])
+        axes.set_yticks(ticks, [str(t) for t in ticks])
+        axes.set_ylim(0.7 * min(every), 1.4 * max(every))
         axes.minorticks_off()
         axes.grid(alpha=0.3, which="both")
         if place == 1:
@@ -212,9 +217,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         first_stage(folder / "first")
-        share, parts = overhead(loop_of(folder, BASE), 4 * asked.seconds)
-        told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in parts.items())
-        print(f"overhead: {100 * share:.1f} % of a step is not the network ({told})", flush=True)
+        for optimizer in ("adamw", "muon"):
+            for width in (64, 128):
+                loop = loop_of(folder, BASE | {"width": width}, optimizer)
+                share, parts = overhead(loop, 3 * asked.seconds)
+                told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in parts.items())
+                print(
+                    f"{optimizer}, width {width}: {100 * share:.1f} % of a step is not the network ({told})", flush=True
+                )
         found: dict[str, dict[int, float]] = {}
         for name, values in SWEEPS.items():
             found[name] = {v: rate(loop_of(folder, BASE | {name: v}), asked.seconds) for v in values}

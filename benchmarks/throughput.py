@@ -5,8 +5,8 @@
 Ours and diffusers' run alternately, because machines are noisy: first each network's output is compared in float32,
 then medians of the rates and of the pairwise ratios are printed. A training step is forward, backward, optimiser and
 average of weights: ours the loop's own step (lanes, AdamW, the averages), theirs AdamW and `EMAModel` as their scripts
-have them. A sampling is 25 steps with guidance and the decoding of the pictures. `--device cuda` adds `torch.compile`
-and Stable Diffusion's U-Net.
+have them. A sampling is 25 steps with guidance and the decoding of the pictures. `--device cuda` runs the
+same on a GPU.
 """
 
 import argparse

@@ -47,14 +47,15 @@ def test_optimiser_memory_is_what_the_optimiser_has(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 2])
-@pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])
+@pytest.mark.parametrize("stage", ["autoencoder", "adversarial", "diffusion"])
 def test_recomputed_activations_give_the_same_weights_and_keep_less(
     stage: str, lanes: int, first_stage: Path, tmp_path: Path
 ) -> None:
     found, sizes = [], []
-    for factors in ((), (4, 8) if stage == "autoencoder" else (1, 2)):
+    makers = {"autoencoder": autoencoder_recipe, "adversarial": adversarial_recipe}
+    for factors in ((), (1, 2) if stage == "diffusion" else (4, 8)):
         extra = {"checkpointing": factors, "precision": "fp32"}
-        recipe = autoencoder_recipe(**extra) if stage == "autoencoder" else diffusion_recipe(first_stage, **extra)
+        recipe = makers[stage](**extra) if stage in makers else diffusion_recipe(first_stage, **extra)
         torch.manual_seed(0)
         objective = _ready(recipe, tmp_path / "run", CPU, torch.float32)
         loop = Loop(objective, recipe.training, tmp_path, "", CPU, torch.float32, quiet=True)

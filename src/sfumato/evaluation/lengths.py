@@ -64,7 +64,7 @@ def draw(rows: Sequence[Length], path: Path) -> None:
     chosen = best(rows)
     axes.plot([chosen.width], [chosen.value], "o", markersize=12, markerfacecolor="none", color="C1")
     axes.set(xscale="log", xlabel="width of the average, relative to the run", ylabel=rows[0].name)
-    axes.set_xticks([r.width for r in rows], [f"{r.width:g}" for r in rows])
+    axes.set_xticks([r.width for r in rows], [f"{r.width:g}" for r in rows], fontsize=8, rotation=45)
     axes.minorticks_off()
     axes.grid(alpha=0.3)
     path.parent.mkdir(parents=True, exist_ok=True)

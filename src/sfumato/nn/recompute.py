@@ -40,14 +40,14 @@ def _run(forward: Any, drops: bool, *given: Any) -> Any:
     return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=drops)
 
 
-def recompute(module: nn.Module, factors: Iterable[int]) -> None:
-    """Apply `again` to the blocks at these factors, in every network inside that tells its levels (`levelled`).
+def recompute(modules: Iterable[nn.Module], factors: Iterable[int]) -> None:
+    """Apply `again` to the blocks at these factors, in every network inside the modules that tells its levels (`levelled`).
 
     Raises `ValueError` for a factor at which there is no block.
     """
     wanted = set(factors)
     known: set[int] = set()
-    for network in module.modules():
+    for network in {id(m): m for module in modules for m in module.modules()}.values():
         told = getattr(network, "levelled", None)
         for factor, layer in told() if callable(told) else ():
             known.add(factor)

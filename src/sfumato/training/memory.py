@@ -19,7 +19,9 @@ SHARE = 0.5  # of the memory that is free; the rest is for workspaces, which are
 def kept(objective: Objective, dtype: torch.dtype, device: torch.device, positions: Sequence[int]) -> int:
     """Bytes that a step's backward pass keeps for the examples at these positions, the larger of all turns."""
     most = 0
-    for turn in objective.turns.values():
+    for name, turn in objective.turns.items():
+        if not objective.active(name, positions):
+            continue
         held: dict[int, int] = {}
 
         def note(tensor: Tensor, held: dict[int, int] = held) -> Tensor:

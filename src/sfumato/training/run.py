@@ -56,7 +56,7 @@ def _ready(recipe: Recipe, folder: Path, where: torch.device, dtype: torch.dtype
     objective = _objective(recipe, folder, where)
     for module in objective.turns.values():
         module.to(where, torch.float64 if dtype == torch.float64 else None)
-        recompute(module, recipe.training.checkpointing)
+    recompute(objective.turns.values(), recipe.training.checkpointing)
     return objective
 
 
