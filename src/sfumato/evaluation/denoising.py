@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sfumato import streams
 from sfumato.data.base import Part
+from sfumato.conditioning.base import Draws
 from sfumato.model import LatentDiffusion
 
 TIMES = 8  # evenly through (0, 1), each picture at every one
@@ -46,7 +47,8 @@ def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list
 
 
 def _loss(model: LatentDiffusion, latents: Tensor, fields: dict[str, list[Any]], rows: range) -> float:
-    cond = model.conditions(fields, len(rows))
+    size = (latents.shape[-2], latents.shape[-1])
+    cond = model.conditions(fields, len(rows), size=size, draws=Draws.training(0, rows))
     total = 0.0
     for k in range(TIMES):
         eps = streams.normal(latents.shape[1:], 0, "held-out", rows, k).to(latents.device)
