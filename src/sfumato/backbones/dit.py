@@ -70,7 +70,9 @@ class HeadAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, turn: Turn = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, turn: Turn = None
+    ) -> Tensor:
         if self.to_q is None:
             q, k, v = (self._heads(part) for part in self.to_qkv(x).chunk(3, -1))
         else:

@@ -3,17 +3,25 @@
 `vector` joins the time embedding, `tokens` are attended to with a mask, `image` is laid beside the latent. A conditioner
 declares which it uses and how wide, and has a learned null value for each: classifier-free guidance (Ho & Salimans,
 2022) needs one that means «nothing was said», which is not the same as an empty text.
+
+What a conditioner must know besides its values is a `Setting`: the latent's grid, which an image condition fills, the
+window of the canvas that is worked on, and the randomness of what it does in training.
 """
 
+import difflib
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from sfumato import streams
 from sfumato.config import Choice
+from sfumato.windows import Window
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,9 @@ def index(value: Any, names: Sequence[str], what: str) -> int:
     except TypeError:
         raise ValueError(f"a {what} is a name or a number; got {value!r}, the model knows {shown}") from None
     if not 0 <= number < len(names):
-        raise ValueError(f"{what} {value!r} is out of range: numbers go from 0 to {len(names) - 1}; the model knows {shown}")
+        raise ValueError(
+            f"{what} {value!r} is out of range: numbers go from 0 to {len(names) - 1}; the model knows {shown}"
+        )
     return number
 
 

@@ -13,7 +13,9 @@ from sfumato.windows import Window
 
 def silent(value: Any) -> bool:
     """Whether a value says nothing: None, an empty text, an empty list."""
-    return value is None or (isinstance(value, str | list | tuple) and not (value.strip() if isinstance(value, str) else value))
+    return value is None or (
+        isinstance(value, str | list | tuple) and not (value.strip() if isinstance(value, str) else value)
+    )
 
 
 class Bundle(nn.Module):
@@ -54,7 +56,9 @@ class Bundle(nn.Module):
         """The fields of examples whose pictures are shown mirrored where `flips` says so."""
         turn = {self._get(n).field: self._get(n).mirrored for n in self.conditioners}
         return {
-            name: [turn[name](v) if f and name in turn and not silent(v) else v for v, f in zip(values, flips, strict=True)]
+            name: [
+                turn[name](v) if f and name in turn and not silent(v) else v for v, f in zip(values, flips, strict=True)
+            ]
             for name, values in fields.items()
         }
 

@@ -28,7 +28,11 @@ def picture(value: Any, channels: int, field: str) -> Tensor:
         found = value.float() / 127.5 - 1.0 if value.dtype == torch.uint8 else value.float()
     else:
         shape = getattr(value, "shape", None)
-        told = repr(value)[:40] if shape is None else f"{type(value).__name__} {getattr(value, 'dtype', '')} {tuple(shape)}"
+        told = (
+            repr(value)[:40]
+            if shape is None
+            else f"{type(value).__name__} {getattr(value, 'dtype', '')} {tuple(shape)}"
+        )
         raise ValueError(
             f"{field} is a picture: PIL, a uint8 array (H, W, C), or a tensor (C, H, W) in [-1, 1]; got {told}"
         )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from sfumato import streams
-from sfumato.data.base import Part
 from sfumato.conditioning.base import Draws
+from sfumato.data.base import Part
 from sfumato.model import LatentDiffusion
 
 TIMES = 8  # evenly through (0, 1), each picture at every one

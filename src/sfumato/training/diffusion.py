@@ -44,9 +44,7 @@ class DenoiserTurn(nn.Module):
     def forward(self, batch: Noisy) -> dict[str, Tensor]:
         """The mean loss over the batch."""
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
-        cond = self.model.conditions(
-            batch.fields, len(batch.t), batch.drop, size=size, draws=batch.draws, augment=True
-        )
+        cond = self.model.conditions(batch.fields, len(batch.t), batch.drop, size=size, draws=batch.draws, augment=True)
         return {"loss": self.model.denoiser.loss(batch.latents, batch.t, batch.eps, cond, self.weighting).mean()}
 
 
