@@ -48,10 +48,10 @@ class Reference(Conditioner):
             rows = torch.as_tensor(value if isinstance(value, Tensor) else np.asarray(value, np.float32)).float()
         except (TypeError, ValueError):
             raise ValueError(f"{self.field} is an embedding, or several; got {str(value)[:40]!r}") from None
-        rows = rows[None] if rows.ndim == 1 else rows
+        shape, rows = tuple(rows.shape), rows[None] if rows.ndim == 1 else rows
         if rows.ndim != 2 or rows.shape[1] != self.embedding or not len(rows):
             raise ValueError(
-                f"{self.field} has shape {tuple(rows.shape)}, this model reads embeddings ({self.embedding},) or "
+                f"{self.field} has shape {shape}, this model reads embeddings ({self.embedding},) or "
                 f"(n, {self.embedding}); use the network that it was trained with"
             )
         if len(rows) > self.most:
