@@ -1,5 +1,6 @@
 """The diffusion transformer: its start, its doors, any size, the published sizes, and a toy that it learns."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,10 @@ from pydantic import ValidationError
 from sfumato.backbones.base import BackboneConfig
 from sfumato.backbones.dit import DiTConfig
 from sfumato.conditioning.base import Conditions, Sizes
+from sfumato.model import LatentDiffusion
 from sfumato.nn.position import rotate, rotations, sines
+from sfumato.training import run
+from tests.conftest import diffusion_recipe
 
 SMALL: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "side": 2}
 POSITIONS = ["rotary", "sine", "learned"]
@@ -113,6 +117,31 @@ def test_it_learns_a_toy() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.05 * losses[0]
+
+
+def test_half_precision_is_near_and_trains() -> None:
+    torch.manual_seed(0)
+    net, x = DiTConfig(**SMALL).build(4, Sizes(6, 5, 2)), torch.randn(2, 4, 4, 4)
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    whole = net(x, torch.tensor([10.0, 900.0]), conditions())
+    with torch.autocast("cpu", torch.bfloat16):
+        half = net(x, torch.tensor([10.0, 900.0]), conditions())
+    assert half.dtype == torch.float32
+    assert float((half - whole).detach().abs().max() / whole.detach().abs().max()) < 0.05
+    half.sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+@pytest.mark.slow
+def test_a_recipe_trains_it_with_words_and_labels(first_stage: Path, tmp_path: Path) -> None:
+    read = diffusion_recipe(first_stage, images=32, batch=8)
+    changed = read.model_copy(update={"backbone": DiTConfig(width=16, depth=1, heads=2)})
+    model = LatentDiffusion.load(run.train(changed, tmp_path / "dit", device="cpu", quiet=True))
+    assert isinstance(model.config.backbone, DiTConfig)
+    said = model.conditions({"caption": ["a red heart", "a cat"]}, 2, size=(5, 7))
+    made = model.denoise(said, scale=2.0)(torch.randn(2, 4, 5, 7), torch.full((2,), 0.5))
+    assert made.isfinite().all()
 
 
 def test_what_does_not_fit_is_refused() -> None:

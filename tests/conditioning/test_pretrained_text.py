@@ -38,10 +38,15 @@ class Frozen(nn.Module):
         self.table = nn.Parameter(table)
 
     @classmethod
-    def from_pretrained(cls, folder: str, local_files_only: bool, use_safetensors: bool) -> "Frozen":
+    def from_pretrained(
+        cls, folder: str, local_files_only: bool, use_safetensors: bool, output_loading_info: bool
+    ) -> "tuple[Frozen, dict[str, Any]]":
         assert local_files_only
         assert use_safetensors
-        return cls(files.load_tensors(Path(folder) / "model.safetensors")["table"])
+        assert output_loading_info
+        tensors = files.load_tensors(Path(folder) / "model.safetensors")
+        missing = {"pooler.weight"} | ({"table"} - set(tensors))
+        return cls(tensors.get("table", torch.randn(60, 8))), {"missing_keys": missing}
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         calls.append(input_ids[0].tolist())
@@ -131,3 +136,16 @@ def test_weights_in_pickle_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ValueError, match="must be in one safetensors file"):
         built(folder)
+
+
+def test_weights_that_are_not_whole_are_not_made_up(folder: Path) -> None:
+    files.save_tensors(folder / "model.safetensors", {"other": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"has no table \(1 tensors are missing\); copy the folder again"):
+        built(folder)(["cat"])
+
+
+def test_a_folder_that_moved_is_asked_for(folder: Path) -> None:
+    encoder = built(folder)
+    folder.rename(folder.with_name("elsewhere"))
+    with pytest.raises(ValueError, match=r"there is no folder .*name its place as `folder`"):
+        encoder(["cat"])

@@ -55,6 +55,14 @@ class DiTConfig(BackboneConfig):
 Turn = tuple[Tensor, Tensor] | None
 
 
+class HeadNorm(nn.RMSNorm):
+    """RMS norm over a head's width, in the type of its input: under autocast a mixture of types would be slow."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = None if self.weight is None else self.weight.to(x.dtype)
+        return F.rms_norm(x, self.normalized_shape, weight, self.eps)
+
+
 class HeadAttention(nn.Module):
     """Attention of x (B, N, C) to itself, or to a context (B, M, W), with normed queries and keys where asked."""
 
@@ -63,12 +71,12 @@ class HeadAttention(nn.Module):
         self.heads = heads
         self.to_q = nn.Linear(width, width) if context else None
         self.to_qkv = nn.Linear(context or width, (2 if context else 3) * width)
-        self.norm_q = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_q = HeadNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_k = HeadNorm(width // heads, eps=1e-6) if qk_norm else nn.Identity()
         self.to_out = nn.Linear(width, width)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:-1], self.heads, -1).transpose(1, 2)
 
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None, turn: Turn = None
@@ -78,8 +86,7 @@ class HeadAttention(nn.Module):
         else:
             k, v = (self._heads(part) for part in self.to_qkv(context).chunk(2, -1))
             q = self._heads(self.to_q(x))
-        # norms and rotations compute in float32 under autocast; attention wants one type
-        q, k = self.norm_q(q).to(v.dtype), self.norm_k(k).to(v.dtype)
+        q, k = self.norm_q(q), self.norm_k(k)
         if turn is not None:
             q, k = rotate(q, *turn), rotate(k, *turn)
         result: Tensor = self.to_out(attend(q, k, v, mask).transpose(1, 2).flatten(2))
@@ -151,15 +158,17 @@ class DiT(Backbone):
     def _grid(self, size: tuple[int, int], device: torch.device) -> Tensor | tuple[Tensor, Tensor]:
         """Rotations, or sine positions, of a grid; those of the last few grids are kept."""
         key = (*size, device)
-        if key not in self._grids:
-            if len(self._grids) > 7:
-                self._grids.clear()
+        found = self._grids.get(key)
+        if found is None:
             if self.config.positions == "rotary":
                 cos, sin = rotations(size, self.config.width // self.config.heads)
-                self._grids[key] = cos.to(device), sin.to(device)
+                found = cos.to(device), sin.to(device)
             else:
-                self._grids[key] = sines(size, self.config.width).to(device)
-        return self._grids[key]
+                found = sines(size, self.config.width).to(device)
+            if len(self._grids) > 7:
+                self._grids.clear()
+            self._grids[key] = found
+        return found
 
     def _placed(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Turn]:
         """Tokens (B, N, C) with their positions added, or the rotations that tell them."""
@@ -183,5 +192,5 @@ class DiT(Backbone):
             h = block(h, steer, tokens, mask, turn)
         shift, scale = self.modulate(steer)[:, None].chunk(2, -1)
         h = self.out(modulated(self.norm(h), shift, scale))
-        result = F.pixel_shuffle(h.transpose(1, 2).unflatten(2, size), patch)
+        result = F.pixel_shuffle(h.transpose(1, 2).reshape(len(h), -1, *size), patch)
         return at_least_single(result[..., :high, :wide])

@@ -63,7 +63,7 @@ class Map(Conditioner):
         known = (numbers >= 0) & (numbers < self.classes)
         kept = known if self.ignore is None else known | (numbers == self.ignore)
         if not bool(kept.all()):
-            strange = ", ".join(map(str, numbers[~kept].unique().tolist()[:8]))
+            strange = ", ".join(map(str, sorted(set(numbers[~kept].tolist()))[:8]))
             raise ValueError(f"{self.field} has unknown classes {strange}; the model knows {self._known()}")
         known = known if self.ignore is None else known & (numbers != self.ignore)
         hot = F.one_hot(torch.where(known, numbers, 0), self.classes) * known[..., None]

@@ -49,7 +49,7 @@ class PretrainedTextConfig(ConditionerConfig):
         found = fingerprint(self.folder, self.sha256)
         if self.width not in (None, width):
             raise ValueError(f"{self.folder} holds a {kind} of width {width}, `width` says {self.width}; leave it out")
-        return self.model_copy(update={"sha256": found, "width": width}), {}
+        return self.model_copy(update={"folder": self.folder.resolve(), "sha256": found, "width": width}), {}
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "PretrainedText":
         if self.sha256 is not None and self.width is not None:
@@ -61,6 +61,7 @@ class PretrainedTextConfig(ConditionerConfig):
 def described(folder: Path) -> tuple[str, int]:
     """The type and the width of a folder's text model. Raises `ValueError` where it is none that can be read."""
     path = folder / CONFIG
+    _there(folder)
     if not path.is_file():
         raise ValueError(f"{folder} is no folder of transformers: it has no {CONFIG}; give a model's folder")
     try:
@@ -76,12 +77,21 @@ def described(folder: Path) -> tuple[str, int]:
 def fingerprint(folder: Path, expected: str | None = None) -> str:
     """SHA-256 of the folder's weights. Raises `ValueError` where they are missing, no safetensors, or others."""
     path = folder / WEIGHTS
+    _there(folder)
     if not path.is_file():
         raise ValueError(f"{path} is missing; the weights must be in one safetensors file: save the model again so")
     found = files.sha256(path)
     if expected is not None and found != expected:
         raise ValueError(f"{path} has SHA-256 {found}, the model was trained with {expected}; get that file")
     return found
+
+
+def _there(folder: Path) -> None:
+    if not folder.is_dir():
+        raise ValueError(
+            f"there is no folder {folder} with a text model; copy it there, or name its place as `folder` of this "
+            "conditioner, in the recipe or in model.yaml"
+        )
 
 
 class Reader(NamedTuple):
@@ -101,10 +111,16 @@ def _opened(folder: Path, sha256: str | None, device: str) -> Reader:
             raise
         raise ValueError("pretrained text models need the package transformers; pip install transformers") from None
     transformers.utils.logging.disable_progress_bar()
-    name, _ = READERS[described(folder)[0]]
-    local = {"local_files_only": True}
+    local: dict[str, Any] = {"local_files_only": True}
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **local)
-    model = getattr(transformers, name).from_pretrained(str(folder), use_safetensors=True, **local)
+    reader = getattr(transformers, READERS[described(folder)[0]][0])
+    with torch.random.fork_rng(devices=[]):  # what a file lacks is drawn from torch's own randomness
+        model, told = reader.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True, **local)
+    lacking = sorted(name for name in told["missing_keys"] if "pooler" not in name)  # which is not read here
+    if lacking:
+        raise ValueError(
+            f"{folder / WEIGHTS} has no {lacking[0]} ({len(lacking)} tensors are missing); copy the folder again, whole"
+        )
     return Reader(model.float().eval().requires_grad_(False).to(device), tokenizer)
 
 

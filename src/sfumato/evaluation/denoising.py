@@ -42,7 +42,9 @@ def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list
     found: dict[str, list[Any]] = {}
     for name in wanted:
         values = [part.fields(k).get(name) for k in rows]
-        found[name] = [v[0] if isinstance(v, list) and v else v for v in values]
+        if name == "caption":  # of which an example has several
+            values = [v[0] if isinstance(v, list) and v else v for v in values]
+        found[name] = values
     return found
 
 

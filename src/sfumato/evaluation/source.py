@@ -220,8 +220,9 @@ class Sampled(Source):
         said: dict[str, list[Any]] = {}
         if "caption" in self.wanted:
             said["caption"] = [self.caption(k) for k in indices]
-        if "label" in self.wanted:
-            said["label"] = [self._fields(k).get("label") for k in indices]
+        for name in self.wanted:
+            if name != "caption":
+                said[name] = [self._fields(k).get(name) for k in indices]
         scale = self.request.guidance if said else 1.0
         latents = walk(self.model, x, self.request, said, scale, self.dtype, stream)
         return list(self.model.pictures(latents).cpu())
