@@ -174,7 +174,7 @@ class Sampled(Source):
         if request.seed < 0:
             raise ValueError("images that are measured need a fixed seed; set one")
         self.model, self.request, self.count, self.part, self.dtype = model.eval(), request, count, part, dtype
-        wanted = {"caption", "label"} & set(model.conditions.fields.values())
+        wanted = set(model.conditions.fields.values())
         if wanted and part is None:
             raise ValueError(f"this model wants {' and '.join(sorted(wanted))}; give a data set that has them")
         self.wanted = sorted(wanted)
