@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
 from sfumato.backbones.base import BackboneConfig
-from sfumato.conditioning.base import ConditionerConfig, Conditions, join
+from sfumato.conditioning.base import ConditionerConfig, Conditions, crop, join
 from sfumato.conditioning.bundle import Bundle
 from sfumato.config import Config, explain, trusting
 from sfumato.diffusion.denoiser import Denoiser, row, thousand
@@ -46,7 +46,8 @@ class LatentDiffusion(nn.Module):
         super().__init__()
         self.codec, self.config, self.size = codec.requires_grad_(False), config, size
         self.texts = {name: dict(texts.get(name, {})) for name in config.conditioners}
-        self.conditions = Bundle({n: c.build(self.texts[n]) for n, c in config.conditioners.items()})
+        built = {n: c.build(self.texts[n], self.codec) for n, c in config.conditioners.items()}
+        self.conditions = Bundle(built, self.latent_shape()[1:])
         network = config.backbone.build(codec.channels, self.conditions.sizes)
         schedule = config.schedule.build()
         clock = row if config.schedule.kind == "betas" else thousand
@@ -88,8 +89,10 @@ class LatentDiffusion(nn.Module):
         if scale == 1.0:
             return lambda x_t, t: self.denoiser(x_t, t, given)
         count = next((len(p) for p in given.parts() if p is not None), 0)
-        other = negative if negative is not None else self.conditions.null(count)
-        return guided(Branches(self.denoiser, [given, other], join), scale)
+        other = negative
+        if other is None:
+            other = self.conditions.null(count, None if given.image is None else _sides(given.image))
+        return guided(Branches(self.denoiser, [given, other], join, crop), scale)
 
     @torch.no_grad()
     def pictures(self, latents: Tensor, at_once: int = 64) -> Tensor:
@@ -147,6 +150,10 @@ def belongs(codec: Codec, expected: str, owner: str) -> None:
             f"{owner} was trained on the latents of autoencoder {expected}, this one is {codec.fingerprint()}; "
             "use the autoencoder folder inside the model, or encode and train again with this one"
         )
+
+
+def _sides(x: Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
 
 
 def _texts(folder: Path) -> dict[str, dict[str, str]]:

@@ -151,3 +151,26 @@ def test_gradients_reach_the_text_encoder() -> None:
 def test_a_conditioner_without_its_tokenizer_says_so() -> None:
     with pytest.raises(ValueError, match=r"tokenizer\.json"):
         ConditionerConfig.model_validate({"kind": "text"}).build({})
+
+
+def test_several_labels_are_one_mean_or_a_token_each() -> None:
+    one, two, both = label()(["cat"]).vector, label()(["dog"]).vector, label()([["dog", 0], ["dog", "dog"]]).vector
+    assert one is not None
+    assert two is not None
+    assert both is not None
+    torch.testing.assert_close(both, torch.cat([(one + two) / 2, two]))
+    tokens = label(door="tokens")([["cat", "dog"], "dog"])
+    assert tokens.mask is not None
+    assert tokens.mask.tolist() == [[True, True], [True, False]]
+
+
+def test_unknown_labels_offer_the_nearest_and_numbers_their_range() -> None:
+    with pytest.raises(ValueError, match="unknown label 'dgo'; nearest: dog; the model knows cat, dog"):
+        label()(["dgo"])
+    with pytest.raises(ValueError, match="label 2 is out of range: numbers go from 0 to 1"):
+        label()([2])
+    for value in (True, -1):
+        with pytest.raises(ValueError, match="out of range"):
+            label()([value])
+    with pytest.raises(ValueError, match="a label is a name or a number"):
+        label()([0.5])

@@ -84,6 +84,22 @@ class Backbone(nn.Module, ABC):
         """The network's output for noisy latents at the times that the clock tells."""
 
 
+def beside(x_t: Tensor, cond: Conditions | None, width: int) -> Tensor:
+    """x_t (B, C, h, w) with the image condition of `width` channels laid beside it, (B, C + width, h, w).
+
+    Raises `ValueError` where there is none, or where it lies on another grid: conditions are made for a size, and
+    stretching them here would hide that they were made for another one.
+    """
+    if not width:
+        return x_t
+    if cond is None or cond.image is None:
+        raise ValueError("this network needs an image condition laid beside the latent; give the bundle's null")
+    if cond.image.shape[-2:] != x_t.shape[-2:]:
+        have, want = ("x".join(map(str, t.shape[-2:])) for t in (cond.image, x_t))
+        raise ValueError(f"the image condition is {have} and the latent {want}; make the conditions for that `size`")
+    return torch.cat([x_t, cond.image.to(x_t.dtype)], 1)
+
+
 class BackboneConfig(Choice):
     """The recipe of a backbone; `kind` is a file of `sfumato/backbones/`."""
 

@@ -14,7 +14,7 @@ from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.backbones.base import Backbone, BackboneConfig, Conditions, Sizes
+from sfumato.backbones.base import Backbone, BackboneConfig, Conditions, Sizes, beside
 from sfumato.device import at_least_single
 from sfumato.nn.attention import MapAttention, SpatialTransformer
 from sfumato.nn.conv import Change, Down, Downsample, ResBlock, Up, Upsample, zeroed
@@ -173,24 +173,15 @@ class UNet(Backbone):
         return result
 
     def forward(self, x_t: Tensor, clock: Tensor, cond: Conditions | None = None) -> Tensor:
-        if any(n % self.factor for n in x_t.shape[-2:]):
-            x_t, (top, left) = _grow(x_t, self.factor)
-            return self._whole(x_t, clock, cond)[..., :top, :left]
-        return self._whole(x_t, clock, cond)
+        x = beside(x_t, cond, self.sizes.image)
+        if any(n % self.factor for n in x.shape[-2:]):
+            x, (top, left) = _grow(x, self.factor)
+            return self._whole(x, clock, cond)[..., :top, :left]
+        return self._whole(x, clock, cond)
 
     def _whole(self, x: Tensor, clock: Tensor, cond: Conditions | None) -> Tensor:
         embedding = self._embed(clock, cond)
         tokens, mask = (None, None) if cond is None else (cond.tokens, cond.mask)
-        if self.sizes.image:
-            if cond is None or cond.image is None:
-                raise ValueError("this network needs an image condition laid beside the latent")
-            x = torch.cat(
-                [
-                    x,
-                    F.interpolate(cond.image, x.shape[-2:]) if cond.image.shape[-2:] != x.shape[-2:] else cond.image,
-                ],
-                1,
-            )
         if self.config.groups is None:
             x = x.contiguous(memory_format=torch.channels_last)
         h: Tensor = self.into(x)

@@ -3,17 +3,25 @@
 `vector` joins the time embedding, `tokens` are attended to with a mask, `image` is laid beside the latent. A conditioner
 declares which it uses and how wide, and has a learned null value for each: classifier-free guidance (Ho & Salimans,
 2022) needs one that means «nothing was said», which is not the same as an empty text.
+
+What a conditioner must know besides its values is a `Setting`: the latent's grid, which an image condition fills, the
+window of the canvas that is worked on, and the randomness of what it does in training.
 """
 
+import difflib
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from sfumato import streams
 from sfumato.config import Choice
+from sfumato.windows import Window
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,69 @@ class Sizes(NamedTuple):
     image: int = 0
 
 
+@dataclass(frozen=True)
+class Draws:
+    """Randomness of a batch, row by row: row k depends on its key (seed, image) and the purpose alone."""
+
+    keys: tuple[tuple[int, int], ...]
+    name: str = ""  # of the conditioner that draws, so that two of a kind draw apart
+
+    @classmethod
+    def training(cls, seed: int, positions: Sequence[int]) -> "Draws":
+        """Those of the examples at these global positions of a run."""
+        return cls(tuple((seed, p) for p in positions))
+
+    @classmethod
+    def request(cls, seeds: Sequence[int]) -> "Draws":
+        """Those of a request's images, each with its own seed."""
+        return cls(tuple((s, 0) for s in seeds))
+
+    def pick(self, places: Sequence[int]) -> "Draws":
+        """Those of some rows."""
+        return replace(self, keys=tuple(self.keys[k] for k in places))
+
+    def named(self, name: str) -> "Draws":
+        """Those of one conditioner."""
+        return replace(self, name=name)
+
+    def normal(self, row: int, shape: Sequence[int], purpose: str) -> Tensor:
+        """Standard normal draws of this shape, float32, on the CPU."""
+        seed, image = self.keys[row]
+        return streams.normal(shape, seed, f"{purpose}/{self.name}", [image])[0]
+
+    def uniform(self, row: int, purpose: str) -> float:
+        """A draw in [0, 1)."""
+        seed, image = self.keys[row]
+        return float(streams.uniform((), seed, f"{purpose}/{self.name}", [image]))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and how conditions are used."""
+
+    size: tuple[int, int]  # (h, w) of the latent, the whole canvas
+    draws: Draws
+    augment: bool = False  # training: conditions are made worse on purpose where their conditioner does that
+    window: Window | None = None  # the part of the canvas that is worked on, in latent places
+
+    def pick(self, places: Sequence[int]) -> "Setting":
+        """The setting of some rows."""
+        return replace(self, draws=self.draws.pick(places))
+
+
+class Latents(Protocol):
+    """What a conditioner may know of the first stage."""
+
+    @property
+    def factor(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def image_channels(self) -> int: ...
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, C, H, W) in [-1, 1] -> whitened latents (B, channels, h, w)."""
+
+
 class Conditioner(nn.Module, ABC):
     """Turns values of one field of the examples (`caption`, `label`, ...) into conditions."""
 
@@ -79,12 +150,41 @@ class Conditioner(nn.Module, ABC):
     dropout: float
 
     @abstractmethod
-    def forward(self, values: Sequence[Any]) -> Conditions:
-        """Conditions of B values. Raises `ValueError` for a value that it cannot read."""
+    def forward(self, values: Sequence[Any], setting: Setting) -> Conditions:
+        """Conditions of B values; an image covers the whole canvas. Raises `ValueError` for a value it cannot read."""
 
     @abstractmethod
-    def null(self, count: int) -> Conditions:
+    def null(self, count: int, setting: Setting) -> Conditions:
         """`count` rows of «nothing was said»."""
+
+    def mirrored(self, value: Any) -> Any:
+        """The value of the mirrored picture."""
+        return value
+
+
+def crop(conditions: Conditions, window: Window) -> Conditions:
+    """The conditions of a window of the canvas: the image is cut, the rest stays (`Bundle.forward` cuts boxes too)."""
+    return conditions if conditions.image is None else replace(conditions, image=window.crop(conditions.image))
+
+
+def index(value: Any, names: Sequence[str], what: str) -> int:
+    """The place of a name, or of its number, among `names`. Raises `ValueError` that offers the nearest names."""
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    if isinstance(value, str):
+        if value in names:
+            return names.index(value)
+        near = difflib.get_close_matches(value, names, 3, 0.5)
+        offer = f"; nearest: {', '.join(near)}" if near else ""
+        raise ValueError(f"unknown {what} {value!r}{offer}; the model knows {shown}")
+    try:
+        number = -1 if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        raise ValueError(f"a {what} is a name or a number; got {value!r}, the model knows {shown}") from None
+    if not 0 <= number < len(names):
+        raise ValueError(
+            f"{what} {value!r} is out of range: numbers go from 0 to {len(names) - 1}; the model knows {shown}"
+        )
+    return number
 
 
 class ConditionerConfig(Choice):
@@ -92,7 +192,8 @@ class ConditionerConfig(Choice):
 
     home: ClassVar[str] = "sfumato.conditioning"
     field: str = ""
-    dropout: float = 0.1
+    dropout: float = Field(0.1, ge=0, le=1, description="share of the examples that are trained without it")
+    reads: ClassVar[bool] = True  # whether `learn` looks at the values; where not, the data are not read for it
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["ConditionerConfig", dict[str, str]]:
         """This recipe completed by the training data, and texts to keep beside the weights (a tokenizer).
@@ -102,6 +203,9 @@ class ConditionerConfig(Choice):
         """
         return self, {}
 
-    def build(self, files: Mapping[str, str]) -> Conditioner:
-        """The conditioner with fresh weights. `files` are texts that it saved beside its weights (a tokenizer)."""
+    def build(self, files: Mapping[str, str], latents: Latents | None = None) -> Conditioner:
+        """The conditioner with fresh weights, for a model whose first stage is `latents`.
+
+        `files` are texts that it saved beside its weights (a tokenizer).
+        """
         raise TypeError(f"{type(self).__name__} does not say how it is built")

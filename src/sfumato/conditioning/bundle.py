@@ -1,23 +1,34 @@
 """All conditioners of a model as one: it reads examples' fields, drops conditions in training, joins the doors."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Conditioner, Conditions, Sizes, choose
+from sfumato.conditioning.base import Conditioner, Conditions, Draws, Setting, Sizes, choose, crop
+from sfumato.windows import Window
+
+
+def silent(value: Any) -> bool:
+    """Whether a value says nothing: None, an empty text, an empty list."""
+    return value is None or (
+        isinstance(value, str | list | tuple) and not (value.strip() if isinstance(value, str) else value)
+    )
 
 
 class Bundle(nn.Module):
     """Named conditioners; token sources of several widths are projected to the widest.
 
-    `forward(fields)` takes the values of B examples by field; a field that is absent, or a value that is None or an
-    empty text, counts as «nothing was said» and gets the null.
+    `forward(fields)` takes the values of B examples by field; a field that is absent, or a value that is None, an
+    empty text or an empty list, counts as «nothing was said» and gets the null. `size` is the latent's grid (h, w) that
+    images fill where a call does not tell another.
     """
 
-    def __init__(self, conditioners: Mapping[str, Conditioner]) -> None:
+    def __init__(self, conditioners: Mapping[str, Conditioner], size: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
+        self.size = size
         self.conditioners = nn.ModuleDict(dict(conditioners))
         sizes = [c.sizes for c in conditioners.values()]
         width = max((s.tokens for s in sizes), default=0)
@@ -41,31 +52,79 @@ class Bundle(nn.Module):
         rates = torch.tensor([self._get(n).dropout for n in self.conditioners])
         return draws < rates
 
-    def forward(self, fields: Mapping[str, Sequence[Any]], count: int, drop: Tensor | None = None) -> Conditions:
-        """Conditions of `count` examples; `drop` (count, number of conditioners) replaces conditions by their null."""
+    def mirrored(self, fields: Mapping[str, Sequence[Any]], flips: Sequence[bool]) -> dict[str, list[Any]]:
+        """The fields of examples whose pictures are shown mirrored where `flips` says so."""
+        turn = {self._get(n).field: self._get(n).mirrored for n in self.conditioners}
+        return {
+            name: [
+                turn[name](v) if f and name in turn and not silent(v) else v for v, f in zip(values, flips, strict=True)
+            ]
+            for name, values in fields.items()
+        }
+
+    def setting(
+        self,
+        count: int,
+        size: tuple[int, int] | None = None,
+        draws: Draws | None = None,
+        augment: bool = False,
+        window: Window | None = None,
+    ) -> Setting:
+        """A setting for `count` examples; without `draws` row k has those of seed 0 and image k."""
+        drawn = Draws.training(0, range(count)) if draws is None else draws
+        if len(drawn.keys) != count:
+            raise ValueError(f"draws for {len(drawn.keys)} examples, and there are {count}; give a key each")
+        return Setting(self.size if size is None else (int(size[0]), int(size[1])), drawn, augment, window)
+
+    def forward(
+        self,
+        fields: Mapping[str, Sequence[Any]],
+        count: int,
+        drop: Tensor | None = None,
+        *,
+        size: tuple[int, int] | None = None,
+        draws: Draws | None = None,
+        augment: bool = False,
+        window: Window | None = None,
+    ) -> Conditions:
+        """Conditions of `count` examples; `drop` (count, number of conditioners) replaces conditions by their null.
+
+        `size` is the latent's grid (h, w), `draws` the randomness of noise augmentation, which `augment` turns on as
+        in training; with `window` they are the conditions of that part of the canvas, for `tiled`: images are cut,
+        boxes are told in the window's own coordinates.
+        """
         known = set(self.fields.values())
         strange = sorted(set(fields) - known)
         if strange:
             raise ValueError(
                 f"the model takes no {', '.join(strange)}; it takes {', '.join(sorted(known)) or 'no condition'}"
             )
-        return self._joined([self._one(n, fields, count, drop, k) for k, n in enumerate(self.conditioners)])
+        setting = self.setting(count, size, draws, augment, window)
+        whole = self._joined([self._one(n, fields, count, drop, k, setting) for k, n in enumerate(self.conditioners)])
+        return whole if window is None else crop(whole, window)
 
     def _one(
-        self, name: str, fields: Mapping[str, Sequence[Any]], count: int, drop: Tensor | None, column: int
+        self,
+        name: str,
+        fields: Mapping[str, Sequence[Any]],
+        count: int,
+        drop: Tensor | None,
+        column: int,
+        setting: Setting,
     ) -> Conditions:
         conditioner = self._get(name)
         values = list(fields.get(conditioner.field, [None] * count))
         if len(values) != count:
             raise ValueError(f"{len(values)} values of {conditioner.field!r} for {count} images; give one each")
-        gone = [v is None or (isinstance(v, str) and not v.strip()) for v in values]
+        gone = [silent(v) for v in values]
         if drop is not None:
             gone = [g or bool(d) for g, d in zip(gone, drop[:, column].tolist(), strict=True)]
-        null = conditioner.null(count)
+        null = conditioner.null(count, setting)
         said = [k for k, g in enumerate(gone) if not g]
         if not said:
             return null
-        given: Conditions = conditioner([values[k] for k in said])
+        own = replace(setting, draws=setting.draws.named(name))
+        given: Conditions = conditioner([values[k] for k in said], own.pick(said))
         if len(said) == count:
             return given
         device = next(p.device for p in given.parts() if p is not None)
@@ -75,9 +134,10 @@ class Bundle(nn.Module):
         rows = Conditions(*(None if p is None else p[spread] for p in given.parts()))
         return choose(torch.tensor([not g for g in gone], device=device), rows, null)
 
-    def null(self, count: int) -> Conditions:
-        """`count` rows in which nothing was said to any conditioner."""
-        return self._joined([self._get(n).null(count) for n in self.conditioners])
+    def null(self, count: int, size: tuple[int, int] | None = None) -> Conditions:
+        """`count` rows in which nothing was said to any conditioner, for latents of (h, w) `size`."""
+        setting = self.setting(count, size)
+        return self._joined([self._get(n).null(count, setting) for n in self.conditioners])
 
     def _joined(self, several: Sequence[Conditions]) -> Conditions:
         names = list(self.conditioners)

@@ -1,4 +1,7 @@
-"""`kind: label`. A class as a learned vector, through the door that joins the time embedding, or as one token."""
+"""`kind: label`. Classes as learned vectors, through the door that joins the time embedding, or as tokens.
+
+An example may have several: their mean joins the time embedding, or each is a token of its own.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -7,7 +10,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Sizes
+from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes, index
 
 
 class LabelConfig(ConditionerConfig):
@@ -23,12 +26,12 @@ class LabelConfig(ConditionerConfig):
             raise ValueError(f"the data have no {self.field!r}: sort the pictures into class folders, or name `labels`")
         return self.model_copy(update={"labels": self.labels or tuple(labels)}), {}
 
-    def build(self, files: Mapping[str, str]) -> "Label":
+    def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Label":
         return Label(self)
 
 
 class Label(Conditioner):
-    """Labels by index or by name -> vector (B, width) or one token (B, 1, width)."""
+    """Labels by number or by name, one or a list an example -> vector (B, width) or tokens (B, most, width)."""
 
     def __init__(self, config: LabelConfig) -> None:
         super().__init__()
@@ -38,22 +41,22 @@ class Label(Conditioner):
         self.embedding = nn.Embedding(len(config.labels) + 1, config.width)  # the last row is the null
 
     def index(self, value: Any) -> int:
-        """The class of a name or an index. Raises `ValueError` with the known labels."""
-        if isinstance(value, str) and value in self.labels:
-            return self.labels.index(value)
-        if isinstance(value, int) and 0 <= value < len(self.labels):
-            return value
-        shown = ", ".join(self.labels[:20]) + (", ..." if len(self.labels) > 20 else "")
-        raise ValueError(f"unknown {self.field} {value!r}; the model knows {shown}")
+        """The class of a name or a number. Raises `ValueError` with the known labels, and the nearest ones first."""
+        return index(value, self.labels, self.field)
 
-    def _conditions(self, indices: Tensor) -> Conditions:
-        rows = self.embedding(indices.to(self.embedding.weight.device))
-        if not self.tokens:
-            return Conditions(vector=rows)
-        return Conditions(tokens=rows[:, None], mask=torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device))
+    def _conditions(self, rows: Sequence[Sequence[int]]) -> Conditions:
+        longest, device = max(len(r) for r in rows), self.embedding.weight.device
+        numbers = torch.tensor([[*r, *[len(self.labels)] * (longest - len(r))] for r in rows], device=device)
+        mask = torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in rows], device=device)
+        found: Tensor = self.embedding(numbers)
+        if self.tokens:
+            return Conditions(tokens=found, mask=mask)
+        weight = mask.to(found)[..., None]
+        return Conditions(vector=(found * weight).sum(1) / weight.sum(1))
 
-    def forward(self, values: Sequence[Any]) -> Conditions:
-        return self._conditions(torch.tensor([self.index(v) for v in values]))
+    def forward(self, values: Sequence[Any], setting: Setting | None = None) -> Conditions:
+        several = [list(v) if isinstance(v, list | tuple | set | frozenset) else [v] for v in values]
+        return self._conditions([sorted({self.index(one) for one in v}) for v in several])
 
-    def null(self, count: int) -> Conditions:
-        return self._conditions(torch.full((count,), len(self.labels)))
+    def null(self, count: int, setting: Setting | None = None) -> Conditions:
+        return self._conditions([[len(self.labels)]] * count)

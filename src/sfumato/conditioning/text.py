@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Sizes
+from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
 from sfumato.nn.attention import TransformerBlock
 
 TOKENIZER = "tokenizer.json"
@@ -36,7 +36,7 @@ class TextConfig(ConditionerConfig):
             raise ValueError(f"the data have no {self.field!r}: put a NAME.txt beside each picture, or metadata.jsonl")
         return self, {TOKENIZER: train_tokenizer(texts, self.vocabulary)}
 
-    def build(self, files: Mapping[str, str]) -> "Text":
+    def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Text":
         if TOKENIZER not in files:
             raise ValueError(f"the text conditioner needs its {TOKENIZER}; the model folder has none")
         return Text(self, files[TOKENIZER])
@@ -108,7 +108,7 @@ class Text(Conditioner):
         device = self.position.device
         return tokens.to(device), mask.to(device)
 
-    def forward(self, values: Sequence[Any]) -> Conditions:
+    def forward(self, values: Sequence[Any], setting: Setting | None = None) -> Conditions:
         numbers, mask = self.encode(values)
         x = self.embedding(numbers) + self.position[: numbers.shape[1]]
         for block in self.blocks:
@@ -120,6 +120,6 @@ class Text(Conditioner):
         vector = (tokens * weight).sum(1) / weight.sum(1) if self.pooled else None
         return Conditions(vector=vector, tokens=tokens, mask=mask)
 
-    def null(self, count: int) -> Conditions:
+    def null(self, count: int, setting: Setting | None = None) -> Conditions:
         tokens = self.nothing.expand(count, -1, -1)
         return self._conditions(tokens, torch.ones(count, 1, dtype=torch.bool, device=tokens.device))

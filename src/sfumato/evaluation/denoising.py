@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from sfumato import streams
+from sfumato.conditioning.base import Draws
 from sfumato.data.base import Part
 from sfumato.model import LatentDiffusion
 
@@ -41,12 +42,15 @@ def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list
     found: dict[str, list[Any]] = {}
     for name in wanted:
         values = [part.fields(k).get(name) for k in rows]
-        found[name] = [v[0] if isinstance(v, list) and v else v for v in values]
+        if name == "caption":  # of which an example has several
+            values = [v[0] if isinstance(v, list) and v else v for v in values]
+        found[name] = values
     return found
 
 
 def _loss(model: LatentDiffusion, latents: Tensor, fields: dict[str, list[Any]], rows: range) -> float:
-    cond = model.conditions(fields, len(rows))
+    size = (latents.shape[-2], latents.shape[-1])
+    cond = model.conditions(fields, len(rows), size=size, draws=Draws.training(0, rows))
     total = 0.0
     for k in range(TIMES):
         eps = streams.normal(latents.shape[1:], 0, "held-out", rows, k).to(latents.device)

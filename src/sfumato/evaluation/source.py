@@ -174,7 +174,7 @@ class Sampled(Source):
             raise ValueError("images that are measured need a fixed seed; set one")
         self.model, self.request, self.count, self.part = model.eval(), request, count, part
         self.dtype = next(model.denoiser.network.parameters()).dtype
-        wanted = {"caption", "label"} & set(model.conditions.fields.values())
+        wanted = set(model.conditions.fields.values())
         if wanted and part is None:
             raise ValueError(f"this model wants {' and '.join(sorted(wanted))}; give a data set that has them")
         self.wanted = sorted(wanted)
@@ -220,8 +220,9 @@ class Sampled(Source):
         said: dict[str, list[Any]] = {}
         if "caption" in self.wanted:
             said["caption"] = [self.caption(k) for k in indices]
-        if "label" in self.wanted:
-            said["label"] = [self._fields(k).get("label") for k in indices]
+        for name in self.wanted:
+            if name != "caption":
+                said[name] = [self._fields(k).get(name) for k in indices]
         scale = self.request.guidance if said else 1.0
         latents = walk(self.model, x, self.request, said, scale, stream)
         return list(self.model.pictures(latents).cpu())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sfumato import distributed
-from sfumato.conditioning.base import Conditions
+from sfumato.conditioning.base import Conditions, Draws
 from sfumato.diffusion.grid import grid
 from sfumato.diffusion.names import SAMPLERS
 from sfumato.diffusion.samplers import Denoise, sampler
@@ -85,18 +85,24 @@ def generate(
 
 @torch.no_grad()
 def conditions(
-    model: LatentDiffusion, request: Generate, prompts: Sequence[str | None]
+    model: LatentDiffusion,
+    request: Generate,
+    prompts: Sequence[str | None],
+    size: tuple[int, int] | None = None,
+    draws: Draws | None = None,
 ) -> tuple[Conditions, Conditions | None]:
     """What the prompts and the label say, and what the negative says, None where it says nothing.
 
-    Raises `ValueError` for what the model does not take or cannot read.
+    `size` is the latent's grid (h, w), the request's where None; `draws` the randomness of conditions that are noised,
+    by the images' seeds. Raises `ValueError` for what the model does not take or cannot read.
     """
-    given = model.conditions(fields(model, prompts, request.label), len(prompts))
+    size = size or model.latent_shape(request.width, request.height)[1:]
+    given = model.conditions(fields(model, prompts, request.label), len(prompts), size=size, draws=draws)
     if not (request.negative and request.negative.strip()):
         return given, None
     if "caption" not in set(model.conditions.fields.values()):
         raise ValueError("this model was trained without text, so it takes no negative; leave it out")
-    return given, model.conditions({"caption": [request.negative] * len(prompts)}, len(prompts))
+    return given, model.conditions({"caption": [request.negative] * len(prompts)}, len(prompts), size=size)
 
 
 @torch.no_grad()
@@ -109,7 +115,7 @@ def sample(
     tell: Callable[[int], None] | None = None,
 ) -> Tensor:
     """From noise x (B, c, h, w) to whitened latents under the request's settings."""
-    given, negative = conditions(model, request, prompts)
+    given, negative = conditions(model, request, prompts, _sides(x), _draws(noise))
     scale = request.guidance if fields(model, prompts, request.label) else 1.0
     return _walked(model, x, request, model.denoise(given, negative, scale), noise, tell)
 
@@ -124,8 +130,17 @@ def walk(
     noise: Stream | None = None,
 ) -> Tensor:
     """As `sample`, with what is said picture by picture, by field, instead of by the request."""
-    denoise = model.denoise(model.conditions(said, len(x)), None, scale)
+    given = model.conditions(said, len(x), size=_sides(x), draws=_draws(noise))
+    denoise = model.denoise(given, None, scale)
     return _walked(model, x, request, denoise, noise, None)
+
+
+def _sides(x: Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
+
+
+def _draws(noise: Stream | None) -> Draws | None:
+    return None if noise is None else Draws.request(noise.seeds)
 
 
 def _walked(

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import image, streams
+from sfumato.conditioning.base import Draws
 from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.diffusion.grid import even
@@ -30,6 +31,7 @@ class Noisy(NamedTuple):
     eps: Tensor  # (B, C, h, w)
     fields: dict[str, list[Any]]
     drop: Tensor  # (B, number of conditioners), True where a condition is dropped
+    draws: Draws  # of what conditioners do to their values in training
 
 
 class DenoiserTurn(nn.Module):
@@ -41,7 +43,8 @@ class DenoiserTurn(nn.Module):
 
     def forward(self, batch: Noisy) -> dict[str, Tensor]:
         """The mean loss over the batch."""
-        cond = self.model.conditions(batch.fields, len(batch.t), batch.drop)
+        size = (batch.latents.shape[-2], batch.latents.shape[-1])
+        cond = self.model.conditions(batch.fields, len(batch.t), batch.drop, size=size, draws=batch.draws, augment=True)
         return {"loss": self.model.denoiser.loss(batch.latents, batch.t, batch.eps, cond, self.weighting).mean()}
 
 
@@ -76,9 +79,13 @@ class Denoising(Objective):
         with torch.no_grad():
             latents = self.model.codec.whiten(moments, noise)
         wanted = set(self.model.conditions.fields.values())
-        fields = {name: values for name, values in plan.fields.items() if name in wanted}
-        draws = streams.uniform((len(self.model.config.conditioners),), t.seed, "drop", positions)
-        return Noisy(latents, self.times(positions).to(moments), eps, fields, self.model.conditions.dropped(draws))
+        known = {name: values for name, values in plan.fields.items() if name in wanted}
+        fields = self.model.conditions.mirrored(known, plan.flips)
+        drop = self.model.conditions.dropped(
+            streams.uniform((len(self.model.config.conditioners),), t.seed, "drop", positions)
+        )
+        times = self.times(positions).to(moments)
+        return Noisy(latents, times, eps, fields, drop, Draws.training(t.seed, positions))
 
     def times(self, positions: Sequence[int]) -> Tensor:
         """Training times (B,) in [0, 1], drawn as the recipe says."""

@@ -1,0 +1,84 @@
+"""`kind: map`. Semantic maps beside the latent (Rombach et al., 2022, section 4.3.2): what is where, of K classes.
+
+Class numbers are never interpolated, for between grass 3 and sky 5 there is no river 4. Each class is a plane of its
+own, made smaller by exact area averages, so that a place of the grid says which share of it is what; then a learned
+rescaler brings the planes to the latent's grid.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.conditioning import pictures
+from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
+from sfumato.nn.rescale import Rescaler, area
+
+
+class MapConfig(ConditionerConfig):
+    """`classes` is K, or `labels` names them; with neither, the training data's class names are taken."""
+
+    field: str = "map"
+    width: PositiveInt = Field(16, description="channels beside the latent")
+    classes: PositiveInt | None = Field(None, description="numbers of the map go from 0 to one less")
+    labels: tuple[str, ...] = ()
+    ignore: int | None = Field(None, description="a number that means «unknown»: no class there, in no plane")
+    stages: int = Field(2, ge=0, le=5, description="halvings that the rescaler learns above the latent's grid")
+    reads: ClassVar[bool] = False
+
+    def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["MapConfig", dict[str, str]]:
+        names = self.labels or (() if self.classes else tuple(labels))
+        if self.classes and names and len(names) != self.classes:
+            raise ValueError(f"{self.field}: {len(names)} labels for {self.classes} classes; leave one of them out")
+        if not self.classes and not names:
+            raise ValueError(f"{self.field}: give `classes`, how many the maps have, or their names as `labels`")
+        return self.model_copy(update={"labels": names, "classes": self.classes or len(names)}), {}
+
+    def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Map":
+        return Map(self)
+
+
+class Map(Conditioner):
+    """Maps (H, W) of class numbers -> image (B, width, h, w)."""
+
+    def __init__(self, config: MapConfig) -> None:
+        super().__init__()
+        settled, _ = config.learn((), ())
+        assert settled.classes is not None
+        self.field, self.dropout, self.ignore = config.field, config.dropout, config.ignore
+        self.classes, self.labels = settled.classes, settled.labels
+        self.sizes = Sizes(image=config.width)
+        self.rescale = Rescaler(self.classes, config.width, config.stages)
+        self.nothing = nn.Parameter(torch.zeros(1, config.width, 1, 1))
+
+    def mirrored(self, value: Any) -> Any:
+        return pictures.classes(value, self.field).flip(-1)
+
+    def planes(self, value: Any, size: tuple[int, int]) -> Tensor:
+        """(K, *size) of one map: the share of each place that is each class. Raises `ValueError` for unknown classes."""
+        numbers = pictures.classes(value, self.field)
+        known = (numbers >= 0) & (numbers < self.classes)
+        kept = known if self.ignore is None else known | (numbers == self.ignore)
+        if not bool(kept.all()):
+            strange = ", ".join(map(str, sorted(set(numbers[~kept].tolist()))[:8]))
+            raise ValueError(f"{self.field} has unknown classes {strange}; the model knows {self._known()}")
+        known = known if self.ignore is None else known & (numbers != self.ignore)
+        hot = F.one_hot(torch.where(known, numbers, 0), self.classes) * known[..., None]
+        return area(hot.permute(2, 0, 1)[None].to(self.nothing.device, torch.float32), size)[0]
+
+    def _known(self) -> str:
+        named = ": " + ", ".join(f"{k} {n}" for k, n in enumerate(self.labels[:20])) if self.labels else ""
+        also = "" if self.ignore is None else f", and {self.ignore} for unknown"
+        return f"0 to {self.classes - 1}{named}{', ...' if len(self.labels) > 20 else ''}{also}"
+
+    def forward(self, values: Sequence[Any], setting: Setting) -> Conditions:
+        for value in values:
+            pictures.fits(pictures.classes(value, self.field), setting.size, self.field)
+        before = self.rescale.before(setting.size)
+        return Conditions(image=self.rescale(torch.stack([self.planes(v, before) for v in values])))
+
+    def null(self, count: int, setting: Setting) -> Conditions:
+        return Conditions(image=self.nothing.expand(count, -1, *setting.size))
