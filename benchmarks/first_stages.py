@@ -31,6 +31,7 @@ FACTORS: dict[int, tuple[int, list[int], int, int]] = {
     32: (4, [1, 2, 2, 2], 64, 16),
 }
 CODES = 1024
+START = 2000  # images after which the critic begins
 PSNR = 4  # its column
 BATCH = 16
 
@@ -60,7 +61,7 @@ def variants(perceptual: Path | None) -> dict[str, dict[str, Any]]:
     made["free-f8-c4"] = {"autoencoder": plain, "objective": {"l1": 1.0, "l2": 0.5, "kl": 0.0}}
     if perceptual is not None:
         looks = {"kind": "torchscript", "network": str(perceptual)}
-        critic = {"weight": 0.1, "start": 2000, "ramp": 2000, "width": 32}
+        critic = {"weight": 0.1, "start": START, "ramp": 2000, "width": 32}
         made["l1-f8-c4"] = {"autoencoder": plain, "objective": {"l1": 1.0, "l2": 0.0, "kl": 1e-3}}
         for name, also in (("perceptual", {}), ("perceptual-critic", {"critic": critic})):
             made[f"{name}-f8-c4"] = {
@@ -84,6 +85,7 @@ def whole(name: str, fields: dict[str, Any], asked: argparse.Namespace, images: 
             "data": {"kind": "folder", "path": str(asked.data), "size": asked.size},
             "training": {
                 "images": images, "batch": BATCH, "rate": 1e-2, "ema": [0.05], "flip": 0.5, "preview": 1_000_000,
+                "report": 400,
             },
         }
         | fields
@@ -181,6 +183,26 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def curves(out: Path, path: Path) -> None:
+    """Losses along the training of what critic and perception pay, the critic's start marked."""
+    from matplotlib.figure import Figure
+
+    from sfumato.training.log import lines
+
+    figure = Figure(figsize=(10, 3.4), layout="constrained")
+    shown = (("l1", "L1"), ("perceptual", "perceptual distance"), ("critic_loss", "the critic's loss"))
+    for place, (name, title) in enumerate(shown, 1):
+        axes = figure.add_subplot(1, 3, place)
+        for name_of in ("l1-f8-c4", "perceptual-f8-c4", "perceptual-critic-f8-c4"):
+            rows = [r for r in lines(out / name_of / "run" / "metrics.jsonl") if name in r]
+            if rows:
+                axes.plot([r["images"] for r in rows], [r[name] for r in rows], label=name_of.removesuffix("-f8-c4"))
+        axes.axvline(START, color="gray", linestyle=":", linewidth=1)
+        axes.set(xlabel="images", ylabel=title)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder of photographs, with parts train and val")
@@ -192,6 +214,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="names that contain this")
     parser.add_argument("--out", type=Path, default=Path("runs/first-stages"))
     parser.add_argument("--plot", type=Path, help="write the picture of the trade-off here")
+    parser.add_argument("--curves", type=Path, help="write the losses through the critic's start here")
     asked = parser.parse_args()
     look = run.Looking(
         networks.opened(asked.features) if asked.features else None,
@@ -205,6 +228,8 @@ def main() -> None:
     for name, fields in chosen.items():
         rows.append(one(name, fields, paid[name], asked, look))
         print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
+    if asked.curves:
+        curves(asked.out, asked.curves)
     if asked.plot:
         plot(rows, asked.plot)
 

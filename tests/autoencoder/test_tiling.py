@@ -205,6 +205,7 @@ def test_pictures_that_cannot_be_decoded_are_an_error_and_not_black() -> None:
         tiny().decode(latents)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
 def test_windows_save_memory() -> None:
     """The benchmark on a lean coder: a child process decodes 768 pixels a side, whole and by windows."""

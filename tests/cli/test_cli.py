@@ -147,7 +147,7 @@ def test_encode_and_train_from_the_command_line(
         (["trian"], "there is no verb 'trian'"),
         (["train", "nothing"], "there is no recipe 'nothing'"),
         (["train", "emoji", "training.bach=2"], "training.bach: unknown key"),
-        (["train", "emoji", "backbone.kind=net"], "known kinds: unet"),
+        (["train", "emoji", "backbone.kind=net"], "known kinds: dit, unet"),
         (["train", "emoji", "autoencoder=nowhere"], "nowhere is not a model folder"),
         (["train", "emoji-autoencoder", "data.font=no.ttf", "--run", "{tmp}/a"], "use the emoji that ship"),
         (

@@ -226,6 +226,7 @@ def advance(loop: Loop, steps: int) -> dict[str, float]:
     return loop._means()
 
 
+@pytest.mark.slow
 def test_the_divergence_does_not_grow_without_bound() -> None:
     """The published weight lets it grow for as long as one trains; the shipped recipe's holds it."""
     held, free = small({"kl": 2e-2}), small({"kl": 1e-6})
@@ -237,6 +238,7 @@ def test_the_divergence_does_not_grow_without_bound() -> None:
     assert a < b / 1.5
 
 
+@pytest.mark.slow
 def test_quality_survives_the_critic_s_start() -> None:
     loop = small({"critic": {**CRITIC, "start": 1280, "ramp": 320}}, images=3200)
     advance(loop, 70)
@@ -247,6 +249,7 @@ def test_quality_survives_the_critic_s_start() -> None:
     assert 0 < after["adaptive"] <= 50
 
 
+@pytest.mark.slow
 def test_a_codebook_does_not_collapse() -> None:
     book = {"kind": "vq", "codebook": {"size": 64, "patience": 10}}
     kept, plain = (

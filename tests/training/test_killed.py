@@ -51,6 +51,7 @@ def uninterrupted(tmp_path: Path, recipe: Path) -> dict[str, bytes]:
     return contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_while_a_checkpoint_is_written_goes_on(first_stage: Path, tmp_path: Path) -> None:
     """Dies at a file of the first checkpoint, and again at one of the second; both leave half a file behind."""
     path, run = tmp_path / "recipe.yaml", tmp_path / "run"

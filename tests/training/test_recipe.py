@@ -32,7 +32,7 @@ def test_images_are_counted_in_thousands_and_millions() -> None:
         (["training.imags=3"], "training.imags: unknown key"),
         (["training.batch=many"], "training.batch: .*valid integer"),
         (["training.images=3G"], "50k or 2M"),
-        (["backbone.kind=unett"], "unknown kind 'unett'; known kinds: unet"),
+        (["backbone.kind=unett"], "unknown kind 'unett'; known kinds: dit, unet"),
         (["training.images"], "key.sub=value"),
         (["stage.x=1"], "stage"),
         (["prediction=epsilon"], "prediction"),

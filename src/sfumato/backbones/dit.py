@@ -7,6 +7,7 @@ as the U-Net's. By options it has the published sizes (S, B, L, XL); the default
 and keys (Henry et al., 2020) and rotary positions, which know no largest size.
 """
 
+from collections.abc import Iterator
 from typing import Literal, Self
 
 import torch
@@ -176,6 +177,10 @@ class DiT(Backbone):
             return x + stretched(self.table, size).to(x.dtype), None
         found = self._grid(size, x.device)
         return (x, found) if isinstance(found, tuple) else (x + found.to(x.dtype), None)
+
+    def levelled(self) -> Iterator[tuple[int, nn.Module]]:
+        """Each block with its downsampling factor: that of the patches, for all."""
+        yield from ((self.factor, block) for block in self.blocks)
 
     def forward(self, x_t: Tensor, clock: Tensor, cond: Conditions | None = None) -> Tensor:
         x, patch = beside(x_t, cond, self.sizes.image), self.config.patch
