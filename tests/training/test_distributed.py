@@ -75,8 +75,9 @@ def test_several_processes_train_as_one(processes: int, whole: Path, first_stage
     for name in asked:
         if name.endswith("fp32"):
             for one, other in zip(losses(whole / name), losses(tmp_path / name), strict=True):
-                # a rounding may tip a latent to another code, which is a step and no rounding any more
-                near = 1e-3 if name.startswith("vq") else 1e-4
+                # a rounding may tip a latent to another code, which is a step and no rounding any more: the float64
+                # runs above are the proof for codebooks
+                near = 2e-2 if name.startswith("vq") and one["images"] > 2 * BATCH else 1e-4
                 for loss in {"loss", "critic_loss"} & one.keys():
                     assert one[loss] == pytest.approx(other[loss], rel=near, abs=near)
             continue
@@ -100,7 +101,7 @@ def command(run: Path, recipe: Path, processes: int) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend=c10d"]
     where = ["--rdzv-endpoint=localhost:0", "-m"]
     start = [*launcher, *where] if processes > 1 else ["-m"]
-    return [sys.executable, *start, "sfumato", "train", str(recipe), "--run", str(run), "--resume", "--quiet"]
+    return [sys.executable, *start, "sfumato", "train", str(recipe), "--run-folder", str(run), "--resume", "--quiet"]
 
 
 @pytest.mark.slow
@@ -111,7 +112,8 @@ def test_when_one_process_dies_all_stop_and_the_others_can_go_on(tmp_path: Path)
     path.write_text(yaml.safe_dump(dump(recipe)))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = subprocess.Popen(command(run, path, 2), stderr=subprocess.PIPE, text=True, env=environment)
-    until(lambda: len(checkpoint.found(run / "state")) > 0, 120)
+    until(lambda: both.poll() is not None or len(checkpoint.found(run / "state")) > 0, 120)
+    assert both.poll() is None, both.communicate()[1]
     members = children(both.pid)
     assert len(members) == 2
     os.kill(members[1], signal.SIGKILL)

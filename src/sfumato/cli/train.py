@@ -14,7 +14,9 @@ def command(
     changes: Annotated[
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of the recipe")
     ] = None,
-    run: Annotated[Path | None, typer.Option(help="the run's folder; by default runs/RECIPE")] = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", "--run-folder", help="the run's folder; by default runs/RECIPE")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint")] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress line")] = False,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sfumato import files
 from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
+from sfumato.features.vision import library
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 # the class of `transformers` that reads texts, and the name of its width in config.json
@@ -104,13 +105,7 @@ class Reader(NamedTuple):
 @functools.lru_cache(maxsize=2)
 def _opened(folder: Path, sha256: str | None, device: str) -> Reader:
     fingerprint(folder, sha256)
-    try:
-        import transformers
-    except ModuleNotFoundError as error:
-        if error.name != "transformers":
-            raise
-        raise ValueError("pretrained text models need the package transformers; pip install transformers") from None
-    transformers.utils.logging.disable_progress_bar()
+    transformers = library("pretrained text models")
     local: dict[str, Any] = {"local_files_only": True}
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **local)
     reader = getattr(transformers, READERS[described(folder)[0]][0])

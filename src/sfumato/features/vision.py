@@ -21,6 +21,7 @@ NAMES = {"clip": "CLIP", "dinov2": "DINOv2", "dinov2_with_registers": "DINOv2 wi
 # means and deviations of their published preparation, where a folder does not tell its own
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 WEB = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+VISION = "CLIP and DINOv2"
 
 
 class Seen(nn.Module):
@@ -85,21 +86,24 @@ def reader(folder: Path) -> Read:
     if _json(folder / CONFIG).get("model_type") != "clip":
         raise ValueError(f"{folder} is not a CLIP folder; a CLIP score reads captions, and only CLIP does")
     model = _model(folder)
-    return Read(model, _library().AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
+    return Read(model, library(VISION).AutoTokenizer.from_pretrained(str(folder), local_files_only=True))
 
 
 def _model(folder: Path) -> nn.Module:
-    found: nn.Module = _library().AutoModel.from_pretrained(str(folder), local_files_only=True, use_safetensors=True)
+    found: nn.Module = library(VISION).AutoModel.from_pretrained(
+        str(folder), local_files_only=True, use_safetensors=True
+    )
     return found.float().eval()
 
 
-def _library() -> Any:
+def library(who: str) -> Any:
+    """The package transformers, without progress bars. Raises `ValueError` where it is not installed, `who` wants it."""
     try:
         import transformers
     except ModuleNotFoundError as error:
         if error.name != "transformers":
             raise
-        raise ValueError("CLIP and DINOv2 need the package transformers; pip install transformers") from None
+        raise ValueError(f"{who} need the package transformers; pip install transformers") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
