@@ -313,4 +313,5 @@ def test_memory_stays_flat_as_the_table_grows(tmp_path: Path) -> None:
     words = [sys.executable, "-c", MEMORY, small, large, tmp_path / "cache"]
     count, grown = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()
     assert int(count) > 1400
-    assert float(grown) < 8
+    # were pictures kept, the whole file would be; allocators differ by a few MiB from run to run
+    assert float(grown) < large.stat().st_size / 2**20 / 2
