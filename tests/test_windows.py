@@ -55,3 +55,16 @@ def test_windows_in_finer_units() -> None:
 def test_strides_that_leave_gaps_are_refused(stride: int) -> None:
     with pytest.raises(ValueError, match=f"between 1 and 4 .*got {stride}"):
         starts(10, 4, stride)
+
+
+def test_windows_that_wrap_see_the_other_edge_and_agree_with_a_turned_canvas() -> None:
+    x = torch.randn(1, 2, 6, 20, generator=torch.Generator().manual_seed(0))
+
+    def near(_: Window, part: torch.Tensor) -> torch.Tensor:
+        return part + part.mean(-1, keepdim=True)
+
+    around = blend(x, 8, 4, near, wrap=True)
+    turned = blend(x.roll(4, -1), 8, 4, near, wrap=True).roll(-4, -1)
+    assert torch.allclose(around, turned, atol=1e-5)
+    assert torch.allclose(blend(x, 8, 4, lambda _, part: 2 * part, wrap=True), 2 * x, atol=1e-5)
+    assert not torch.allclose(around, blend(x, 8, 4, near), atol=1e-3)

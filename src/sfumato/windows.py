@@ -38,10 +38,13 @@ def starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, length - size, stride), length - size]
 
 
-def windows(height: int, width: int, size: int, stride: int) -> Iterator[Window]:
-    """Windows of `size`, smaller only where the canvas is, row by row, covering (height, width)."""
+def windows(height: int, width: int, size: int, stride: int, wrap: bool = False) -> Iterator[Window]:
+    """Windows of `size`, smaller only where the canvas is, row by row, covering (height, width).
+
+    With `wrap` the right edge goes on at the left: windows begin at every stride, and the last ones reach over the edge.
+    """
     for top in starts(height, size, stride):
-        for left in starts(width, size, stride):
+        for left in range(0, width, stride) if wrap else starts(width, size, stride):
             yield Window(top, left, min(size, height), min(size, width))
 
 
@@ -61,12 +64,16 @@ def blend(
     work: Callable[[Window, Tensor], Tensor],
     factor: int = 1,
     overlap: int | None = None,
+    wrap: bool = False,
 ) -> Tensor:
     """The parts `work(window, x's part)`, blended into one (B, K, factor H, factor W).
 
     x is (B, C, H, W); `work` gives (B, K, factor h, factor w) for a window (h, w) of it. `overlap` is the width over
-    which windows fade into one another, in places of x; by default what they share, size - stride.
+    which windows fade into one another, in places of x; by default what they share, size - stride. With `wrap` windows
+    reach over the right edge to the left one.
     """
+    if wrap:
+        return _blend_around(x, size, stride, work, factor, overlap)
     height, width = x.shape[-2:]
     total, weights = None, None
     for window in windows(height, width, size, stride):
@@ -79,6 +86,30 @@ def blend(
         weight = fade(fine.height, fine.width, shared).to(part)
         fine.crop(total).add_(part * weight)
         fine.crop(weights).add_(weight)
+    assert total is not None, "a canvas has at least one window"
+    assert weights is not None
+    return total / weights
+
+
+def _blend_around(
+    x: Tensor, size: int, stride: int, work: Callable[[Window, Tensor], Tensor], factor: int, overlap: int | None
+) -> Tensor:
+    """`blend` on a canvas whose right edge goes on at the left: each window is turned to the middle and back."""
+    height, width = x.shape[-2:]
+    total: Tensor | None = None
+    weights: Tensor | None = None
+    shared = factor * (size - stride if overlap is None else overlap)
+    for window in windows(height, width, size, stride, wrap=True):
+        left = window.left
+        fine = window._replace(left=0).times(factor)
+        part = work(window, window._replace(left=0).crop(x.roll(-left, -1)))
+        weight = fade(fine.height, fine.width, shared).to(part)
+        sums = part.new_zeros(*part.shape[:2], factor * height, factor * width)
+        counts = part.new_zeros(factor * height, factor * width)
+        fine.crop(sums).copy_(part * weight)
+        fine.crop(counts).copy_(weight)
+        sums, counts = sums.roll(factor * left, -1), counts.roll(factor * left, -1)
+        total, weights = (sums, counts) if total is None or weights is None else (total + sums, weights + counts)
     assert total is not None, "a canvas has at least one window"
     assert weights is not None
     return total / weights

@@ -15,6 +15,8 @@ ALIASES = {
     "guidance": ["--cfg-scale"],
     "width": ["-W"],
     "height": ["-H"],
+    "picture": ["--image", "-i"],
+    "boxes": ["--box", "-b"],
 }
 
 
@@ -24,7 +26,7 @@ def options(request: type[Config]) -> list[inspect.Parameter]:
 
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
-    shown = None if field.default is None else str(field.default)
+    shown = None if field.default is None or field.is_required() else str(field.default)
     names = [f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else []), *ALIASES.get(name, [])]
     option = typer.Option(*names, help=field.description, show_default=shown or False)
     kind: Any = Annotated[Optional[_plain(field.annotation)], option]  # noqa: UP045
@@ -37,6 +39,10 @@ def _plain(annotation: Any) -> Any:
         return _plain(get_args(annotation)[0])
     if get_origin(annotation) is list:
         return list[str]
+    if annotation is Any:  # a picture, which the command line names by its path
+        return str
+    if get_origin(annotation) is tuple:
+        return str
     kinds = [a for a in get_args(annotation) if a is not type(None)]
     return _plain(kinds[0]) if kinds else annotation
 

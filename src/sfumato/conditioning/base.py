@@ -148,6 +148,7 @@ class Conditioner(nn.Module, ABC):
     sizes: Sizes
     field: str
     dropout: float
+    held: ClassVar[bool] = False  # guidance leaves it on both sides: it is given, and not to be amplified
 
     @abstractmethod
     def forward(self, values: Sequence[Any], setting: Setting) -> Conditions:
@@ -193,13 +194,13 @@ class ConditionerConfig(Choice):
     home: ClassVar[str] = "sfumato.conditioning"
     field: str = ""
     dropout: float = Field(0.1, ge=0, le=1, description="share of the examples that are trained without it")
-    reads: ClassVar[bool] = True  # whether `learn` looks at the values; where not, the data are not read for it
+    reads: ClassVar[bool] = True  # whether `learn` looks at all values; where not, it is shown the first example's
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["ConditionerConfig", dict[str, str]]:
         """This recipe completed by the training data, and texts to keep beside the weights (a tokenizer).
 
-        `values` are the field's values over the training part, None where an example has none; `labels` the data
-        set's class names. Raises `ValueError` where the data do not have what the conditioner reads.
+        `values` are the field's values over the training part, None where an example has none, of the first example
+        alone where `reads` is False; `labels` the data set's class names. Raises `ValueError` where the data do not have what the conditioner reads.
         """
         return self, {}
 

@@ -42,6 +42,18 @@ class Bundle(nn.Module):
         """The field that each conditioner reads, by its name."""
         return {name: self._get(name).field for name in self.conditioners}
 
+    @property
+    def kept(self) -> frozenset[str]:
+        """Fields that guidance leaves on both sides."""
+        return frozenset(self._get(name).field for name in self.conditioners if self._get(name).held)
+
+    def reader(self, field: str) -> Any:
+        """The conditioner that reads a field. Raises `ValueError` where none does."""
+        for name in self.conditioners:
+            if self._get(name).field == field:
+                return self._get(name)
+        raise ValueError(f"the model takes no {field}; it takes {', '.join(sorted(self.fields.values())) or 'nothing'}")
+
     def _get(self, name: str) -> Conditioner:
         found = self.conditioners[name]
         assert isinstance(found, Conditioner)

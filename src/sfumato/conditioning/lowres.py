@@ -28,7 +28,12 @@ class LowresConfig(ConditionerConfig):
     level: float = Field(0.0, ge=0, le=1, description="level in sampling where none is asked for")
     told: PositiveInt = Field(64, description="width of the vector that tells the level")
     stages: int = Field(0, ge=0, le=5, description="halvings that the rescaler learns above the latent's grid")
+    side: PositiveInt | None = Field(None, description="of the small pictures in training, from the data")
     reads: ClassVar[bool] = False
+
+    def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["LowresConfig", dict[str, str]]:
+        shapes = [v.shape for v in values if isinstance(v, Tensor)]
+        return self.model_copy(update={"side": self.side or (max(shapes[0][-2:]) if shapes else None)}), {}
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Lowres":
         if self.level > self.noise:
@@ -39,10 +44,12 @@ class LowresConfig(ConditionerConfig):
 class Lowres(Conditioner):
     """Small pictures, or {picture, level} -> image (B, width, h, w), and the level as vector (B, told)."""
 
+    held = True
+
     def __init__(self, config: LowresConfig) -> None:
         super().__init__()
         self.field, self.dropout, self.channels = config.field, config.dropout, config.channels
-        self.noise, self.level = config.noise, config.level
+        self.noise, self.level, self.side = config.noise, config.level, config.side
         self.sizes = Sizes(vector=config.told, image=config.width)
         self.rescale = Rescaler(config.channels, config.width, config.stages)
         self.tell = TimeEmbedding(config.told, config.told)

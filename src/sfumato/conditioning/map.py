@@ -8,7 +8,9 @@ rescaler brings the planes to the latent's grid.
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from PIL import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,6 +28,7 @@ class MapConfig(ConditionerConfig):
     classes: PositiveInt | None = Field(None, description="numbers of the map go from 0 to one less")
     labels: tuple[str, ...] = ()
     ignore: int | None = Field(None, description="a number that means «unknown»: no class there, in no plane")
+    palette: tuple[tuple[int, int, int], ...] = Field((), description="the classes' colours, for maps in colour")
     stages: int = Field(2, ge=0, le=5, description="halvings that the rescaler learns above the latent's grid")
     reads: ClassVar[bool] = False
 
@@ -49,13 +52,28 @@ class Map(Conditioner):
         settled, _ = config.learn((), ())
         assert settled.classes is not None
         self.field, self.dropout, self.ignore = config.field, config.dropout, config.ignore
-        self.classes, self.labels = settled.classes, settled.labels
+        self.classes, self.labels, self.palette = settled.classes, settled.labels, settled.palette
         self.sizes = Sizes(image=config.width)
         self.rescale = Rescaler(self.classes, config.width, config.stages)
         self.nothing = nn.Parameter(torch.zeros(1, config.width, 1, 1))
 
     def mirrored(self, value: Any) -> Any:
         return pictures.classes(value, self.field).flip(-1)
+
+    def value(self, shown: Image.Image) -> Tensor:
+        """The class numbers (H, W) of a picture: those that it holds, or those of its colours, by the model's palette.
+
+        Raises `ValueError` for unknown colours, and for colours where the model has no palette.
+        """
+        if shown.mode not in ("RGB", "RGBA") or not self.palette:
+            return pictures.classes(shown, self.field)
+        colours = torch.from_numpy(np.array(shown.convert("RGB"))).long()
+        known = torch.tensor(self.palette)
+        same = (colours[:, :, None] == known).all(-1)
+        if not bool(same.any(-1).all()):
+            strange = sorted({tuple(c) for c in colours[~same.any(-1)].tolist()})[:4]
+            raise ValueError(f"{self.field} has unknown colours {strange}; the model's are {known.tolist()}")
+        return same.int().argmax(-1)
 
     def planes(self, value: Any, size: tuple[int, int]) -> Tensor:
         """(K, *size) of one map: the share of each place that is each class. Raises `ValueError` for unknown classes."""

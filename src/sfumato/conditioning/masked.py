@@ -31,6 +31,8 @@ class MaskedConfig(ConditionerConfig):
 class Masked(Conditioner):
     """{picture, mask} or (picture, mask), the mask 1 where there is a hole -> image (B, C + 1, h, w)."""
 
+    held = True
+
     def __init__(self, config: MaskedConfig, latents: Latents) -> None:
         super().__init__()
         self.field, self.dropout = config.field, config.dropout

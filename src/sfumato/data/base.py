@@ -4,15 +4,27 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from pydantic import PositiveInt
+import numpy as np
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
+from sfumato import streams
 from sfumato.config import Choice
+from sfumato.data.degrade import DegradeConfig
+from sfumato.data.masks import MasksConfig
 from sfumato.image import Stored
 
 SIDED = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwise)(wards?)?\b", re.IGNORECASE)
+
+
+class Derivation(Protocol):
+    """What is made of a picture each time it is shown: a small copy, a hole in it."""
+
+    @property
+    def field(self) -> str: ...
+    def __call__(self, picture: Tensor, draws: np.random.Generator) -> Any: ...
 
 
 class Part(ABC):
@@ -23,6 +35,7 @@ class Part(ABC):
     fingerprint: str  # changes with any picture, caption, size or order
     labels: tuple[str, ...]  # names of the classes, () where there are none
     families: Sequence[Sequence[int]]  # drawn uniformly first, then an example inside one: twins do not crowd the rest
+    derivations: Sequence[Derivation] = ()
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -34,6 +47,16 @@ class Part(ABC):
     @abstractmethod
     def fields(self, index: int) -> dict[str, Any]:
         """What is known: `caption` (a list of texts), `label` (an index into `labels`), `group`, `name`; absent where unknown."""
+
+    def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
+        """`fields`, and what is derived of the picture as it is shown at this position, which is its index where None."""
+        found = self.fields(index)
+        if self.derivations:
+            picture = self.image(index)
+            at = index if position is None else position
+            for derive in self.derivations:
+                found = {**found, derive.field: derive(picture, streams.generator(seed, f"derived/{derive.field}", at))}
+        return found
 
     def stored(self, index: int) -> Stored | Path | None:
         """The picture file, or its content, that `image` decodes; None where pictures are drawn rather than read."""
@@ -49,6 +72,8 @@ class Data(Choice):
 
     home: ClassVar[str] = "sfumato.data"
     size: PositiveInt = 64
+    degrade: DegradeConfig | None = Field(None, description="makes the field `lowres`: each picture, smaller and worse")
+    masks: MasksConfig | None = Field(None, description="makes the field `masked`: each picture, and a hole in it")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -57,7 +82,14 @@ class Data(Choice):
 
     def open(self, part: str = "train") -> Part:
         """One part. Raises `ValueError` for an unknown name, with the known ones."""
-        raise TypeError(f"{type(self).__name__} does not say how it is opened")
+        self.check(part)
+        found = self.read(part)
+        found.derivations = [derive for derive in (self.degrade, self.masks) if derive is not None]
+        return found
+
+    def read(self, part: str) -> Part:
+        """One part, of a known name, without what is derived."""
+        raise TypeError(f"{type(self).__name__} does not say how it is read")
 
     def check(self, part: str) -> None:
         """Raise `ValueError` where there is no such part."""

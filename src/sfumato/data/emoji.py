@@ -60,8 +60,7 @@ class EmojiData(Data):
     def parts(self) -> tuple[str, ...]:
         return ("train", "held_out", "combinations", "all")
 
-    def open(self, part: str = "train") -> "EmojiPart":
-        self.check(part)
+    def read(self, part: str) -> "EmojiPart":
         facts, rows, pictures = shipped()
         if self.font is None and facts["size"] % self.size == 0:
             pictures = shrunk(pictures, self.size)

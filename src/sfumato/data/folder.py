@@ -53,8 +53,7 @@ class FolderData(Data):
     channels: PositiveInt = Field(3, description="1 gray, 3 colour over white, 4 with transparency; others from .npy")
     held_out: float = Field(0.05, ge=0, lt=1)
 
-    def open(self, part: str = "train") -> "FolderPart":
-        self.check(part)
+    def read(self, part: str) -> "FolderPart":
         if not self.path.is_dir():
             raise ValueError(f"there is no folder {self.path}; give the folder of your pictures as data.path")
         root = unwrapped(self.path)

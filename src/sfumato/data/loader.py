@@ -57,7 +57,7 @@ def plan(part: Part, seed: int, positions: Sequence[int], flip: float = 0.0) -> 
     if flip > 0:
         draws = streams.uniform((), seed, "flip", positions).tolist()
         flips = [d < flip and part.mirrors(k) for d, k in zip(draws, indices, strict=True)]
-    rows = [part.fields(k) for k in indices]
+    rows = [part.told(k, seed, p) for k, p in zip(indices, positions, strict=True)]
     names = sorted({name for row in rows for name in row})
     fields = {name: [row.get(name) for row in rows] for name in names}
     if "caption" in fields:

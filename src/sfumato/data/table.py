@@ -43,8 +43,7 @@ class TableData(Data):
     skip: tuple[NonNegativeInt, ...] = Field((), description="numbers of rows to leave out, such as damaged ones")
     cache: Path = Field(Path("runs/data"), description="folder of the Arrow files that the data is read into, once")
 
-    def open(self, part: str = "train") -> "TablePart":
-        self.check(part)
+    def read(self, part: str) -> "TablePart":
         found = sources(self.path, self.format, self.split)
         asked = (("image", self.image), ("caption", self.caption), ("label", self.label))
         table = _table(found.stamp, self.path, self.format, self.split, self.cache.absolute(), asked)

@@ -12,9 +12,10 @@ from sfumato.evaluation.captions import chosen
 from sfumato.evaluation.reconstruction import rebuilt
 from sfumato.page import enlarge
 from sfumato.streams import Stream
-from sfumato.tasks.generate import between, sample
+from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate
+from sfumato.tasks.walk import walk
 
 SEEN = [
     "red heart",
@@ -79,7 +80,7 @@ def interpolation(page: Page, pipeline: Pipeline, steps: int = 10) -> None:
     noise = Stream([7, 8]).normal(model.latent_shape(), 0)
     x = torch.stack([between(noise[0], noise[1], k / (steps - 1)) for k in range(steps)]).to(model.device)
     words = ["grinning face"] * steps
-    made = model.pictures(sample(model, x, Generate(prompt=["grinning face"]), words))
+    made = model.pictures(walk(model, x, Generate(), {"caption": words}))
     page.heading("Between two noises", "One prompt; the noise turns from seed 7's to seed 8's along a great circle.")
     page.figure(enlarge(image.sheet(made, steps), 2), "grinning face, spherical interpolation of the latent noise")
 

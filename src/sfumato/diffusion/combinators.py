@@ -43,12 +43,20 @@ def keeping(denoise: Denoise, known: Tensor, mask: Tensor) -> Denoise:
     return Kept(denoise, known, mask.to(known.dtype))
 
 
-def tiled(denoise: Denoise | None, size: int, stride: int, *, at: Callable[[Window], Denoise] | None = None) -> Denoise:
+def tiled(
+    denoise: Denoise | None,
+    size: int,
+    stride: int,
+    *,
+    at: Callable[[Window], Denoise] | None = None,
+    wrap: bool = False,
+) -> Denoise:
     """A canvas larger than the network was trained on: overlapping windows, blended (Bar-Tal et al., 2023, eq. 5).
 
     Windows are `size` by `size` latent places, `stride` apart, flush with the edges, for any canvas. `at(window)`, instead
     of `denoise`, gives the denoise of a window, with the picture and box conditions cropped: for guidance,
-    `at=lambda w: guided(branches.at(w), scale)`. Exact for a denoiser that looks no further than its own place.
+    `at=lambda w: guided(branches.at(w), scale)`. With `wrap` the right edge goes on at the left. Exact for a denoiser that
+    looks no further than its own place.
     """
     inner(denoise)
     if (denoise is None) == (at is None):
@@ -61,7 +69,7 @@ def tiled(denoise: Denoise | None, size: int, stride: int, *, at: Callable[[Wind
             assert local is not None
             return local(part, t)
 
-        return blend(x_t, size, stride, work)
+        return blend(x_t, size, stride, work, wrap=wrap)
 
     return whole
 

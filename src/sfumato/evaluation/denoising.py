@@ -41,7 +41,7 @@ def denoising(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> dict[st
 def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for name in wanted:
-        values = [part.fields(k).get(name) for k in rows]
+        values = [part.told(k).get(name) for k in rows]
         if name == "caption":  # of which an example has several
             values = [v[0] if isinstance(v, list) and v else v for v in values]
         found[name] = values

@@ -20,8 +20,8 @@ from sfumato.data.base import Part
 from sfumato.data.folder import listed, unwrapped
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
-from sfumato.tasks.generate import walk
 from sfumato.tasks.requests import Generate
+from sfumato.tasks.walk import walk
 
 AT_ONCE = 32
 
@@ -205,7 +205,7 @@ class Sampled(Source):
 
     def _fields(self, index: int) -> dict[str, Any]:
         assert self.part is not None
-        return self.part.fields(self.order[index % len(self.order)])
+        return self.part.told(self.order[index % len(self.order)])
 
     def caption(self, index: int) -> str | None:
         return next(iter(self._fields(index).get("caption") or ()), None) if "caption" in self.wanted else None
@@ -223,8 +223,7 @@ class Sampled(Source):
         for name in self.wanted:
             if name != "caption":
                 said[name] = [self._fields(k).get(name) for k in indices]
-        scale = self.request.guidance if said else 1.0
-        latents = walk(self.model, x, self.request, said, scale, stream)
+        latents = walk(self.model, x, self.request, said, stream)
         return list(self.model.pictures(latents).cpu())
 
 

@@ -7,13 +7,13 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from sfumato.tasks.requests import TITLES, Generate
+from sfumato.tasks.requests import TITLES, Request
 
 A1111, OURS = "parameters", "sfumato"
 
 
 def settings(
-    request: Generate,
+    request: Request,
     seed: int,
     prompt: str | None,
     size: tuple[int, int],
@@ -23,7 +23,9 @@ def settings(
 ) -> dict[str, Any]:
     """Everything that is needed to make one picture again."""
     kept = request.model_dump(exclude={"prompt", "seed", "count", "batch", "width", "height"}, exclude_none=True)
+    kept = {name: value if _plain(value) else _told(value) for name, value in kept.items()}
     return {
+        "task": type(request).__name__.lower(),
         "prompt": prompt,
         "seed": seed,
         "width": size[0],
@@ -33,6 +35,22 @@ def settings(
         "model_hash": model_hash,
         "version": version,
     }
+
+
+def _plain(value: Any) -> bool:
+    try:
+        json.dumps(value)
+    except TypeError:
+        return False
+    return True
+
+
+def _told(value: Any) -> str:
+    """What a picture that was handed in is called: its file, or its size."""
+    if isinstance(value, Path):
+        return value.name
+    size = getattr(value, "size", None)
+    return f"{type(value).__name__} {size[0]}x{size[1]}" if isinstance(size, tuple) else str(value)
 
 
 def infotext(s: dict[str, Any]) -> str:
@@ -50,6 +68,7 @@ def infotext(s: dict[str, Any]) -> str:
         "Model hash": s["model_hash"],
         "Model": s["model"],
         "RNG": "CPU",
+        **({"Denoising strength": f"{s['strength']:g}"} if "strength" in s else {}),
         "Version": f"sfumato {s['version']}",
     }
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])

@@ -1,6 +1,7 @@
 """What `sfumato.load` returns: a model with a method a task, pictures in and out as PIL images."""
 
 import hashlib
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -13,9 +14,9 @@ from sfumato import __version__, image
 from sfumato import device as devices
 from sfumato.config import explain
 from sfumato.model import LatentDiffusion
-from sfumato.tasks import generate as task
 from sfumato.tasks import metadata
-from sfumato.tasks.requests import Generate
+from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request, Semantic, Upscale, Vary
+from sfumato.tasks.walk import Progress
 
 
 class Pipeline:
@@ -48,23 +49,57 @@ class Pipeline:
         """Pictures for a request, or for its fields as keywords: prompt, count, seed, steps, guidance, negative, ...
 
         Each picture's `info` holds its settings. Raises `ValueError` where the request or the model does not allow it.
+        So do all tasks; their fields are those of the request types in `sfumato.tasks.requests`.
         """
-        if request is not None and settings:
-            raise ValueError(f"give a request or its fields, not both; got also {', '.join(settings)}")
-        return list(self.stream(request or asked(settings)))
+        return self._all(Generate, request, settings)
 
-    def stream(self, request: Generate, tell: task.Progress | None = None) -> Iterator[Image.Image]:
-        """The pictures of a request one by one, as their batches are done."""
-        for made in task.generate(self.model, request, tell=tell):
+    def vary(self, request: Vary | None = None, **settings: Any) -> list[Image.Image]:
+        """Pictures like the given `picture`: strength, invert, prompt, ..."""
+        return self._all(Vary, request, settings)
+
+    def inpaint(self, request: Inpaint | None = None, **settings: Any) -> list[Image.Image]:
+        """The given `picture` with the hole of `mask` filled, or with `expand` pixels added to its sides."""
+        return self._all(Inpaint, request, settings)
+
+    def upscale(self, request: Upscale | None = None, **settings: Any) -> list[Image.Image]:
+        """The given `picture`, larger by the model's factor."""
+        return self._all(Upscale, request, settings)
+
+    def layout(self, request: Layout | None = None, **settings: Any) -> list[Image.Image]:
+        """Pictures whose things stand where `boxes` say."""
+        return self._all(Layout, request, settings)
+
+    def semantic(self, request: Semantic | None = None, **settings: Any) -> list[Image.Image]:
+        """Pictures of what `map` says is where."""
+        return self._all(Semantic, request, settings)
+
+    def panorama(self, request: Panorama | None = None, **settings: Any) -> list[Image.Image]:
+        """Pictures of `width` by `height`, larger than the model was trained on."""
+        return self._all(Panorama, request, settings)
+
+    def stream(self, request: Request, tell: Progress | None = None) -> Iterator[Image.Image]:
+        """The pictures of a request of any task one by one, as their batches are done."""
+        for made in task(request)(self.model, request, tell=tell):
             pictures = image.to_pil(made.pictures)
             for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
                 s = metadata.settings(request, seed, prompt, picture.size, self.name, self.digest, __version__)
                 yield metadata.attach(picture, s)
 
+    def _all(self, kind: type[Request], request: Request | None, settings: dict[str, Any]) -> list[Image.Image]:
+        if request is not None and settings:
+            raise ValueError(f"give a request or its fields, not both; got also {', '.join(settings)}")
+        return list(self.stream(request or asked(kind, settings)))
 
-def asked(settings: dict[str, Any]) -> Generate:
+
+def task(request: Request) -> Any:
+    """The function of a request's task, which bears its name: `Vary` is `sfumato.tasks.vary.vary`."""
+    name = type(request).__name__.lower()
+    return getattr(importlib.import_module(f"sfumato.tasks.{name}"), name)
+
+
+def asked(kind: type[Request], settings: dict[str, Any]) -> Any:
     """A request from its fields. Raises `ValueError`, one line a fault."""
     try:
-        return Generate(**settings)
+        return kind(**settings)
     except ValidationError as error:
-        raise ValueError(explain(error, "generate")) from None
+        raise ValueError(explain(error, kind.__name__.lower())) from None

@@ -3,8 +3,11 @@
 Nothing here imports torch, so that help and errors answer at once.
 """
 
+import json
 import secrets
-from typing import Annotated, Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -53,8 +56,74 @@ def _known_grid(value: Any) -> Any:
 Texts = Annotated[list[str], BeforeValidator(_listed)]
 
 
-class Generate(Config):
-    """Pictures from words, a class, or nothing at all."""
+def _picture(value: Any) -> Any:
+    """A path, or a picture that is open: PIL's, known by what it can do, for nothing here imports it."""
+    if isinstance(value, str):
+        value = Path(value)
+    if isinstance(value, Path):
+        if not value.is_file():
+            raise ValueError(f"there is no file {value}; give a picture")
+        return value
+    if hasattr(value, "convert") and hasattr(value, "size"):
+        return value
+    raise ValueError(f"a picture is a path or a PIL picture; got {type(value).__name__}")
+
+
+def _boxes(value: Any) -> Any:
+    """Boxes as Python has them, as words («red apple 0.1 0.2 0.5 0.9»), or in a JSON file."""
+    if isinstance(value, str | Path | Mapping):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"boxes are a list; got {type(value).__name__}")
+    found: list[Any] = []
+    for one in value:
+        if isinstance(one, str | Path) and str(one).lower().endswith(".json"):
+            found += _boxes_of(Path(one))
+        else:
+            found.append(_spoken(one) if isinstance(one, str) else one)
+    return found
+
+
+def _spoken(words: str) -> Any:
+    *label, x0, y0, x1, y1 = words.split() if len(words.split()) >= 5 else [None] * 5
+    try:
+        return (" ".join(map(str, label)), *(float(str(c).strip(",")) for c in (x0, y0, x1, y1)))
+    except ValueError:
+        raise ValueError(f'a box is a class and four corners, "dog 0.1 0.2 0.5 0.9"; got {words!r}') from None
+
+
+def _boxes_of(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; give a JSON list of boxes")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); give a list of {{label, box: [x0, y0, x1, y1]}}") from None
+    if not isinstance(found, list):
+        raise ValueError(f"{path} holds no list; give a list of {{label, box: [x0, y0, x1, y1]}}")
+    return found
+
+
+def _sides(value: Any) -> Any:
+    """«32,0,32,0» or one number for all four sides."""
+    words = [value] if isinstance(value, int) else value.split(",") if isinstance(value, str) else value
+    try:
+        sides = [int(w) for w in words]
+    except (TypeError, ValueError):
+        raise ValueError(f"pixels to add are left,top,right,bottom or one number; got {value!r}") from None
+    sides = sides * 4 if len(sides) == 1 else sides
+    if len(sides) != 4 or min(sides) < 0:
+        raise ValueError(f"pixels to add are left,top,right,bottom, none below 0; got {value!r}")
+    return tuple(sides)
+
+
+Picture = Annotated[Any, BeforeValidator(_picture)]
+Boxes = Annotated[list[Any], BeforeValidator(_boxes)]
+Sides = Annotated[tuple[int, int, int, int], BeforeValidator(_sides)]
+
+
+class Request(Config):
+    """What every task asks: words or a class, seeds, and how it is sampled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -71,12 +140,10 @@ class Generate(Config):
     grid: Annotated[str, BeforeValidator(_known_grid)] = Field(
         DEFAULT_GRID, description=f"where the steps lie: {', '.join(GRIDS)}"
     )
-    width: int | None = Field(None, ge=1, le=16_384, description="pixels; by default what the model was trained at")
-    height: int | None = Field(None, ge=1, le=16_384, description="pixels; by default what the model was trained at")
     batch: int = Field(64, ge=1, le=4096, description="pictures made at once; it does not change them")
 
     @model_validator(mode="after")
-    def _says_something(self) -> "Generate":
+    def _says_something(self) -> Self:
         if self.prompt is not None and not self.prompt:
             raise ValueError("the list of prompts is empty; leave prompt out for an unconditional picture")
         for prompt in self.prompt or []:
@@ -101,3 +168,100 @@ class Generate(Config):
         if not self.prompt:
             return [None] * self.total
         return [*self.prompt] if len(self.prompt) > 1 else [*self.prompt * self.total]
+
+
+Side = Annotated[int | None, Field(ge=1, le=16_384, description="pixels; by default what the model was trained at")]
+
+
+class Generate(Request):
+    """Pictures from words, a class, or nothing at all."""
+
+    width: Side = None
+    height: Side = None
+    variation_seed: int | None = Field(None, ge=0, le=2**63 - 1, description="mix in the noise of this seed, and on")
+    variation: float = Field(0.1, ge=0, le=1, description="how much of the variation seed's noise is mixed in")
+    until: int | None = Field(
+        None, ge=0, le=2**63 - 1, description="from the seed's picture to this seed's, in `count` pictures"
+    )
+
+    def seeds(self) -> list[int]:
+        """A seed a picture; between two seeds all noise but the first is the first seed's."""
+        return [self.seed] * self.total if self.until is not None else super().seeds()
+
+    @model_validator(mode="after")
+    def _goes_somewhere(self) -> Self:
+        if self.until is not None and (self.total < 2 or self.seed < 0):
+            raise ValueError(
+                "interpolation goes from --seed to --until in --count pictures, at least two; give all three"
+            )
+        if self.until is not None and self.variation_seed is not None:
+            raise ValueError("interpolation and variation both mix noise; give until or variation_seed")
+        return self
+
+
+class Vary(Request):
+    """Another picture like a given one: its noise begins part of the way (Meng et al., 2022, «SDEdit»)."""
+
+    picture: Picture = Field(description="the picture to begin from")
+    strength: float = Field(0.6, gt=0, le=1, description="how far it goes back to noise; 1: nothing is left of it")
+    invert: bool = Field(
+        False, description="find the picture's own noise by DDIM inversion, for edits that keep its form"
+    )
+    source: str | None = Field(None, description="with invert: what the given picture shows")
+
+
+class Inpaint(Request):
+    """Fill a hole in a picture, or add to its sides; what is outside of the hole comes back as it is."""
+
+    picture: Picture = Field(description="the picture")
+    mask: Picture | None = Field(None, description="white where there is a hole; gray is soft; as large as the picture")
+    expand: Sides | None = Field(None, description="outpainting: pixels to add left,top,right,bottom")
+    method: str = Field(
+        "auto", pattern="^(auto|trained|free)$", description="trained: by a model made for it; free: by any"
+    )
+    resample: int = Field(
+        3, ge=1, le=50, description="free: how often a step is taken (RePaint, by ddim); 1: the sampler"
+    )
+    soften: int = Field(0, ge=0, le=256, description="pixels over which the hole's edge fades into the picture")
+
+    @model_validator(mode="after")
+    def _has_a_hole(self) -> Self:
+        if self.mask is None and not any(self.expand or ()):
+            raise ValueError("there is nothing to fill: give a mask, or expand")
+        return self
+
+
+class Upscale(Request):
+    """A larger picture with the detail that the small one lacks (Saharia et al., 2021; Rombach et al., 2022, 4.4)."""
+
+    picture: Picture = Field(description="the small picture, of any size")
+    level: float | None = Field(
+        None, ge=0, le=1, description="noise added to the small picture; more invents more, 0 trusts it"
+    )
+    guidance: float = Field(1.0, ge=0, le=100, description="how strictly to follow words, where the model takes them")
+
+
+class Layout(Request):
+    """A picture whose things stand where boxes say."""
+
+    boxes: Boxes = Field(min_length=1, description='"dog 0.1 0.2 0.5 0.9", class and corners; or a JSON file of them')
+    width: Side = None
+    height: Side = None
+
+
+class Semantic(Request):
+    """A picture from a map that says what is where."""
+
+    map: Picture = Field(description="class numbers, gray or with a palette, or the classes' colours")
+
+
+class Panorama(Request):
+    """A picture larger than the model was trained on, made of windows that agree (Bar-Tal et al., 2023)."""
+
+    width: int = Field(ge=1, le=16_384, description="pixels")
+    height: Side = None
+    overlap: float = Field(0.5, ge=0, lt=1, description="share of a window that the next one covers too")
+    wrap: bool = Field(False, description="the right edge goes on at the left, as in a view all around")
+    whole: bool = Field(
+        False, description="no windows: the network sees all of it at once (Rombach et al., 2022, 4.3.2)"
+    )

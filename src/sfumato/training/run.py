@@ -94,8 +94,9 @@ def fitted(recipe: DiffusionRecipe, part: Part) -> tuple[DiffusionConfig, dict[s
     """The model's configuration with its conditioners completed by the training data, and their texts."""
     conditioners, texts = {}, {}
     for name, conditioner in recipe.conditioners.items():
-        rows = range(len(part)) if conditioner.reads else ()
-        values = [part.fields(k).get(conditioner.field) for k in rows]
+        read = part.fields if conditioner.reads else part.told
+        rows = range(len(part) if conditioner.reads else min(len(part), 1))
+        values = [read(k).get(conditioner.field) for k in rows]
         present = [v for v in values if v is not None]
         conditioners[name], texts[name] = conditioner.learn(present, part.labels)
     kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}

@@ -1,0 +1,97 @@
+"""What every task's verb does: check the request, load the model, make pictures, write them with their settings."""
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sfumato.cli import doors
+from sfumato.tasks.requests import Request
+
+P = inspect.Parameter
+
+
+def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
+    """Validate, load, make, write; the request is checked before torch is even imported."""
+    request = checked(kind, fields)
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from sfumato import distributed
+    from sfumato.tasks import metadata
+    from sfumato.tasks.pipeline import Pipeline
+
+    pipeline = Pipeline.load(model, device=device, precision=precision)
+    out.mkdir(parents=True, exist_ok=True)
+    number = first_free(out)
+    speaks = distributed.chief()
+    with Progress(console=Console(stderr=True), transient=True, disable=not speaks) as progress:
+        task = progress.add_task("sampling", total=None)
+        for picture in pipeline.stream(request, lambda done, total: progress.update(task, completed=done, total=total)):
+            if not speaks:
+                continue
+            path = out / f"{number:05d}-{seed_of(picture.info)}.png"
+            metadata.save(picture, path)
+            progress.console.print(str(path), soft_wrap=True)
+            number += 1
+
+
+def checked(kind: type[Request], fields: dict[str, Any]) -> Request:
+    """The request of these fields. Raises `ValueError`, one line a fault."""
+    from pydantic import ValidationError
+
+    from sfumato.config import explain
+
+    try:
+        return kind(**fields)
+    except ValidationError as error:
+        raise ValueError(explain(error, kind.__name__.lower())) from None
+
+
+def seed_of(info: dict[Any, Any]) -> int:
+    """The seed that a made picture tells."""
+    import json
+
+    return int(json.loads(info["sfumato"])["seed"])
+
+
+def first_free(folder: Path) -> int:
+    """The number after the highest in the folder: no picture is ever written over."""
+    taken = [int(p.name[:5]) for p in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*.png")]
+    return max(taken, default=-1) + 1
+
+
+def command(kind: type[Request]) -> Callable[..., None]:
+    """The verb of a task: the request's fields as options, the model and where the pictures go."""
+    return doors.command(kind, partial(run, kind), OWN)
+
+
+OWN = [
+    P(
+        "model",
+        P.KEYWORD_ONLY,
+        annotation=Annotated[Path, typer.Argument(help="a model folder, or the run folder around it")],
+    ),
+    P(
+        "out",
+        P.KEYWORD_ONLY,
+        default=Path("outputs"),
+        annotation=Annotated[Path, typer.Option("--out", "-o", help="folder for the PNGs")],
+    ),
+    P(
+        "device",
+        P.KEYWORD_ONLY,
+        default="auto",
+        annotation=Annotated[str, typer.Option(help="auto, cuda, mps or cpu")],
+    ),
+    P(
+        "precision",
+        P.KEYWORD_ONLY,
+        default="fp32",
+        annotation=Annotated[str, typer.Option(help="fp32, bf16 or auto")],
+    ),
+]

@@ -1,0 +1,69 @@
+"""What users hand in: pictures, masks and maps of any kind, as tensors that a model reads."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato import image
+from sfumato.conditioning import pictures
+from sfumato.model import LatentDiffusion
+
+
+def picture(model: LatentDiffusion, value: Any, field: str = "picture") -> Tensor:
+    """A path or a PIL picture -> (C, H, W) in [-1, 1], as a person sees it: turned, in sRGB, over white.
+
+    Of an animation it is the first frame; 16 bits are kept where the model reads gray. Raises `ValueError`.
+    """
+    channels = model.codec.image_channels
+    if isinstance(value, Path):
+        array = torch.from_numpy(np.ascontiguousarray(image.pixels(value, channels)))
+        return array.permute(2, 0, 1).float() / 127.5 - 1.0
+    return pictures.picture(value, channels, field)
+
+
+def opened(value: Any, field: str) -> Image.Image:
+    """A path or a PIL picture as a PIL picture in its own mode. Raises `ValueError` where it is none."""
+    if not isinstance(value, Path):
+        found: Image.Image = value
+        return found
+    try:
+        with Image.open(value) as file:
+            file.load()
+            return file.copy()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{value} cannot be read as a {field} ({error}); replace it") from None
+
+
+def mask(value: Any, size: tuple[int, int]) -> Tensor:
+    """A path or a PIL picture -> (1, H, W) in [0, 1], 1 where there is a hole.
+
+    Where it has transparency and one colour, what is opaque is the hole. Raises `ValueError` unless it is `size` (H, W).
+    """
+    shown = opened(value, "mask")
+    if shown.mode in ("RGBA", "LA") and len(set(shown.convert("L").getextrema())) == 1:
+        shown = shown.getchannel("A")
+    elif shown.mode in ("RGBA", "LA", "P", "PA"):
+        shown = Image.alpha_composite(Image.new("RGBA", shown.size, "black"), shown.convert("RGBA"))
+    found = pictures.mask(shown.convert("L"), "the picture")
+    if tuple(found.shape[-2:]) != size:
+        raise ValueError(
+            f"the mask is {found.shape[-1]}x{found.shape[-2]} and the picture {size[1]}x{size[0]}; make them equal"
+        )
+    return found
+
+
+def whole(x: Tensor, multiple: int) -> Tensor:
+    """x (..., H, W), continued at its right and lower edge until its sides are multiples: reflected, as far as there is
+    something to reflect."""
+    high, wide = x.shape[-2:]
+    down, right = -high % multiple, -wide % multiple
+    if not down and not right:
+        return x
+    mode = "reflect" if down < high and right < wide else "replicate"
+    flat = x.reshape(-1, 1, high, wide)
+    return F.pad(flat, (0, right, 0, down), mode=mode).reshape(*x.shape[:-2], high + down, wide + right)

@@ -1,0 +1,112 @@
+"""Inpaint: fill a hole in a picture, or add to its sides (Rombach et al., 2022, section 4.5).
+
+A model with the conditioner `masked` was trained for it and sees what is kept. Any other model fills without training:
+what is kept is put into each estimate, and steps are taken again until both agree (Lugmayr et al., 2022). Either way
+the decoder's pixels are used in the hole only: outside of it every pixel comes back as it was.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato.diffusion.combinators import keeping
+from sfumato.diffusion.grid import grid
+from sfumato.diffusion.repaint import repaint
+from sfumato.model import LatentDiffusion
+from sfumato.nn.rescale import area
+from sfumato.tasks import given
+from sfumato.tasks.requests import Inpaint
+from sfumato.tasks.walk import Made, Progress, Rows, Said, batches, bound, follow, takes, walk
+
+
+def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = None) -> Iterator[Made]:
+    """The request's pictures, as large as the one given and what is added to it. Soft places of the mask are mixtures.
+
+    Raises `ValueError` for a mask of another size, one without a hole, and `method: trained` where the model is not.
+    """
+    picture, soft = canvas(model, request)
+    high, wide = picture.shape[-2:]
+    hole = (soft > 0).float()
+    if not bool(hole.any()):
+        raise ValueError("the mask has no hole: it is black everywhere; white is what is filled")
+    padded = given.whole(picture, model.codec.factor)
+    open_ = F.pad(hole, (0, padded.shape[-1] - wide, 0, padded.shape[-2] - high))
+    trained = "masked" in model.conditions.fields.values()
+    if request.method == "trained":
+        takes(model, "masked", "inpainting")
+    shape = model.latent_shape(padded.shape[-1], padded.shape[-2])
+    side = model.latent_shape()[1]
+    stride = None if max(shape[1:]) <= side else max(side // 2, 1)
+
+    def make(rows: Rows) -> Tensor:
+        x = rows.noise.normal(shape, 0).to(model.device)
+        if trained and request.method != "free":
+            said = rows.every("masked", (padded, open_))
+            latents = walk(model, x, request, said, rows.noise, rows.tell, stride=stride)
+        else:
+            latents = _free(model, request, x, padded, open_, rows, stride)
+        made = model.pictures(latents).cpu()[..., :high, :wide]
+        return joined(picture, made, softened(soft, request.soften))
+
+    yield from batches(model, request, make, tell)
+
+
+def canvas(model: LatentDiffusion, request: Inpaint) -> tuple[Tensor, Tensor]:
+    """The picture (C, H, W) with what is added to its sides, gray, and its soft mask (1, H, W), 1 in the hole."""
+    picture = given.picture(model, request.picture)
+    size = (picture.shape[-2], picture.shape[-1])
+    soft = torch.zeros(1, *size) if request.mask is None else given.mask(request.mask, size)
+    if request.expand is not None:
+        left, top, right, bottom = request.expand
+        sides = (left, right, top, bottom)
+        picture, soft = F.pad(picture, sides), F.pad(soft, sides, value=1.0)
+    return picture, soft
+
+
+def joined(picture: Tensor, made: Tensor, soft: Tensor) -> Tensor:
+    """`picture` (C, H, W) where the mask (1, H, W) is 0, bit for bit, `made` (B, C, H, W) where it is 1, mixtures between."""
+    return torch.where(soft > 0, torch.lerp(picture.expand_as(made), made, soft), picture)
+
+
+def softened(soft: Tensor, pixels: int) -> Tensor:
+    """The mask (1, H, W) with an edge that falls to 0 over so many pixels outside of it."""
+    wider, fading = soft, soft
+    for k in range(1, pixels + 1):
+        wider = F.max_pool2d(wider[None], 3, 1, 1)[0]
+        fading = torch.maximum(fading, wider * (1 - k / (pixels + 1)))
+    return fading
+
+
+def _free(
+    model: LatentDiffusion, request: Inpaint, x: Tensor, picture: Tensor, hole: Tensor, rows: Rows, stride: int | None
+) -> Tensor:
+    """Latents (B, c, h, w) by a model that was not trained for it: places without any hole are kept."""
+    said: Said = rows.said
+    smooth = filled(picture, hole)[None].to(model.device)
+    known = model.codec.encode(smooth)
+    kept = (area(hole[None], (x.shape[-2], x.shape[-1])) <= 0).to(known)
+    denoise = keeping(bound(model, x, request, said, rows.noise, stride=stride), known, kept)
+    if request.resample == 1:
+        return follow(model, x, request, denoise, rows.noise, rows.tell)
+    steps = grid(request.grid)(model.denoiser.schedule, request.steps)
+    for number, step in enumerate(repaint(denoise, x, steps, repeats=request.resample, noise=rows.noise), 1):
+        x = step.x
+        rows.tell(number)
+    return x
+
+
+def filled(picture: Tensor, hole: Tensor) -> Tensor:
+    """The picture (C, H, W), its hole (1, H, W) filled smoothly from what is around it: averages of ever coarser grids.
+
+    An encoder sees some way into the hole; what stood there must not colour what is kept.
+    """
+    kept = 1 - hole
+    if bool(kept.all()) or min(picture.shape[-2:]) == 1:
+        return picture * kept
+    shares = F.avg_pool2d(kept[None], 2, ceil_mode=True)[0]
+    small = F.avg_pool2d((picture * kept)[None], 2, ceil_mode=True)[0] / shares.clamp(min=1e-6)
+    below = filled(small, (shares <= 0).float())
+    wide = F.interpolate(below[None], picture.shape[-2:], mode="bilinear", align_corners=False)[0]
+    return picture * kept + wide * hole

@@ -1,0 +1,66 @@
+"""Holes drawn on the fly: of the asked size, of every kind, and functions of their draws alone."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from sfumato import streams
+from sfumato.data import loader, masks
+from sfumato.data.base import Data
+from sfumato.data.masks import MasksConfig
+
+
+def draws(k: int) -> np.random.Generator:
+    return streams.generator(0, "test", k)
+
+
+@given(st.integers(0, 10_000), st.integers(24, 96), st.integers(24, 96))
+def test_a_hole_is_as_large_as_was_asked(seed: int, height: int, width: int) -> None:
+    config = MasksConfig(least=0.1, most=0.5)
+    mask = config.mask(height, width, draws(seed))
+    assert mask.shape == (height, width)
+    assert set(mask.unique().tolist()) <= {0.0, 1.0}
+    assert 0.1 <= float(mask.mean()) <= 0.5
+
+
+@pytest.mark.parametrize("kind", [masks.strokes, masks.boxes, masks.borders])
+def test_every_kind_leaves_something_and_takes_something(kind: object) -> None:
+    shares = [float(kind(64, 48, draws(k)).mean()) for k in range(100)]  # type: ignore[operator]
+    assert all(share > 0 for share in shares)
+    assert sum(share < 1 for share in shares) > 95
+    assert np.std(shares) > 0.05
+
+
+def test_kinds_are_what_they_are_called() -> None:
+    for k in range(20):
+        border = MasksConfig(strokes=0, boxes=0, borders=1).mask(40, 40, draws(k))
+        ring = torch.cat([border[0], border[-1], border[:, 0], border[:, -1]])
+        assert bool(ring.any())
+        inside = border[20 - 2 : 20 + 2, 20 - 2 : 20 + 2]
+        assert float(inside.mean()) < 1
+        box = MasksConfig(strokes=0, boxes=1, borders=0, most=1).mask(40, 40, draws(k))
+        assert all(len(row.diff().nonzero()) <= 8 for row in box)  # four boxes have eight edges
+
+
+def test_a_weight_of_nothing_and_a_reversed_range_are_refused() -> None:
+    with pytest.raises(ValidationError, match="no kind of mask"):
+        MasksConfig(strokes=0, boxes=0, borders=0)
+    with pytest.raises(ValidationError, match="smallest hole"):
+        MasksConfig(least=0.7, most=0.6)
+
+
+def test_an_example_has_another_hole_each_time_it_is_shown_and_always_the_same_there() -> None:
+    part = Data.model_validate({"kind": "emoji", "size": 16, "masks": {}}).open("train")
+    one, two = part.told(3, 0, 10)["masked"], part.told(3, 0, 11)["masked"]
+    assert torch.equal(one[0], part.image(3))
+    assert not torch.equal(one[1], two[1])
+    assert torch.equal(one[1], part.told(3, 0, 10)["masked"][1])
+    assert not torch.equal(one[1], part.told(3, 1, 10)["masked"][1])
+    assert torch.equal(part.told(3)["masked"][1], part.told(3, 0, 3)["masked"][1])
+    plan = loader.plan(part, 0, range(7, 12))
+    for k, value in zip(plan.indices, plan.fields["masked"], strict=True):
+        assert torch.equal(value[0], part.image(k))
+    assert "masked" not in part.fields(3)

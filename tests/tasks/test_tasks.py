@@ -1,0 +1,296 @@
+"""Every task of one model that takes every condition: what comes back, what is kept, and what is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato import image
+from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.kl import KLConfig
+from sfumato.model import DiffusionConfig, LatentDiffusion
+from sfumato.tasks import inpaint, panorama
+from sfumato.tasks.generate import between
+from sfumato.tasks.pipeline import Pipeline
+from sfumato.tasks.requests import Generate
+from sfumato.tasks.walk import walk
+from tests.conftest import CODER
+
+CONDITIONERS: dict[str, Any] = {
+    "class": {"kind": "label", "width": 8, "labels": ["cat", "dog"]},
+    "layout": {"kind": "boxes", "width": 8, "heads": 2, "labels": ["cat", "red apple"], "most": 3},
+    "semantic": {"kind": "map", "width": 4, "classes": 3, "palette": [[0, 0, 0], [255, 0, 0], [0, 0, 255]]},
+    "small": {"kind": "lowres", "width": 4, "side": 8, "told": 8},
+    "hole": {"kind": "masked"},
+}
+
+
+def built(conditioners: dict[str, Any]) -> Pipeline:
+    """A pipeline of fresh weights that are nowhere zero, at 32 pixels."""
+    torch.manual_seed(0)
+    codec = Codec(KLConfig.model_validate({"coder": CODER})).eval()
+    backbone = {"kind": "unet", "width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [2], "groups": 8}
+    config = DiffusionConfig.model_validate({"backbone": backbone, "conditioners": conditioners})
+    model = LatentDiffusion(codec, config, 32, {})
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    return Pipeline(model, "all")
+
+
+@pytest.fixture(scope="module")
+def everything() -> Pipeline:
+    return built(CONDITIONERS)
+
+
+@pytest.fixture(scope="module")
+def nothing() -> Pipeline:
+    return built({})
+
+
+def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
+    shape = (height, width, len(mode)) if len(mode) > 1 else (height, width)
+    return Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8), mode if mode != "L" else None
+    )
+
+
+def hole(width: int, height: int, box: tuple[int, int, int, int]) -> Image.Image:
+    mask = Image.new("L", (width, height))
+    mask.paste(255, box)
+    return mask
+
+
+def array(picture: Image.Image) -> "np.ndarray[Any, Any]":
+    return np.array(picture)
+
+
+def far(a: Image.Image, b: Image.Image) -> float:
+    return float(np.abs(array(a).astype(float) - array(b)).mean())
+
+
+# vary
+
+
+def test_vary_goes_as_far_from_its_picture_as_it_is_told(nothing: Pipeline) -> None:
+    start = nothing.generate(seed=1, steps=3)[0]
+    near, middle, whole = (nothing.vary(picture=start, strength=s, seed=0, steps=4)[0] for s in (0.02, 0.5, 1.0))
+    again = image.to_pil(nothing.model.pictures(nothing.model.codec.encode(image.to_tensor(start)[None])))[0]
+    assert far(near, again) < far(middle, again)
+    other = nothing.vary(picture=noise(32, 32), strength=1.0, seed=0, steps=4)[0]
+    assert far(whole, other) < far(whole, middle)
+    assert near.info["sfumato"]
+
+
+def test_vary_takes_any_size_and_gives_it_back(nothing: Pipeline, tmp_path: Path) -> None:
+    noise(37, 50).save(tmp_path / "a.png")
+    made = nothing.vary(picture=tmp_path / "a.png", seed=0, steps=2, count=3, batch=2)
+    assert [m.size for m in made] == [(37, 50)] * 3
+    assert far(made[1], nothing.vary(picture=tmp_path / "a.png", seed=1, steps=2)[0]) < 0.1
+
+
+def test_inversion_comes_back_nearer_than_noise_of_the_same_depth(nothing: Pipeline) -> None:
+    start = nothing.generate(seed=1, steps=3)[0]
+    again = image.to_pil(nothing.model.pictures(nothing.model.codec.encode(image.to_tensor(start)[None])))[0]
+    kept = nothing.vary(picture=start, strength=0.9, invert=True, seed=0, steps=20, guidance=1.0)[0]
+    lost = nothing.vary(picture=start, strength=0.9, seed=0, steps=20, guidance=1.0)[0]
+    assert far(kept, again) < 0.3 * far(lost, again)
+
+
+# inpaint
+
+
+@pytest.mark.parametrize("method", ["trained", "free"])
+@pytest.mark.parametrize("size", [(32, 32), (45, 38), (64, 40)])
+def test_known_pixels_come_back_bit_for_bit(everything: Pipeline, method: str, size: tuple[int, int]) -> None:
+    start, mask = noise(*size), hole(*size, (5, 7, 21, 30))
+    made = everything.inpaint(picture=start, mask=mask, method=method, seed=0, steps=2, label="cat")[0]
+    kept = array(mask) == 0
+    assert made.size == size
+    assert np.array_equal(array(made)[kept], array(start)[kept])
+    assert far(made, start) > 1
+
+
+def test_a_model_that_was_not_trained_for_it_fills_too(nothing: Pipeline) -> None:
+    start, mask = noise(32, 32), hole(32, 32, (0, 0, 16, 32))
+    ones = [nothing.inpaint(picture=start, mask=mask, seed=0, steps=3, resample=r)[0] for r in (1, 3)]
+    for made in ones:
+        assert np.array_equal(array(made)[:, 16:], array(start)[:, 16:])
+    assert far(*ones) > 0
+    with pytest.raises(ValueError, match="not trained for inpainting"):
+        nothing.inpaint(picture=start, mask=mask, method="trained")
+
+
+def test_soft_masks_and_softened_edges_are_mixtures(everything: Pipeline) -> None:
+    start, mask = noise(32, 32), hole(32, 32, (8, 8, 24, 24))
+    hard = everything.inpaint(picture=start, mask=mask, seed=0, steps=2)[0]
+    half = everything.inpaint(picture=start, mask=mask.point(lambda v: v // 2), seed=0, steps=2)[0]
+    inside = np.s_[8:24, 8:24]
+    between_ = (array(hard)[inside].astype(float) * 127 + array(start)[inside].astype(float) * 128) / 255
+    assert np.abs(array(half)[inside] - between_).max() <= 1.01
+    soft = inpaint.softened(torch.from_numpy(array(mask) / 255.0).float()[None], 4)
+    row = soft[0, 16].tolist()
+    assert row[3:9] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    made = everything.inpaint(picture=start, mask=mask, seed=0, steps=2, soften=4)[0]
+    assert np.array_equal(array(made)[:4], array(start)[:4])
+
+
+def test_outpainting_adds_to_the_sides_and_keeps_the_middle(everything: Pipeline) -> None:
+    start = noise(32, 24)
+    made = everything.inpaint(picture=start, expand=(8, 3, 5, 0), seed=0, steps=2)[0]
+    assert made.size == (45, 27)
+    assert np.array_equal(array(made)[3:, 8:40], array(start))
+
+
+def test_a_hole_is_filled_from_what_is_around_it() -> None:
+    picture = torch.full((3, 40, 40), 0.5)
+    mask = torch.zeros(1, 40, 40)
+    mask[:, 4:36, 4:36] = 1
+    broken = torch.where(mask > 0, torch.tensor(9.0), picture)
+    assert torch.allclose(inpaint.filled(broken, mask), picture, atol=1e-4)
+
+
+# upscale
+
+
+def test_upscale_multiplies_any_size_by_the_models_factor(everything: Pipeline) -> None:
+    for size in ((8, 8), (5, 9), (21, 10)):
+        made = everything.upscale(picture=noise(*size), seed=0, steps=2)[0]
+        assert made.size == (4 * size[0], 4 * size[1])
+    plain, level = (everything.upscale(picture=noise(8, 8), seed=0, steps=2, level=v)[0] for v in (None, 0.4))
+    assert far(plain, level) > 0
+    with pytest.raises(ValueError, match="was not trained"):
+        everything.upscale(picture=noise(8, 8), level=0.9)
+
+
+def test_windows_of_a_large_upscale_leave_no_seam(everything: Pipeline) -> None:
+    x = array(everything.upscale(picture=Image.new("RGB", (24, 8), "gray"), seed=0, steps=4)[0]).astype(float)
+    steps = np.abs(np.diff(x, axis=1)).mean((0, 2))  # from column to column
+    seams = [k for k in range(15, 95, 16)]  # noqa: C416
+    assert steps[seams].mean() < 1.5 * np.median(steps)
+
+
+# layout, semantic
+
+
+def test_layout_reads_boxes_of_every_form(everything: Pipeline, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text('[{"label": "red apple", "box": [0.1, 0.2, 0.5, 0.9]}]')
+    ways: list[Any] = [
+        [("red apple", 0.1, 0.2, 0.5, 0.9)],
+        "red apple 0.1 0.2 0.5 0.9",
+        ["red apple 0.1, 0.2, 0.5, 0.9"],
+        tmp_path / "b.json",
+        {"label": "red apple", "box": [0.1, 0.2, 0.5, 0.9]},
+    ]
+    made = [everything.layout(boxes=way, seed=0, steps=2)[0] for way in ways]
+    assert all(far(made[0], m) == 0 for m in made)
+    assert far(made[0], everything.layout(boxes="red apple 0.5 0.2 0.9 0.9", seed=0, steps=2)[0]) > 0
+    assert everything.layout(boxes=ways[0], width=48, height=16, seed=0, steps=1, count=2)[1].size == (48, 16)
+
+
+def test_semantic_reads_numbers_palettes_and_colours(everything: Pipeline, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(1).integers(0, 3, (40, 52), dtype=np.uint8)
+    gray, indexed = Image.fromarray(numbers), Image.fromarray(numbers, "P")
+    indexed.putpalette([9, 9, 9, 1, 2, 3, 7, 7, 7] + [0] * 759)
+    colours = Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)[numbers])
+    made = [everything.semantic(map=m, seed=0, steps=2)[0] for m in (gray, indexed, colours)]
+    assert made[0].size == (52, 40)
+    assert far(made[0], made[1]) == far(made[0], made[2]) == 0
+    assert far(made[0], everything.semantic(map=Image.new("L", (52, 40), 1), seed=0, steps=2)[0]) > 0
+
+
+# panorama, and what generate can do
+
+
+def test_panorama_is_larger_than_trained_and_wraps(nothing: Pipeline) -> None:
+    plain = nothing.panorama(width=96, height=40, seed=0, steps=3)[0]
+    assert plain.size == (96, 40)
+    assert far(plain, nothing.panorama(width=96, height=40, seed=0, steps=3, whole=True)[0]) > 0
+    assert nothing.panorama(width=96, seed=0, steps=3, wrap=True)[0].size == (96, 32)
+
+
+def test_a_canvas_that_wraps_has_no_edge(nothing: Pipeline) -> None:
+    """Turned by a stride, its noise gives the same picture turned as far, also across the decoder's edge."""
+    x = torch.randn(1, 4, 4, 24, generator=torch.Generator().manual_seed(0))
+
+    def made(x: torch.Tensor, wrap: bool) -> torch.Tensor:
+        latents = walk(nothing.model, x, Generate(steps=3), {}, stride=2, wrap=wrap)
+        return panorama.around(nothing.model, latents) if wrap else nothing.model.pictures(latents)
+
+    off = {w: float((made(x.roll(2, -1), w).roll(-16, -1) - made(x, w)).abs().mean()) for w in (True, False)}
+    assert off[True] < 0.2 * off[False]
+
+
+def test_generate_interpolates_and_varies(nothing: Pipeline) -> None:
+    ends = [nothing.generate(seed=s, steps=3)[0] for s in (3, 9)]
+    between_ = nothing.generate(seed=3, until=9, count=5, steps=3, batch=2)
+    assert far(between_[0], ends[0]) < 0.5
+    assert far(between_[-1], ends[1]) < 0.5
+    assert far(between_[1], ends[0]) < far(between_[3], ends[0])
+    a, b = (nothing.generate(seed=3, variation_seed=9, variation=v, steps=3)[0] for v in (0.05, 0.9))
+    assert far(a, ends[0]) < far(b, ends[0])
+    assert torch.equal(between(torch.ones(1, 1, 2), torch.zeros(1, 1, 2) + 0.5, 0.0), torch.ones(1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("task", "fields", "words"),
+    [
+        ("vary", {"picture": "nowhere.png"}, "there is no file nowhere.png"),
+        ("vary", {"picture": 3}, "path or a PIL picture"),
+        ("vary", {"picture": noise(32, 32), "strength": 0}, "strength"),
+        ("vary", {"picture": noise(32, 32), "source": "cat"}, "give both or neither"),
+        ("vary", {"picture": noise(32, 32), "invert": True, "sampler": "heun"}, "comes back by ddim"),
+        ("vary", {"picture": noise(1000, 1000)}, "no more than 256x256"),
+        ("vary", {"picture": noise(32, 32), "prompt": "cat"}, "trained without text"),
+        ("vary", {"picture": noise(32, 32), "label": "cta"}, "nearest: cat"),
+        ("vary", {"picture": noise(32, 32), "label": "7"}, "out of range"),
+        ("inpaint", {"picture": noise(32, 32)}, "give a mask, or expand"),
+        ("inpaint", {"picture": noise(32, 32), "mask": Image.new("L", (32, 31), 255)}, "32x31 and the picture 32x32"),
+        ("inpaint", {"picture": noise(32, 32), "mask": Image.new("L", (32, 32))}, "no hole"),
+        ("inpaint", {"picture": noise(32, 32), "expand": "1,2,3"}, "left,top,right,bottom"),
+        ("inpaint", {"picture": noise(32, 32), "expand": 4, "method": "magic"}, "method"),
+        ("layout", {"boxes": "cat 0.5 0.2 0.1 0.9"}, "reversed"),
+        ("layout", {"boxes": "cat 0.5 0.2 1.1 0.9"}, "outside the picture"),
+        ("layout", {"boxes": "cot 0.1 0.2 0.5 0.9"}, "nearest: cat"),
+        ("layout", {"boxes": "cat 0.1 0.2"}, "a class and four corners"),
+        ("layout", {"boxes": []}, "at least 1"),
+        ("layout", {"boxes": ["cat 0 0 1 1"] * 4}, "4 boxes, this model reads 3"),
+        ("semantic", {"map": Image.new("L", (32, 32), 5)}, "unknown classes 5"),
+        ("semantic", {"map": Image.new("RGB", (32, 32), "white")}, "unknown colours"),
+        ("panorama", {"width": 50}, "multiples of 8"),
+        ("panorama", {"width": 96, "wrap": True}, "models without pictures"),
+        ("panorama", {"width": 96, "wrap": True, "whole": True}, "leave whole out"),
+        ("generate", {"until": 3, "count": 2}, "give all three"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence(
+    everything: Pipeline, task: str, fields: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        getattr(everything, task)(**fields)
+
+
+def test_a_model_without_the_condition_says_what_it_takes(nothing: Pipeline) -> None:
+    for task, fields in (
+        ("upscale", {"picture": noise(8, 8)}),
+        ("layout", {"boxes": "cat 0 0 1 1"}),
+        ("semantic", {"map": Image.new("L", (32, 32))}),
+    ):
+        with pytest.raises(ValueError, match=r"it takes no condition, and not '\w+'"):
+            getattr(nothing, task)(**fields)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "P", "GIF"])
+def test_pictures_of_every_mode_are_read_as_they_are_seen(nothing: Pipeline, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / ("a.gif" if mode == "GIF" else "a.png")
+    if mode == "GIF":
+        noise(32, 32).save(path, save_all=True, append_images=[Image.new("RGB", (32, 32))])
+    elif mode == "I;16":
+        Image.fromarray(np.full((32, 32), 40_000, np.uint16)).save(path)
+    else:
+        noise(32, 32, "RGBA").convert(mode).save(path)
+    assert nothing.vary(picture=path, strength=0.1, seed=0, steps=1)[0].size == (32, 32)
