@@ -1,12 +1,13 @@
 """`kind: scenes`. One to four emoji on a ground, and everything that can be known of them: words, boxes, maps, masks.
 
 Drawn from the seed and the index alone, from the sheet that ships, so there are as many as one likes and no download.
-What stands where is exact, which makes the set a test of conditions: `evaluation/scenes.py` finds the emoji in any
+What stands where is exact, which makes the set a test of conditions: `evaluation/detection.py` finds the emoji in any
 picture again and says whether it is what was asked. Held out is by combination: of all triples (one thing, left of or
 above, another) a share never occurs in training, in either order of words; `held_out` shows nothing else.
 """
 
 import hashlib
+import math
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -205,7 +206,8 @@ def drawn(rng: np.random.Generator, size: int, most: int, two: bool) -> Scene:
         things: list[Thing] = []
         for kind in kinds.tolist():
             side = round(float(rng.uniform(LEAST, MOST)) * size)
-            things.append(Thing(kind, *(int(v) for v in rng.integers(0, size - side + 1, 2)), side))
+            left, top = rng.integers(0, size - side + 1, 2).tolist()
+            things.append(Thing(kind, left, top, side))
         if all(apart(a, b, OVERLAP * size) for k, a in enumerate(things) for b in things[k + 1 :]):
             break
     kind = ("plain", "graded", TEXTURES[int(rng.integers(3))])[int(rng.choice(3, p=[0.4, 0.35, 0.25]))]
@@ -243,8 +245,8 @@ def grounded(kind: tuple[str, str, str], size: int, rng: np.random.Generator) ->
     places = torch.linspace(0, 1, size)
     v, u = torch.meshgrid(places, places, indexing="ij")
     if how == "graded":
-        angle = float(rng.uniform(0, 2 * np.pi))
-        share = ((u - 0.5) * np.cos(angle) + (v - 0.5) * np.sin(angle) + 0.5).clamp(0, 1)
+        angle = float(rng.uniform(0, 2 * math.pi))
+        share: Tensor = ((u - 0.5) * math.cos(angle) + (v - 0.5) * math.sin(angle) + 0.5).clamp(0, 1)
         return a[:, None, None] * (1 - share) + b[:, None, None] * share
     plain = a[:, None, None].expand(3, size, size).clone()
     if how == "plain":
@@ -257,11 +259,11 @@ def grounded(kind: tuple[str, str, str], size: int, rng: np.random.Generator) ->
     else:
         width = size / float(rng.integers(4, 9))
         across = (
-            ((v / 1.0 * size / width).floor() + (u * size / width).floor())
+            ((v * size / width).floor() + (u * size / width).floor())
             if how == "checked"
             else (v * size / width).floor()
         )
-        pattern = (across % 2).float()
+        pattern = torch.remainder(across, 2)
     return plain + lighter * pattern
 
 

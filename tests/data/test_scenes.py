@@ -1,0 +1,108 @@
+"""Scenes: what is said of them is true, what is held out is never shown, and a scene is a function of seed and index."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from sfumato.data import scenes
+from sfumato.data.base import Data
+from sfumato.data.scenes import INVERSE, NAMES, ScenesPart, Thing
+
+
+def opened(part: str = "train", **more: object) -> ScenesPart:
+    found = Data.model_validate({"kind": "scenes", "count": 400, **more}).open(part)
+    assert isinstance(found, ScenesPart)
+    return found
+
+
+PAIR = re.compile(r"^(?:an? )?(.+?) (left of|right of|above|below) (?:an? )?(.+?)(?:, with .*| on .*)?$")
+
+
+@pytest.mark.parametrize("part", ["train", "held_out"])
+def test_what_a_caption_says_is_where_the_boxes_are(part: str) -> None:
+    data, told = opened(part), 0
+    for index in range(40):
+        facts = data.fields(index)
+        places = {name: ((x0 + x1) / 2, (y0 + y1) / 2) for name, x0, y0, x1, y1 in facts["boxes"]}
+        for caption in facts["caption"]:
+            assert all(re.sub(r"^an? ", "", name) in caption for name in places), caption
+            if not (said := PAIR.match(caption)):
+                continue
+            told += 1
+            (ax, ay), (bx, by) = places[said[1]], places[said[3]]
+            assert {"left of": ax < bx, "right of": ax > bx, "above": ay < by, "below": ay > by}[said[2]], caption
+    assert told > 60
+
+
+def test_no_held_out_fact_is_in_training_and_the_other_part_shows_only_them() -> None:
+    train, apart = opened(), opened("held_out")
+    shown = {f for k in range(400) for f in train.scene(k).facts()}
+    asked = {apart.scene(k).facts()[0] for k in range(40)}
+    assert not any(f.held_out for f in shown)
+    assert all(f.held_out for f in asked)
+    assert not shown & asked
+    kinds = {t.kind for k in range(400) for t in train.scene(k).things}
+    assert kinds == set(range(len(NAMES)))  # each thing is seen, in other company
+    every = [scenes.Fact(a, r, b) for a in range(64) for b in range(64) for r in INVERSE if a != b]
+    assert 0.08 < sum(f.held_out for f in every) / len(every) < 0.12
+
+
+def test_boxes_maps_and_masks_tell_of_the_same_pixels() -> None:
+    part = opened()
+    for index in range(30):
+        facts, scene, masks = part.fields(index), part.scene(index), part.masks(index)
+        numbers = torch.from_numpy(facts["map"])
+        for thing, mask, (name, *corners) in zip(scene.things, masks, facts["boxes"], strict=True):
+            assert name == NAMES[thing.kind]
+            assert part.labels[thing.kind + 1] == name
+            assert bool((numbers[mask] == thing.kind + 1).all())
+            rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+            box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            assert corners == pytest.approx([int(v) / 64 for v in box])
+            assert thing.left <= int(columns.min())
+            assert int(columns.max()) < thing.left + thing.side
+        assert int(masks.sum(0).max()) <= 1
+        assert bool(((numbers > 0) == masks.any(0)).all())
+
+
+def test_a_scene_is_a_function_of_seed_and_index() -> None:
+    one, two = opened(), opened()
+    assert torch.equal(one.image(7), two.image(7))
+    assert one.fields(7)["caption"] == two.fields(7)["caption"]
+    assert one.fingerprint == two.fingerprint
+    other = opened(seed=1)
+    assert not torch.equal(one.image(7), other.image(7))
+    assert one.fingerprint != other.fingerprint != opened(size=32, seed=1).fingerprint
+    assert opened(size=32).image(0).shape == (3, 32, 32)
+    assert len(opened(count=10)) == 10
+    assert len(opened("held_out", count=10)) == 1
+
+
+def test_things_stand_apart_and_sideways_ones_are_not_mirrored() -> None:
+    part = opened()
+    for index in range(60):
+        things = part.scene(index).things
+        assert all(scenes.apart(a, b, 3) for k, a in enumerate(things) for b in things[k + 1 :])
+        assert all(14 <= t.side <= 32 for t in things)
+        sided = any(" left of " in c or " right of " in c for c in part.fields(index)["caption"])
+        assert part.mirrors(index) is not sided
+    assert not scenes.apart(Thing(0, 0, 0, 20), Thing(1, 15, 0, 20), 2)
+    assert not scenes.apart(Thing(0, 0, 0, 20), Thing(1, 30, 30, 20), 2)  # neither beside nor below
+
+
+def test_a_picture_on_white_loses_its_ground_and_nothing_else() -> None:
+    picture = torch.full((3, 32, 32), 255.0)
+    picture[:, 8:24, 6:26] = torch.tensor([200.0, 30.0, 30.0])[:, None, None]
+    picture[:, 12:20, 12:20] = 255.0  # white inside stays
+    picture[:, 7, 6:26] = picture[:, 7, 6:26] * 0.5 + 0.5 * torch.tensor([200.0, 30.0, 30.0])[:, None]
+    colour, alpha = scenes.cut(picture)
+    assert colour.shape == (3, 20, 20)
+    assert float(alpha[0, 2:17].min()) > 0.99
+    assert torch.allclose(colour[:, 10, 1], torch.tensor([200.0, 30.0, 30.0]), atol=1)
+    assert torch.allclose(alpha[0, 1], torch.full((20,), 0.5), atol=0.05)
+    assert float(alpha[0, 9, 10]) == 1
+    small, cover = scenes.glyph(3, 14)
+    assert small.shape == (3, 14, 14)
+    assert np.isclose(float(cover.max()), 1, atol=0.02)
