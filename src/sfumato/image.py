@@ -96,6 +96,19 @@ def pixels(path: Path | Stored, channels: int = 3, least: int | None = None) -> 
     return array[:, :, None] if channels == 1 else array
 
 
+def sides(path: Path) -> tuple[int, int]:
+    """(width, height) of a picture file as a person sees it, or of a `.npy` array, without decoding it. Raises `ValueError`."""
+    try:
+        if path.suffix.lower() == ".npy":
+            high, wide = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
+            return wide, high
+        with Image.open(path) as opened:
+            turned = opened.getexif().get(0x0112, 1) >= 5
+            return (opened.height, opened.width) if turned else (opened.width, opened.height)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise ValueError(f"{path} cannot be read as a picture ({error}); replace or remove it") from None
+
+
 def _array(path: Path | Stored) -> Pixels:
     """A stored array (H, W, C), uint8 or float32 in [0, 255]."""
     try:

@@ -56,7 +56,7 @@ def test_boxes_maps_and_masks_tell_of_the_same_pixels() -> None:
         numbers = torch.from_numpy(facts["map"])
         for thing, mask, (name, *corners) in zip(scene.things, masks, facts["boxes"], strict=True):
             assert name == NAMES[thing.kind]
-            assert part.labels[thing.kind + 1] == name
+            assert part.class_names["map"][thing.kind + 1] == part.class_names["boxes"][thing.kind] == name
             assert bool((numbers[mask] == thing.kind + 1).all())
             rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
             box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]

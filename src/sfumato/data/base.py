@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -34,6 +34,7 @@ class Part(ABC):
     size: int  # pixels a side
     fingerprint: str  # changes with any picture, caption, size or order
     labels: tuple[str, ...]  # names of the classes, () where there are none
+    class_names: Mapping[str, tuple[str, ...]] = {}  # of the classes of a field, where these are not `labels`
     families: Sequence[Sequence[int]]  # drawn uniformly first, then an example inside one: twins do not crowd the rest
     derivations: Sequence[Derivation] = ()
 

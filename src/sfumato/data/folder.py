@@ -24,7 +24,10 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from sfumato import image
+from sfumato.data import beside, twins
 from sfumato.data.base import Data, Part
+from sfumato.data.beside import NO_CLASSES, Classes
+from sfumato.data.frame import Frame, Spot, centred, drawn
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".npy"}
@@ -40,6 +43,16 @@ class Entry(NamedTuple):
     name: str  # its path inside the folder
     captions: tuple[str, ...] = ()
     group: str | None = None  # its class
+    map: Path | None = None
+    pair: Path | None = None
+    boxes: tuple[Spot, ...] | None = None
+
+
+class Seen(NamedTuple):
+    """What one decoding tells of a picture."""
+
+    digest: str  # of the file's content
+    looks: tuple[int, int]  # `twins.signature`
 
 
 class FolderData(Data):
@@ -52,64 +65,109 @@ class FolderData(Data):
     path: Path
     channels: PositiveInt = Field(3, description="1 gray, 3 colour over white, 4 with transparency; others from .npy")
     held_out: float = Field(0.05, ge=0, lt=1)
+    crops: PositiveInt = Field(
+        1, description="squares of a picture that are shown in turn: the centred one, then others"
+    )
+    closest: float = Field(
+        0.5, gt=0, le=1, description="smallest side of such a square, over the picture's shorter one"
+    )
 
     def read(self, part: str) -> "FolderPart":
         if not self.path.is_dir():
             raise ValueError(f"there is no folder {self.path}; give the folder of your pictures as data.path")
         root = unwrapped(self.path)
         entries = listed(root)
-        digests = _surveyed(root, tuple(entries), tuple(_stamp(entry.file) for entry in entries), self.channels)
-        kept = [entry for entry in entries if entry.name in digests]
-        out = self._out(root, kept, digests)
+        seen = _surveyed(root, tuple(entries), tuple(_stamp(entry.file) for entry in entries), self.channels)
+        kept = [entry for entry in entries if entry.name in seen]
+        out = self._out(root, kept, seen)
         chosen = [entry for entry in kept if (entry.name in out) == (part == "held_out")]
         if not chosen:
             raise ValueError(
                 f"no picture of {self.path} is left for the part {part!r}: {len(kept)} can be read, {len(out)} are held "
                 f"out and data.held_out is {self.held_out}; add pictures, or choose another share"
             )
-        return FolderPart(chosen, labels(entries), digests, self.size, self.channels)
+        digests = {name: one.digest for name, one in seen.items()}
+        known = beside.classes(root, root / "train")
+        names = _categories(root, entries)
+        crops = self.crops if part == "train" else 1
+        return FolderPart(chosen, labels(entries), digests, self.size, self.channels, crops, self.closest, known, names)
 
-    def _out(self, root: Path, entries: Sequence[Entry], digests: dict[str, str]) -> set[str]:
-        """Names of the pictures that are held out. Equal files are on one side, and others move none across."""
+    def _out(self, root: Path, entries: Sequence[Entry], seen: dict[str, Seen]) -> set[str]:
+        """Names of the pictures that are held out. Those that look the same are on one side, and others move none across."""
         if aside(root):
             return {entry.name for entry in entries if not entry.name.startswith("train/")}
         if self.held_out == 0:
             return set()
-        lowest = min(digests[entry.name] for entry in entries)
-        share = {e.name for e in entries if int(digests[e.name][:16], 16) < self.held_out * 2**64}
-        return share or {entry.name for entry in entries if digests[entry.name] == lowest}
+        first = _decided(root, tuple((e.name, seen[e.name]) for e in entries))
+        if len(set(first.values())) == 1:  # all look alike: then by their files
+            first = {e.name: seen[e.name].digest for e in entries}
+        lowest = min(first.values())
+        share = {name for name, digest in first.items() if int(digest[:16], 16) < self.held_out * 2**64}
+        return share or {name for name, digest in first.items() if digest == lowest}
 
 
 class FolderPart(Part):
-    """Pictures decoded on demand; each family is one picture."""
+    """Pictures decoded on demand; each family is one picture and the squares of it that are shown."""
 
     def __init__(
-        self, entries: list[Entry], labels: tuple[str, ...], digests: dict[str, str], size: int, channels: int = 3
+        self,
+        entries: list[Entry],
+        labels: tuple[str, ...],
+        digests: dict[str, str],
+        size: int,
+        channels: int = 3,
+        crops: int = 1,
+        closest: float = 0.5,
+        known: Classes = NO_CLASSES,
+        categories: tuple[str, ...] = (),
     ) -> None:
-        self.entries, self.labels = entries, labels
-        self.channels, self.size = channels, size
-        self.families = [[k] for k in range(len(entries))]
+        self.entries, self.labels, self.known = entries, labels, known
+        self.channels, self.size, self.crops, self.closest = channels, size, crops, closest
+        self.class_names = {field: names for field, names in (("map", known.names), ("boxes", categories)) if names}
+        self.families = [range(k * crops, (k + 1) * crops) for k in range(len(entries))]
         told = [(e.name, digests[e.name], e.captions, e.group) for e in entries]
-        self.fingerprint = hashlib.sha256(
-            json.dumps([size, labels, told, *([channels] if channels != 3 else [])]).encode()
-        ).hexdigest()
+        more: list[Any] = [channels] if channels != 3 else []
+        more += [[crops, closest]] if crops > 1 else []
+        more += [[str(e.map), str(e.pair), e.boxes] for e in entries if e.map or e.pair or e.boxes]
+        self.fingerprint = hashlib.sha256(json.dumps([size, labels, told, *more]).encode()).hexdigest()
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.entries) * self.crops
+
+    def frame(self, index: int, width: int, height: int) -> Frame:
+        """The square that is shown of a picture of these sides."""
+        entry, number = divmod(index, self.crops)
+        if number == 0:
+            return centred(width, height)
+        return drawn(width, height, self.entries[entry].name, number, self.closest)
 
     def image(self, index: int) -> Tensor:
-        return image.squared(image.pixels(self.stored(index), self.channels, least=2 * self.size), self.size)
+        return self._shown(index, self.stored(index))
+
+    def _shown(self, index: int, path: Path) -> Tensor:
+        whole = image.pixels(path, self.channels, least=2 * self.size)
+        if index % self.crops:
+            whole = self.frame(index, whole.shape[1], whole.shape[0]).cut(whole)
+        return image.squared(whole, self.size)
 
     def stored(self, index: int) -> Path:
-        return self.entries[index].file
+        return self.entries[index // self.crops].file
 
     def fields(self, index: int) -> dict[str, Any]:
-        entry = self.entries[index]
+        entry = self.entries[index // self.crops]
         found: dict[str, Any] = {"name": entry.name}
         if entry.captions:
             found["caption"] = list(entry.captions)
         if entry.group is not None:
             found |= {"label": self.labels.index(entry.group), "group": entry.group}
+        if entry.pair is not None:
+            found["pair"] = self._shown(index, entry.pair)
+        if entry.map is not None or entry.boxes is not None:
+            frame = self.frame(index, *image.sides(entry.file))
+            if entry.map is not None:
+                found["map"] = beside.numbers(entry.map, frame, self.size, self.known)
+            if entry.boxes is not None:
+                found["boxes"] = frame.spots(entry.boxes)
         return found
 
 
@@ -119,7 +177,7 @@ def listed(root: Path) -> list[Entry]:
     Raises `ValueError` where there is none, or where a table is not what it should be.
     """
     roots = [root / "train", *aside(root)] if (root / "train").is_dir() and _table(root) is None else [root]
-    entries = [entry for folder in roots for entry in _listed(folder, root)]
+    entries = [entry for folder in roots for entry in _annotated(folder, _listed(folder, root))]
     if not entries:
         raise ValueError(
             f"there are no pictures in {root}; it may hold {', '.join(sorted(SUFFIXES))} files or class folders"
@@ -152,10 +210,36 @@ def _table(folder: Path) -> Path | None:
     return next((folder / name for name in TABLES if (folder / name).is_file()), None)
 
 
+def _categories(root: Path, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Names of the classes of boxes: COCO's categories in their order, else those that boxes name, sorted."""
+    named = [name for folder in (root, root / "train", *aside(root)) for name in beside.coco(folder)[1]]
+    if named:
+        return tuple(dict.fromkeys(named))
+    return tuple(sorted({spot[0] for e in entries for spot in e.boxes or () if isinstance(spot[0], str)}))
+
+
+def _annotated(folder: Path, entries: list[Entry]) -> list[Entry]:
+    """The entries with the boxes and captions that files of COCO's form say of them."""
+    told, _ = beside.coco(folder)
+    if not told:
+        return entries
+    by_name = {Path(name).name: value for name, value in told.items()}
+    found = []
+    for entry in entries:
+        value = told.get(entry.name) or by_name.get(entry.file.name)
+        if value is not None:
+            group = None if entry.group in ("images", "train", "val") else entry.group
+            entry = entry._replace(boxes=value.boxes, captions=entry.captions + value.captions, group=group)
+        found.append(entry)
+    return found
+
+
 def _listed(folder: Path, root: Path) -> list[Entry]:
     source = _table(folder)
     if source is not None:
         return [_row(source, number, row, root) for number, row in enumerate(table(source), 1)]
+    if (folder / "images").is_dir() and (folder / "maps").is_dir():
+        return [_mapped(entry, folder) for entry in _listed(folder / "images", root)]
     inside = [(path, path.relative_to(folder)) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES]
     files = [(path, name) for path, name in inside if not any(part.startswith(".") for part in name.parts)]
     grouped = all(len(name.parts) > 1 for _, name in files)
@@ -168,6 +252,15 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
         )
         for path, name in files
     ]
+
+
+def _mapped(entry: Entry, folder: Path) -> Entry:
+    """The entry with the file of its name in the folder `maps`. Raises `ValueError` where there is none."""
+    inner = entry.file.relative_to(folder / "images").with_suffix("")
+    found = next((p for p in sorted((folder / "maps" / inner.parent).glob(f"{inner.name}.*"))), None)
+    if found is None:
+        raise ValueError(f"{folder / 'maps'} has no map for {entry.name}; every picture in images needs one")
+    return entry._replace(map=found)
 
 
 def _beside(path: Path) -> tuple[str, ...]:
@@ -186,7 +279,13 @@ def _row(source: Path, number: int, row: Any, root: Path) -> Entry:
         raise ValueError(f"{source}, line {number}: a caption is a text or a list of texts; got {said!r}")
     group, file = row.get("label"), source.parent / name
     inner = file.relative_to(root).as_posix() if file.is_relative_to(root) else name
-    return Entry(file, inner, tuple(captions), None if group in (None, "") else str(group))
+    more: dict[str, Any] = {field: source.parent / row[field] for field in ("map", "pair") if row.get(field)}
+    for path in more.values():
+        if not path.is_file():
+            raise ValueError(f"{source}, line {number}: there is no file {path}")
+    if isinstance(row.get("boxes"), list):
+        more["boxes"] = beside.spots(row["boxes"], f"{source}, line {number}")
+    return Entry(file, inner, tuple(captions), None if group in (None, "") else str(group), **more)
 
 
 def table(path: Path) -> list[Any]:
@@ -213,25 +312,38 @@ def _stamp(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=4)
 def _surveyed(
     root: Path, entries: tuple[Entry, ...], stamps: tuple[tuple[int, int], ...], channels: int
-) -> dict[str, str]:
-    """Name -> hash of the content, of the pictures that can be decoded to their end; warns of the others once.
+) -> dict[str, Seen]:
+    """What is seen of the pictures that can be decoded to their end, by name; warns of the others once.
 
     The parts of a data set are opened one after the other: while no file changes (`stamps`), they share one survey.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(partial(_tried, channels=channels), entries))
-    faults = [text for good, text in found if not good]
+    faults = [text for text in found if isinstance(text, str)]
     if len(faults) == len(entries):
         raise ValueError(f"none of the {len(entries)} pictures in {root} can be read; the first fault: {faults[0]}")
     if faults:
         log.warning("left out of %s: %d of %d pictures; the first: %s", root, len(faults), len(entries), faults[0])
-    return {entry.name: text for entry, (good, text) in zip(entries, found, strict=True) if good}
+    return {entry.name: seen for entry, seen in zip(entries, found, strict=True) if isinstance(seen, Seen)}
 
 
-def _tried(entry: Entry, channels: int) -> tuple[bool, str]:
-    """True and the content's hash, or False and the fault."""
+def _tried(entry: Entry, channels: int) -> Seen | str:
+    """What is seen of a picture, or the fault."""
     try:
-        image.pixels(entry.file, channels, least=64)
-        return True, hashlib.blake2b(entry.file.read_bytes(), digest_size=16).hexdigest()
+        looks = twins.signature(image.pixels(entry.file, channels, least=64))
+        return Seen(hashlib.blake2b(entry.file.read_bytes(), digest_size=16).hexdigest(), looks)
     except (ValueError, OSError) as error:
-        return False, str(error)
+        return str(error)
+
+
+@lru_cache(maxsize=4)
+def _decided(root: Path, seen: tuple[tuple[str, Seen], ...]) -> dict[str, str]:
+    """Name -> the hash that decides its side: the lowest of those that look like it."""
+    numbers = twins.groups([one.looks for _, one in seen])
+    lowest: dict[int, str] = {}
+    for (_, one), number in zip(seen, numbers, strict=True):
+        lowest[number] = min(lowest.get(number, one.digest), one.digest)
+    digests = {one.digest for _, one in seen}
+    if (alike := len(digests) - len(lowest)) > 0:
+        log.info("%s: %d pictures look like another one; those that do are on one side of the split", root, alike)
+    return {name: lowest[number] for (name, _), number in zip(seen, numbers, strict=True)}

@@ -110,7 +110,8 @@ class ScenesPart(Part):
 
     def __init__(self, part: str, count: int, seed: int, size: int, most: int) -> None:
         self.part, self.count, self.seed, self.size, self.most = part, count, seed, size, most
-        self.labels = ("ground", *NAMES)
+        self.labels: tuple[str, ...] = ()
+        self.class_names = {"boxes": NAMES, "map": ("ground", *NAMES)}
         self.families = [(k,) for k in range(count)]
         facts = repr((part, count, seed, size, most, NAMES, COLOURS, shipped()[0]["sheet_sha256"]))
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()

@@ -1,0 +1,57 @@
+"""Which square of a picture is shown: the largest centred one, or one of several drawn from its name.
+
+A frame is told in shares of the picture, so that it fits a picture, its map and its boxes alike, whatever their sizes.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from sfumato import streams
+
+Spot = tuple[Any, float, float, float, float]  # a class and its corners, shares of the picture
+LEAST_SEEN = 0.1  # share of a box that a frame must show
+
+
+class Frame(NamedTuple):
+    """A square part of a picture: its corner and sides, shares of the picture's."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+
+    def cut(self, array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
+        """The part of an array (H, W, ...), square to the pixel."""
+        high, wide = array.shape[:2]
+        side = max(min(round(self.width * wide), round(self.height * high), high, wide), 1)
+        top = min(max(round(self.top * high), 0), high - side)
+        left = min(max(round(self.left * wide), 0), wide - side)
+        return array[top : top + side, left : left + side]
+
+    def spots(self, several: Sequence[Spot]) -> list[Spot]:
+        """Boxes as the frame shows them: cut at its edges, gone where less than a tenth of them is left."""
+        kept: list[Spot] = []
+        for label, x0, y0, x1, y1 in several:
+            a0, a1 = ((x - self.left) / self.width for x in (x0, x1))
+            b0, b1 = ((y - self.top) / self.height for y in (y0, y1))
+            c0, c1, d0, d1 = (min(max(v, 0.0), 1.0) for v in (a0, a1, b0, b1))
+            if (c1 - c0) * (d1 - d0) > LEAST_SEEN * (a1 - a0) * (b1 - b0):
+                kept.append((label, c0, d0, c1, d1))
+        return kept
+
+
+def centred(width: int, height: int) -> Frame:
+    """The largest centred square of a picture."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return Frame(left / width, top / height, side / width, side / height)
+
+
+def drawn(width: int, height: int, name: str, number: int, closest: float) -> Frame:
+    """A square drawn from the picture's name and the crop's number, its side at least `closest` of the shorter one."""
+    rng = streams.generator(0, f"crop/{name}", number)
+    side = rng.uniform(closest, 1.0) * min(width, height)
+    left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
+    return Frame(left / width, top / height, side / width, side / height)

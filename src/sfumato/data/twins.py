@@ -1,0 +1,52 @@
+"""Near-duplicates: pictures that look the same though their files differ, such as a copy at another size or quality.
+
+A picture is told by 128 bits: whether each place of a 9 x 9 gray miniature is brighter than its right and its lower
+neighbour (Krawetz's difference hash, in both directions). Two pictures are twins where at most `NEAR` bits differ, and
+twins of twins are one group. A held-out picture whose twin is trained on measures nothing.
+"""
+
+from typing import Any
+
+import numpy as np
+
+NEAR = 10  # of 128 bits
+ROWS = 1024  # compared with all others at once
+Words = np.ndarray[Any, np.dtype[np.uint64]]
+
+
+def signature(array: "np.ndarray[Any, Any]") -> tuple[int, int]:
+    """Two words of 64 bits that tell how a picture (H, W, C) looks."""
+    from PIL import Image
+
+    gray = array.astype(np.float32).mean(2) if array.ndim == 3 else array.astype(np.float32)
+    small = np.asarray(Image.fromarray(gray).resize((9, 9), Image.Resampling.BOX))
+    across = (small[:8, :8] > small[:8, 1:] + 0.5).flatten()
+    down = (small[:8, :8] > small[1:, :8] + 0.5).flatten()
+    return int.from_bytes(np.packbits(across).tobytes(), "big"), int.from_bytes(np.packbits(down).tobytes(), "big")
+
+
+def groups(signatures: "list[tuple[int, int]]", near: int = NEAR) -> list[int]:
+    """For each picture the number of its group, that of the group's first picture.
+
+    Pictures without any structure, all of whose bits are 0, are nobody's twins. Compares all with all, a million pairs
+    in some ten milliseconds.
+    """
+    words: Words = np.array(signatures, dtype=np.uint64).reshape(-1, 2)
+    parent = list(range(len(words)))
+
+    def root(k: int) -> int:
+        while parent[k] != k:
+            parent[k] = parent[parent[k]]
+            k = parent[k]
+        return k
+
+    plain = (words == 0).all(1)
+    for begin in range(0, len(words), ROWS):
+        rows = words[begin : begin + ROWS]
+        off = np.bitwise_count(rows[:, None, :] ^ words[None, begin:, :]).sum(-1, dtype=np.int32)
+        for a, b in zip(*np.nonzero(off <= near), strict=True):
+            one, other = begin + int(a), begin + int(b)
+            if one < other and not plain[one] and not plain[other]:
+                first, second = sorted((root(one), root(other)))
+                parent[second] = first
+    return [root(k) for k in range(len(words))]

@@ -1,0 +1,203 @@
+"""Maps, boxes and pairs of a folder: read from every form, cut as the picture is cut, refused with a sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.conditioning.boxes import Boxes, BoxesConfig
+from sfumato.data import frame, loader
+from sfumato.data.base import Data
+from sfumato.data.folder import FolderPart
+from sfumato.data.frame import Frame, centred
+
+
+def opened(path: Path, part: str = "train", **more: Any) -> FolderPart:
+    found = Data.model_validate({"kind": "folder", "path": str(path), "held_out": 0.3, **more}).open(part)
+    assert isinstance(found, FolderPart)
+    return found
+
+
+def noise(path: Path, width: int = 32, height: int = 32, seed: int = 0) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    array = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(array).save(path)
+    return path
+
+
+def halves(width: int, height: int) -> "np.ndarray[Any, Any]":
+    """A map: class 1 on the left half, 2 on the right."""
+    numbers = np.ones((height, width), np.uint8)
+    numbers[:, width // 2 :] = 2
+    return numbers
+
+
+def rows(folder: Path, several: list[dict[str, Any]]) -> None:
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, several)))
+
+
+def test_a_map_of_numbers_is_cut_as_its_picture_is_and_never_mixed(tmp_path: Path) -> None:
+    several = []
+    for k in range(8):
+        noise(tmp_path / f"{k}.png", 64, 32, k)
+        (tmp_path / "maps").mkdir(exist_ok=True)
+        Image.fromarray(halves(64, 32)).save(tmp_path / "maps" / f"{k}.png")
+        several.append({"file_name": f"{k}.png", "map": f"maps/{k}.png"})
+    rows(tmp_path, several)
+    (tmp_path / "classes.json").write_text('{"classes": ["none", "left", "right"]}')
+    part = opened(tmp_path, size=16)
+    found = part.fields(0)["map"]
+    assert found.shape == (16, 16)
+    assert set(found[:, :8].flatten()) == {1}
+    assert set(found[:, 8:].flatten()) == {2}
+    assert part.class_names == {"map": ("none", "left", "right")}
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB"])
+def test_maps_with_palettes_and_in_colour_hold_the_same_numbers(tmp_path: Path, mode: str) -> None:
+    palette = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+    for k in range(8):
+        noise(tmp_path / "images" / f"{k}.jpg", 32, 32, k)
+        (tmp_path / "maps").mkdir(exist_ok=True)
+        numbers = halves(32, 32)
+        shown = Image.fromarray(numbers, "P") if mode == "P" else Image.fromarray(np.array(palette, np.uint8)[numbers])
+        if mode == "P":
+            shown.putpalette([c for colour in palette for c in colour] + [0] * 759)
+        shown.save(tmp_path / "maps" / f"{k}.png")
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": ["a", "b", "c"], "palette": palette}))
+    part = opened(tmp_path, size=32)
+    assert np.array_equal(part.fields(0)["map"], halves(32, 32))
+    assert "label" not in part.fields(0)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        ('{"classes": ["a"], "palette": [[1, 2, 3]]}', "does not know"),
+        ('{"classes": ["a", "b"], "palette": [[1, 2, 3]]}', "do not fit"),
+        ('{"classes": ["a", "b"]}', "as `palette`"),
+        ("[1, 2]", "do not fit"),
+    ],
+)
+def test_maps_that_do_not_fit_their_classes_say_so(tmp_path: Path, classes: str, words: str) -> None:
+    noise(tmp_path / "images" / "a.png")
+    noise(tmp_path / "images" / "b.png", seed=1)
+    for name in "ab":
+        noise(tmp_path / "maps" / f"{name}.png", seed=2)
+    (tmp_path / "classes.json").write_text(classes)
+    with pytest.raises(ValueError, match=words):
+        opened(tmp_path, size=32).fields(0)
+
+
+def test_a_picture_without_its_map_or_a_row_with_a_missing_file_is_named(tmp_path: Path) -> None:
+    noise(tmp_path / "images" / "a.png")
+    noise(tmp_path / "maps" / "b.png")
+    with pytest.raises(ValueError, match=r"no map for images/a.png"):
+        opened(tmp_path)
+    noise(tmp_path / "other" / "a.png")
+    rows(tmp_path / "other", [{"file_name": "a.png", "map": "nowhere.png"}])
+    with pytest.raises(ValueError, match=r"line 1: there is no file .*nowhere.png"):
+        opened(tmp_path / "other")
+
+
+COCO: dict[str, Any] = {
+    "images": [{"id": 7, "file_name": "a.png", "width": 64, "height": 32}, {"id": 8, "file_name": "b.png", "width": 32, "height": 32}],
+    "categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}],
+    "annotations": [
+        {"image_id": 7, "category_id": 3, "bbox": [16, 0, 16, 16]},
+        {"image_id": 7, "category_id": 1, "bbox": [0, 0, 15, 30]},  # outside of the centred square
+        {"image_id": 7, "category_id": 1, "bbox": [40, 8, 40, 8]},  # over the picture's edge
+        {"image_id": 7, "category_id": 1, "bbox": [0, 0, 64, 32], "iscrowd": 1},
+        {"image_id": 7, "caption": " a dog "},
+    ],
+}  # fmt: skip
+
+
+def test_boxes_of_coco_are_cut_as_the_picture_is(tmp_path: Path) -> None:
+    noise(tmp_path / "train" / "a.png", 64, 32)
+    noise(tmp_path / "train" / "b.png", seed=1)
+    noise(tmp_path / "val" / "c.png", seed=2)
+    (tmp_path / "train" / "annotations.json").write_text(json.dumps(COCO))
+    part = opened(tmp_path, size=16)
+    found = part.fields(0)
+    assert found["caption"] == ["a dog"]
+    assert found["boxes"] == [("dog", 0.0, 0.0, 0.5, 0.5), ("cat", 0.75, 0.25, 1.0, 0.5)]
+    assert part.fields(1)["boxes"] == []
+    assert part.class_names["boxes"] == ("cat", "dog")  # by their numbers
+    config, _ = BoxesConfig(width=8, heads=2).learn([], part.class_names["boxes"])
+    assert Boxes(config).read(found["boxes"])[0][0] == 1
+
+
+def test_boxes_in_rows_have_both_forms_and_a_file_that_is_no_coco_says_so(tmp_path: Path) -> None:
+    for k in range(6):
+        noise(tmp_path / f"{k}.png", seed=k)
+    box = {"label": "cat", "box": [0.1, 0.2, 0.5, 0.9]}
+    rows(tmp_path, [{"file_name": f"{k}.png", "boxes": [box, ["dog", 0, 0, 1, 1]]} for k in range(6)])
+    part = opened(tmp_path)
+    assert part.fields(0)["boxes"] == [("cat", 0.1, 0.2, 0.5, 0.9), ("dog", 0, 0, 1, 1)]
+    assert part.class_names["boxes"] == ("cat", "dog")
+    rows(tmp_path, [{"file_name": "0.png", "boxes": [["dog", 0.5, 0, 0.1, 1]]}])
+    with pytest.raises(ValueError, match=r"line 1: the corners of 'dog'"):
+        opened(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "annotations.json").write_text('{"images": 3}')
+    with pytest.raises(ValueError, match="not of COCO's form"):
+        opened(tmp_path)
+
+
+def test_a_pair_is_cut_as_its_picture_is(tmp_path: Path) -> None:
+    several = []
+    for k in range(6):
+        noise(tmp_path / f"{k}.png", 48, 32, k)
+        with Image.open(tmp_path / f"{k}.png") as picture:
+            (tmp_path / "gray").mkdir(exist_ok=True)
+            picture.point(lambda v: 255 - v).save(tmp_path / "gray" / f"{k}.png")
+        several.append({"file_name": f"{k}.png", "pair": f"gray/{k}.png"})
+    rows(tmp_path, several)
+    part = opened(tmp_path, size=32, crops=3)
+    for index in range(len(part)):
+        assert int((part.image(index).int() + part.fields(index)["pair"].int() - 255).abs().max()) <= 1
+
+
+def test_crops_show_other_squares_of_the_training_pictures_with_their_boxes(tmp_path: Path) -> None:
+    for k in range(6):
+        array = np.zeros((40, 60, 3), np.uint8)
+        array[10:20, 30:40] = 255  # one white square, and its box
+        array[0, 0] = k
+        Image.fromarray(array).save(tmp_path / f"{k}.png")
+    box = [30 / 60, 10 / 40, 40 / 60, 20 / 40]
+    rows(tmp_path, [{"file_name": f"{k}.png", "boxes": [{"label": "white", "box": box}]} for k in range(6)])
+    plain, part = opened(tmp_path, size=64, crops=1), opened(tmp_path, size=64, crops=8)
+    assert len(part) == 8 * len(plain)
+    assert torch.equal(part.image(8), plain.image(1))
+    assert len({part.image(k).numpy().tobytes() for k in range(8)}) == 8
+    assert torch.equal(part.image(3), opened(tmp_path, size=64, crops=8).image(3))
+    seen = 0
+    for k in range(len(part)):
+        white = part.image(k)[0] > 127
+        for _, x0, y0, x1, y1 in part.fields(k)["boxes"]:
+            inside = white[round(64 * y0) : round(64 * y1), round(64 * x0) : round(64 * x1)]
+            assert float(inside.float().mean()) > 0.85
+            assert float(inside.sum()) > 0.85 * float(white.sum())
+            seen += 1
+    assert seen > 4 * len(plain)
+    drawn = {loader.draw(part, 0, p) % 8 for p in range(64)}
+    assert len(drawn) == 8
+    assert len(opened(tmp_path, "held_out", size=64, crops=8).families[0]) == 1
+    assert part.fingerprint != plain.fingerprint != opened(tmp_path, size=64, crops=8, closest=0.7).fingerprint
+
+
+def test_a_frame_keeps_what_it_shows_a_tenth_of() -> None:
+    whole = centred(60, 40)
+    assert whole == Frame(10 / 60, 0, 40 / 60, 1)
+    assert whole.spots([("a", 0, 0, 0.2, 1)])[0][1:] == pytest.approx((0, 0, 0.05, 1))
+    assert whole.spots([("a", 0, 0, 0.18, 1)]) == []
+    for number in range(50):
+        one = frame.drawn(60, 40, "name", number, 0.5)
+        assert 0 <= one.left <= one.left + one.width <= 1 + 1e-9
+        assert 0 <= one.top <= one.top + one.height <= 1 + 1e-9
+        assert one.cut(np.zeros((40, 60))).shape[0] == one.cut(np.zeros((40, 60))).shape[1] >= 20
