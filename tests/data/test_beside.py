@@ -182,7 +182,7 @@ def test_crops_show_other_squares_of_the_training_pictures_with_their_boxes(tmp_
         for _, x0, y0, x1, y1 in part.fields(k)["boxes"]:
             inside = white[round(64 * y0) : round(64 * y1), round(64 * x0) : round(64 * x1)]
             assert float(inside.float().mean()) > 0.85
-            assert float(inside.sum()) > 0.85 * float(white.sum())
+            assert float(inside.sum()) > 0.7 * float(white.sum())
             seen += 1
     assert seen > 4 * len(plain)
     drawn = {loader.draw(part, 0, p) % 8 for p in range(64)}
