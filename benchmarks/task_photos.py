@@ -1,0 +1,445 @@
+"""Tasks on photographs, each beside what it must beat: classes, super-resolution, inpainting, maps, no condition at all.
+
+    python benchmarks/task_photos.py upscale --runs runs --data flowers --perceptual squeezenet_perceptual.pt --kodak kodak
+    python benchmarks/task_photos.py label   --runs runs --data flowers --features mobilenet_v2_features.pt
+
+Small networks that measure or compare (a regression for super-resolution, a segmenter, a linear classifier) are trained
+here on the same training pictures, with fixed seeds, and kept in `--out`.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato import image, streams
+from sfumato.data.base import Data, Part
+from sfumato.data.degrade import shrunk
+from sfumato.data.masks import MasksConfig
+from sfumato.evaluation.frechet import frechet, kernel
+from sfumato.evaluation.manifold import manifold
+from sfumato.evaluation.reconstruction import psnr, ssim
+from sfumato.features import network as networks
+from sfumato.features.torchscript import ScriptConfig
+from sfumato.model import LatentDiffusion
+from sfumato.streams import Stream
+from sfumato.tasks.pipeline import Pipeline
+from sfumato.tasks.requests import Generate
+from sfumato.tasks.walk import walk
+
+Rows = dict[str, dict[str, float]]
+SHOWN = 8
+
+
+def opened(data: Path, size: int, part: str) -> Part:
+    """A part of a folder of pictures."""
+    return Data.model_validate({"kind": "folder", "path": str(data), "size": size}).open(part)
+
+
+def shown(part: Part, count: int, seed: int = 0) -> tuple[list[int], Tensor]:
+    """Indices of some pictures, the same every time, and the pictures (N, C, H, W) in [-1, 1]."""
+    order = streams.generator(seed, "images of a task").permutation(len(part))[:count].tolist()
+    return order, torch.stack([part.image(k) for k in order]).float() / 127.5 - 1.0
+
+
+def fitted(
+    net: nn.Module, path: Path, images: int, batch: Callable[[int], tuple[Tensor, Tensor]], loss: Any
+) -> nn.Module:
+    """The network with the weights in `path`, or trained on `images` images with AdamW and a falling rate."""
+    if path.is_file():
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net.eval()
+    torch.manual_seed(0)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.reset_parameters()
+    steps, optimizer = images // 32, torch.optim.AdamW(net.parameters(), 1e-3)
+    plan = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for step in range(steps):
+        given, wanted = batch(step)
+        found = loss(net(given), wanted)
+        optimizer.zero_grad()
+        found.backward()
+        optimizer.step()
+        plan.step()
+        if step % 100 == 0:
+            print(f"{path.stem}: {step} of {steps}, loss {float(found):.4f}", flush=True)
+    torch.save(net.state_dict(), path)
+    return net.eval()
+
+
+def draws(part: Part, seed: str, step: int, count: int = 32) -> list[int]:
+    """Examples of one step of a small network's training."""
+    return streams.generator(0, seed, step).integers(len(part), size=count).tolist()
+
+
+def told(rows: Rows) -> str:
+    """The rows in markdown."""
+    columns = list(dict.fromkeys(c for row in rows.values() for c in row))
+    lines = ["| | " + " | ".join(columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for title, row in rows.items():
+        lines.append(f"| {title} | " + " | ".join(f"{row[c]:.4g}" if c in row else "" for c in columns) + " |")
+    return "\n".join(lines)
+
+
+def sheet(rows: Sequence[Tensor], path: Path, columns: int = SHOWN) -> None:
+    """Rows of pictures (N, C, H, W), the first of each."""
+    image.sheet(torch.cat([r[:columns] for r in rows]), columns).save(path)
+
+
+# super-resolution
+
+
+class Regression(nn.Module):
+    """A small residual network that predicts the mean: what minimises the squared error and blurs."""
+
+    def __init__(self, factor: int, width: int = 48, blocks: int = 6) -> None:
+        super().__init__()
+        self.factor = factor
+        self.inside = nn.Conv2d(3, width, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+            for _ in range(blocks)
+        )
+        self.outside = nn.Conv2d(width, 3 * factor**2, 3, padding=1)
+
+    def forward(self, small: Tensor) -> Tensor:
+        x = self.inside(small)
+        for block in self.blocks:
+            x = x + block(x)
+        return F.pixel_shuffle(self.outside(x), self.factor) + enlarged(small, self.factor)
+
+
+def enlarged(small: Tensor, factor: int) -> Tensor:
+    """Bicubic."""
+    return F.interpolate(small, scale_factor=factor, mode="bicubic", align_corners=False).clamp(-1, 1)
+
+
+def reduced(whole: Tensor, factor: int) -> Tensor:
+    """The small pictures (N, C, h, w) of 8 bits, as `data.degrade` makes them."""
+    return image.to_uint8(shrunk(whole, (whole.shape[-2] // factor, whole.shape[-1] // factor))).float() / 127.5 - 1.0
+
+
+def upscale(asked: argparse.Namespace) -> Rows:
+    """PSNR, SSIM and the perceptual distance of bicubic, a regression, the model and its codec's ceiling."""
+    pipeline = Pipeline.load(asked.runs / "photo-upscale")
+    model, factor = pipeline.model, 4
+    train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
+    look = ScriptConfig(network=asked.perceptual).build()
+
+    def batch(step: int) -> tuple[Tensor, Tensor]:
+        whole = torch.stack([train.image(k) for k in draws(train, "regression", step)]).float() / 127.5 - 1.0
+        return reduced(whole, factor), whole
+
+    net = fitted(Regression(factor), asked.out / "regression.pt", asked.images, batch, F.mse_loss)
+    rows: Rows = {}
+
+    def measure(title: str, wholes: Sequence[Tensor], several: Sequence[Tensor]) -> None:
+        pairs = [(a[None], b[None]) for a, b in zip(wholes, several, strict=True)]
+        with torch.no_grad():
+            near = torch.cat([look(a, b) for a, b in pairs])
+        again = torch.cat([psnr(reduced(a, factor), reduced(b, factor)) for a, b in pairs])
+        values = {"PSNR": torch.cat([psnr(a, b) for a, b in pairs]), "SSIM": torch.cat([ssim(a, b) for a, b in pairs])}
+        rows[title] = {n: float(v.mean()) for n, v in values.items()}
+        rows[title] |= {"perceptual": float(near.mean()), "shrunk again, PSNR": float(again.mean())}
+        print(title, rows[title], flush=True)
+
+    def made(small: Tensor, steps: int, seed: int) -> Tensor:
+        picture = image.to_pil(small[None])[0]
+        return image.to_tensor(pipeline.upscale(picture=picture, steps=steps, seed=seed)[0])
+
+    def all_of(title: str, wholes: list[Tensor], steps: Sequence[int]) -> list[list[Tensor]]:
+        smalls = [reduced(w[None], factor)[0] for w in wholes]
+        with torch.no_grad():
+            several = {
+                "bicubic": [enlarged(s[None], factor)[0] for s in smalls],
+                "regression": [net(s[None])[0].clamp(-1, 1) for s in smalls],
+                "codec alone": [
+                    model.codec.decode(model.codec.encode(w[None], pad=True), size=w.shape[-2:])[0] for w in wholes
+                ],
+            }
+        for n in steps:
+            several[f"model, {n} steps"] = [made(s, n, k) for k, s in enumerate(smalls)]
+        for name, pictures in several.items():
+            measure(f"{title}: {name}", wholes, pictures)
+        return [list(wholes), *several.values()]
+
+    _, whole = shown(held, asked.count)
+    columns = all_of("flowers", list(whole), asked.steps)
+    sheet([torch.stack(c[:SHOWN]) for c in columns], asked.out / "upscale.png")
+    if asked.kodak:
+        pictures = [image.to_tensor(image.read(p)) for p in sorted(asked.kodak.rglob("*.png"))][: asked.kodak_count]
+        columns = all_of("Kodak", pictures, asked.steps[-1:])
+        cut = [torch.stack([p[:, 128:384, 192:448] for p in c[:4]]) for c in columns]
+        sheet(cut, asked.out / "upscale-kodak.png", 4)
+    return rows
+
+
+# inpainting
+
+
+def inpaint(asked: argparse.Namespace) -> Rows:
+    """The perceptual distance to the original of what fills the hole: the model, Telea's method, any model without training."""
+    import cv2
+
+    pipeline = Pipeline.load(asked.runs / "photo-inpaint")
+    free = (
+        Pipeline.load(asked.runs / "photo-label") if (asked.runs / "photo-label/model/model.yaml").is_file() else None
+    )
+    held = opened(asked.data, pipeline.model.size, "held_out")
+    look = ScriptConfig(network=asked.perceptual).build()
+    order, whole = shown(held, asked.count)
+    size = pipeline.model.size
+    holes = [MasksConfig().mask(size, size, streams.generator(1, "holes", k)) for k in range(len(whole))]
+    pictures, masks = image.to_pil(whole), image.to_pil(torch.stack(holes)[:, None] * 2 - 1)
+    several: dict[str, list[Tensor]] = {
+        "Telea (OpenCV)": [
+            image.to_tensor(cv2.inpaint(np.array(p), (h.numpy() * 255).astype(np.uint8), 3, cv2.INPAINT_TELEA))
+            for p, h in zip(pictures, holes, strict=True)
+        ]
+    }
+    for steps in asked.steps:
+        several[f"trained for it, {steps} steps"] = [
+            image.to_tensor(pipeline.inpaint(picture=p, mask=m, seed=k, steps=steps)[0])
+            for k, (p, m) in enumerate(zip(pictures, masks, strict=True))
+        ]
+    if free is not None:
+        names = [held.labels[held.fields(k)["label"]] for k in order]
+        several["without training, by the model of classes"] = [
+            image.to_tensor(free.inpaint(picture=p, mask=m, seed=k, steps=asked.steps[-1], label=n, guidance=1.5)[0])
+            for k, (p, m, n) in enumerate(zip(pictures, masks, names, strict=True))
+        ]
+    rows: Rows = {}
+    for title, made in several.items():
+        filled = torch.stack(made)
+        with torch.no_grad():
+            near = torch.cat([look(a, b) for a, b in zip(whole.split(16), filled.split(16), strict=True)])
+        known = torch.stack(holes)[:, None].expand_as(whole) == 0
+        kept = bool((image.to_uint8(filled)[known] == image.to_uint8(whole)[known]).all())
+        inside = [float((a - b).square()[:, h > 0].mean()) for a, b, h in zip(whole, filled, holes, strict=True)]
+        rows[title] = {
+            "perceptual": float(near.mean()), "± of the mean": float(near.std() / len(near) ** 0.5),
+            "PSNR in the hole": float(np.mean([10 * np.log10(4 / max(e, 1e-9)) for e in inside])), "known pixels equal": float(kept),
+        }  # fmt: skip
+        print(title, rows[title], flush=True)
+    gray = torch.where(torch.stack(holes)[:, None] > 0, torch.zeros(()), whole)
+    sheet([whole, gray, *(torch.stack(v[:SHOWN]) for v in several.values())], asked.out / "inpaint.png")
+    return rows
+
+
+# classes and no condition
+
+
+@torch.no_grad()
+def sampled(
+    model: LatentDiffusion, said: dict[str, list[Any]], count: int, steps: int, scale: float, seed: int
+) -> Tensor:
+    """Pictures (count, C, H, W), the k-th with seed + k."""
+    found = []
+    for begin in range(0, count, 64):
+        rows = slice(begin, min(begin + 64, count))
+        noise = Stream([seed + k for k in range(rows.start, rows.stop)])
+        request = Generate(steps=steps, guidance=scale, seed=0)
+        some = {name: values[rows] for name, values in said.items()}
+        found.append(model.pictures(walk(model, noise.normal(model.latent_shape(), 0), request, some, noise)))
+    return torch.cat(found)
+
+
+def features(net: networks.FeatureNetwork, pictures: Tensor) -> Tensor:
+    """Pooled features (N, D)."""
+    with torch.no_grad():
+        return torch.cat([net(list(part))["pooled"] for part in pictures.split(64)])
+
+
+def distances(real: Tensor, fake: Tensor) -> dict[str, float]:
+    """Fréchet and kernel distance, precision and recall of features."""
+    found = kernel(real, fake)
+    shape = manifold(real, fake)._asdict()
+    return {"Fréchet": frechet(real, fake), "kernel": found.value, "±": found.spread, "precision": shape["precision"], "recall": shape["recall"]}  # fmt: skip
+
+
+def label(asked: argparse.Namespace) -> Rows:
+    """Distances and a classifier's agreement against guidance; the classifier is linear on the features of real pictures."""
+    model = LatentDiffusion.load(asked.runs / "photo-label/model").for_sampling()
+    net = networks.opened(asked.features)
+    train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
+    real = torch.stack([train.image(k) for k in range(len(train))]).float() / 127.5 - 1.0
+    apart = torch.stack([held.image(k) for k in range(len(held))]).float() / 127.5 - 1.0
+    seen, other = features(net, real), features(net, apart)
+    classes = torch.tensor([train.fields(k)["label"] for k in range(len(train))])
+    wanted = torch.tensor([held.fields(k)["label"] for k in range(len(held))])
+    torch.manual_seed(0)
+    judge = nn.Linear(seen.shape[1], len(train.labels))
+    mean, std = seen.mean(0), seen.std(0) + 1e-3
+    optimizer = torch.optim.AdamW(judge.parameters(), 1e-3, weight_decay=1.0)
+    for _ in range(400):
+        loss = F.cross_entropy(judge((seen - mean) / std), classes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def agreement(found: Tensor, labels: Tensor) -> float:
+        with torch.no_grad():
+            return float((judge((found - mean) / std).argmax(1) == labels).float().mean())
+
+    count = asked.count
+    balance = [classes[k % len(classes)].item() for k in streams.generator(0, "classes").permutation(len(classes))]
+    said = {"label": [int(balance[k % len(balance)]) for k in range(count)]}
+    rebuilt = torch.cat([model.pictures(model.codec.encode(b)) for b in apart.split(64)])
+    rows: Rows = {
+        "real, held out": {**distances(seen, other), "agreement": agreement(other, wanted)},
+        "reconstructed": {
+            **distances(seen, features(net, rebuilt)),
+            "agreement": agreement(features(net, rebuilt), wanted),
+        },
+    }
+    pictures = {}
+    for scale in asked.guidance:
+        some = sampled(model, said, count, asked.steps[-1], scale, 0)
+        found = features(net, some)
+        rows[f"guidance {scale:g}"] = {
+            **distances(seen, found),
+            "agreement": agreement(found, torch.tensor(said["label"])),
+        }
+        pictures[scale] = some
+        print(scale, rows[f"guidance {scale:g}"], flush=True)
+    best = min(asked.guidance, key=lambda s: rows[f"guidance {s:g}"]["Fréchet"])
+    by_class = sorted(range(count), key=lambda k: (said["label"][k], k))
+    chosen = [k for c in range(len(train.labels)) for k in [i for i in by_class if said["label"][i] == c][:SHOWN]]
+    image.sheet(pictures[best][chosen], SHOWN).save(asked.out / "label.png")
+    sheet([pictures[s] for s in asked.guidance], asked.out / "label-guidance.png")
+    return rows
+
+
+def unconditional(asked: argparse.Namespace) -> Rows:
+    """Distances of models without conditions, named by `--models`, at equal training compute."""
+    net = networks.opened(asked.features)
+    rows: Rows = {}
+    sheets = []
+    for name in asked.models:
+        model = LatentDiffusion.load(asked.runs / name / "model").for_sampling()
+        if not rows:
+            train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
+            seen = features(net, shown(train, 4000)[1])
+            other = shown(held, asked.count)[1]
+            rows["real, held out"] = distances(seen, features(net, other))
+            again = torch.cat([model.pictures(model.codec.encode(b)) for b in other.split(64)])
+            rows["reconstructed"] = distances(seen, features(net, again))
+            sheets.append(other)
+        some = sampled(model, {}, asked.count, asked.steps[-1], 1.0, 0)
+        rows[name] = distances(seen, features(net, some))
+        sheets.append(some)
+        print(name, rows[name], flush=True)
+    for name, some in zip(["real", *asked.models], sheets, strict=True):
+        image.sheet(some[:64], 16).save(asked.out / f"unconditional-{name}.png")
+    return rows
+
+
+# maps
+
+
+class Segmenter(nn.Module):
+    """A small U-Net of three levels: pictures (B, 3, H, W) -> logits (B, K, H, W)."""
+
+    def __init__(self, classes: int, width: int = 32) -> None:
+        super().__init__()
+
+        def block(into: int, out: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(into, out, 3, padding=1), nn.GroupNorm(8, out), nn.SiLU(), nn.Conv2d(out, out, 3, padding=1), nn.SiLU())  # fmt: skip
+
+        self.down = nn.ModuleList([block(3, width), block(width, 2 * width), block(2 * width, 4 * width)])
+        self.up = nn.ModuleList([block(6 * width, 2 * width), block(3 * width, width)])
+        self.out = nn.Conv2d(width, classes, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.down[0](x)
+        b = self.down[1](F.avg_pool2d(a, 2))
+        c = self.down[2](F.avg_pool2d(b, 2))
+        b = self.up[0](torch.cat([F.interpolate(c, scale_factor=2), b], 1))
+        a = self.up[1](torch.cat([F.interpolate(b, scale_factor=2), a], 1))
+        found: Tensor = self.out(a)
+        return found
+
+
+def semantic(asked: argparse.Namespace) -> Rows:
+    """Fréchet distance, and how far a segmenter of real pictures sees the asked map in what was made of it."""
+    model = LatentDiffusion.load(asked.runs / "photo-semantic/model").for_sampling()
+    net = networks.opened(asked.features)
+    train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
+    names = train.class_names["map"]
+
+    def pair(part: Part, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        pictures = torch.stack([part.image(k) for k in indices]).float() / 127.5 - 1.0
+        return pictures, torch.stack([torch.from_numpy(part.fields(k)["map"]).long() for k in indices])
+
+    judge = fitted(
+        Segmenter(len(names)), asked.out / "segmenter.pt", asked.images,
+        lambda step: pair(train, draws(train, "segmenter", step)), F.cross_entropy,
+    )  # fmt: skip
+
+    def agreement(pictures: Tensor, maps: Tensor) -> dict[str, float]:
+        with torch.no_grad():
+            seen = torch.cat([judge(part).argmax(1) for part in pictures.split(64)])
+        present = [k for k in range(len(names)) if bool((maps == k).any())]
+        ious = [float(((seen == k) & (maps == k)).sum() / ((seen == k) | (maps == k)).sum()) for k in present]
+        return {"pixels that agree": float((seen == maps).float().mean()), "mIoU": sum(ious) / len(ious)}
+
+    order = streams.generator(0, "images of a task").permutation(len(held))[: asked.count].tolist()
+    pictures, maps = pair(held, order)
+    seen = features(net, shown(train, 4000)[1])
+    again = torch.cat([model.pictures(model.codec.encode(b)) for b in pictures.split(64)])
+    said = {"map": [m.numpy().astype(np.uint8) for m in maps]}
+    rows: Rows = {
+        "real": {**distances(seen, features(net, pictures)), **agreement(pictures, maps)},
+        "reconstructed": {**distances(seen, features(net, again)), **agreement(again, maps)},
+    }
+    shows = [pictures]
+    for scale in asked.guidance:
+        some = sampled(model, said, len(order), asked.steps[-1], scale, 0)
+        rows[f"guidance {scale:g}"] = {**distances(seen, features(net, some)), **agreement(some, maps)}
+        shows.append(some)
+        print(scale, rows[f"guidance {scale:g}"], flush=True)
+    rows["chance: another map"] = agreement(shows[1], maps.roll(1, 0))
+    palette = torch.tensor(json.loads((asked.data / "classes.json").read_text())["palette"]).float() / 127.5 - 1
+    coloured = palette[maps].permute(0, 3, 1, 2)
+    whole = image.sheet(torch.cat([r[:12] for r in (coloured, *shows)]), 12)
+    whole.resize((2 * whole.width, 2 * whole.height), Image.Resampling.NEAREST).save(asked.out / "semantic.png")
+    return rows
+
+
+TASKS: dict[str, Callable[[argparse.Namespace], Rows]] = {
+    "upscale": upscale, "inpaint": inpaint, "label": label, "unconditional": unconditional, "semantic": semantic,
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("task", choices=list(TASKS))
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/task-photos"))
+    parser.add_argument("--perceptual", type=Path)
+    parser.add_argument("--features", type=Path)
+    parser.add_argument("--kodak", type=Path)
+    parser.add_argument("--kodak-count", type=int, default=24)
+    parser.add_argument("--count", type=int, default=128, help="pictures that are measured")
+    parser.add_argument("--steps", type=int, nargs="*", default=[25])
+    parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0, 5.0])
+    parser.add_argument("--images", type=int, default=24_000, help="images that small networks are trained on")
+    parser.add_argument("--models", nargs="*", default=[])
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    rows = TASKS[asked.task](asked)
+    (asked.out / f"{asked.task}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False), encoding="utf-8")
+    print("\n" + told(rows))
+
+
+if __name__ == "__main__":
+    main()

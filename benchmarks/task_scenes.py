@@ -1,0 +1,131 @@
+"""Scenes by words, boxes and maps: is what was asked there? Held-out combinations, a matched filter as the judge.
+
+    sfumato train scenes-autoencoder && sfumato train scenes-text && sfumato train scenes-layout && sfumato train scenes-map
+    python benchmarks/task_scenes.py --runs runs --out scenes
+
+Every number stands beside that of real scenes and of the first stage's reconstructions of them, which no latent model
+passes, and beside chance: the same pictures, asked for what the next one shows.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sfumato import image
+from sfumato.data.scenes import ScenesData, ScenesPart
+from sfumato.evaluation import detection
+from sfumato.model import LatentDiffusion
+from sfumato.streams import Stream
+from sfumato.tasks.requests import Generate
+from sfumato.tasks.walk import walk
+
+FIELDS = {"text": "caption", "layout": "boxes", "map": "map"}
+SHOWN = 12
+
+
+def said(part: ScenesPart, field: str, indices: range) -> dict[str, list[Any]]:
+    """What is asked of scenes: their first caption, their boxes, their map."""
+    values = [part.fields(k)[field] for k in indices]
+    return {field: [v[0] for v in values] if field == "caption" else values}
+
+
+@torch.no_grad()
+def made(model: LatentDiffusion, part: ScenesPart, field: str, asked: argparse.Namespace, scale: float) -> list[Tensor]:
+    """A picture for each scene, with the seed of its index."""
+    found: list[Tensor] = []
+    for begin in range(0, asked.count, 64):
+        indices = range(begin, min(begin + 64, asked.count))
+        noise = Stream([asked.seed + k for k in indices])
+        request = Generate(steps=asked.steps, guidance=scale, seed=0)
+        x = walk(model, noise.normal(model.latent_shape(), 0), request, said(part, field, indices), noise)
+        found += list(model.pictures(x))
+    return found
+
+
+def sheet(rows: list[list[Tensor]], path: Path) -> None:
+    """Rows of pictures, twice as large."""
+    whole = image.sheet(torch.cat([torch.stack(r[:SHOWN]) for r in rows]), SHOWN)
+    whole.resize((2 * whole.width, 2 * whole.height), Image.Resampling.NEAREST).save(path)
+
+
+def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
+    """All rows of one recipe, read where they were measured before."""
+    path = asked.out / f"{kind}.json"
+    if path.is_file():
+        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return kept
+    model = LatentDiffusion.load(asked.runs / f"scenes-{kind}" / "model").for_sampling()
+    field = FIELDS[kind]
+    part = ScenesData().open("held_out")
+    assert isinstance(part, ScenesPart)
+    pictures, scenes = detection.of_part(part, range(asked.count))
+    maps = [torch.from_numpy(part.fields(k)["map"]) for k in range(asked.count)]
+    rows: dict[str, Any] = {}
+
+    def measure(title: str, several: list[Tensor], wanted: list[Any] = scenes) -> None:
+        rows[title] = detection.score(several, wanted).told()
+        if kind == "map":
+            rows[title]["foreground"] = detection.foreground(several, maps)
+        print(title, rows[title], flush=True)
+
+    measure("real", pictures)
+    with torch.no_grad():
+        again = [p for b in torch.stack(pictures).split(64) for p in model.codec.decode(model.codec.encode(b))]
+    measure("reconstructed", again)
+    shown = [pictures]
+    scales = asked.guidance if kind == "text" else [1.0, 2.0]
+    for scale in scales:
+        several = made(model, part, field, asked, scale)
+        measure(f"guidance {scale:g}", several)
+        shown.append(several)
+        if scale == scales[0]:
+            measure("chance", several, [*scenes[1:], scenes[0]])
+    sheet(shown, asked.out / f"{kind}.png")
+    told = {"kind": kind, "count": asked.count, "steps": asked.steps, "seed": asked.seed, "rows": rows}
+    if kind == "text":
+        told["captions"] = said(part, field, range(SHOWN))[field]
+    path.write_text(json.dumps(told, indent=1), encoding="utf-8")
+    return told
+
+
+HEAD = {
+    "objects": "objects", "all_objects": "all of them", "relation": "relation", "boxes": "IoU", "classes": "class in its box",
+    "strange": "not asked for", "foreground": "foreground mIoU",
+}  # fmt: skip
+
+
+def table(told: dict[str, Any]) -> str:
+    """The rows in markdown."""
+    columns = [c for c in HEAD if any(c in row for row in told["rows"].values())]
+    lines = ["| | " + " | ".join(HEAD[c] for c in columns) + " |", "|" + "---|" * (len(columns) + 1)]
+    for title, row in told["rows"].items():
+        cells = [
+            f"{row[c]:.2f}" if c in ("strange", "boxes", "foreground") else f"{100 * row[c]:.1f} %" for c in columns
+        ]
+        lines.append(f"| {title} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("runs/task-scenes"))
+    parser.add_argument("--only", nargs="*", default=list(FIELDS))
+    parser.add_argument("--count", type=int, default=256, help="held-out scenes")
+    parser.add_argument("--steps", type=int, default=25)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 2.0, 3.0, 5.0])
+    asked = parser.parse_args()
+    asked.out.mkdir(parents=True, exist_ok=True)
+    for kind in asked.only:
+        told = one(kind, asked)
+        print(f"\n{kind}: {told['count']} scenes, {told['steps']} steps, seeds from {told['seed']}\n\n{table(told)}")
+
+
+if __name__ == "__main__":
+    main()
