@@ -16,7 +16,6 @@ from sfumato import files
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
 from sfumato.data.emoji import EmojiData
-from sfumato.evaluation.denoising import denoising as held_out_loss
 from sfumato.model import LatentDiffusion
 from sfumato.training import checkpoint, latents
 from sfumato.training.diffusion import Denoising
@@ -27,6 +26,7 @@ from sfumato.training.muon import Muon, orthogonal
 from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig
 from sfumato.training.run import _objective, train
+from sfumato.training.validation import denoising as held_out_loss
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
 
 

@@ -141,6 +141,14 @@ class FolderPart(Part):
             return centred(width, height)
         return drawn(width, height, self.entries[entry].name, number, self.closest)
 
+    def _told(self, index: int) -> tuple[float, float, float, float]:
+        """The frame as the conditioner `frame` reads it."""
+        width, height = image.sides(self.stored(index))
+        shown, shorter = self.frame(index, width, height), min(width, height)
+        x = (shown.left + shown.width / 2 - 0.5) * width / shorter
+        y = (shown.top + shown.height / 2 - 0.5) * height / shorter
+        return (x, y, shown.width * width / shorter, 0.0)
+
     def image(self, index: int) -> Tensor:
         return self._shown(index, self.stored(index))
 
@@ -156,6 +164,8 @@ class FolderPart(Part):
     def fields(self, index: int) -> dict[str, Any]:
         entry = self.entries[index // self.crops]
         found: dict[str, Any] = {"name": entry.name}
+        if index % self.crops:
+            found["frame"] = self._told(index)
         if entry.captions:
             found["caption"] = list(entry.captions)
         if entry.group is not None:

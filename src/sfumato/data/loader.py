@@ -16,6 +16,8 @@ from torch import Tensor
 from sfumato import image, streams
 from sfumato.data.base import Part
 
+WHOLE = (0.0, 0.0, 1.0, 0.0)  # the field `frame` of a picture that is shown as it is
+
 
 class Plan(NamedTuple):
     """What a batch shows, without its pixels."""
@@ -57,7 +59,7 @@ def plan(part: Part, seed: int, positions: Sequence[int], flip: float = 0.0) -> 
     if flip > 0:
         draws = streams.uniform((), seed, "flip", positions).tolist()
         flips = [d < flip and part.mirrors(k) for d, k in zip(draws, indices, strict=True)]
-    rows = [part.told(k, seed, p) for k, p in zip(indices, positions, strict=True)]
+    rows = [{"frame": WHOLE, **part.told(k, seed, p)} for k, p in zip(indices, positions, strict=True)]
     names = sorted({name for row in rows for name in row})
     fields = {name: [row.get(name) for row in rows] for name in names}
     if "caption" in fields:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 from torch import nn
 
 from sfumato.autoencoder.codec import Codec
-from sfumato.evaluation.denoising import denoising
 from sfumato.evaluation.reconstruction import reconstruction
 from sfumato.model import LatentDiffusion
 from sfumato.training import posthoc
 from sfumato.training.recipe import Recipe
+from sfumato.training.validation import denoising
 
 
 class Length(NamedTuple):

@@ -16,7 +16,6 @@ from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation import protocol
 from sfumato.evaluation.alignment import Read, alignment
 from sfumato.evaluation.captions import NEAR, SIDE, Matcher
-from sfumato.evaluation.denoising import LIMIT, TIMES, denoising
 from sfumato.evaluation.gather import gather
 from sfumato.evaluation.generation import table
 from sfumato.evaluation.latents import statistics
@@ -27,6 +26,7 @@ from sfumato.features.torchscript import ScriptConfig
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
+from sfumato.training.validation import LIMIT, TIMES, denoising
 
 SEED = 12_345  # of the first sample of the caption match; the next count up
 PERCEPTUAL = {

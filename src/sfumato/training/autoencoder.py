@@ -32,6 +32,7 @@ from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, Reconstruct
 SMOOTH = 0.9  # decay of the gradients' lengths from which the adaptive weight is told
 REVIVE = 512  # pictures at most whose latents unused codes are moved to
 FEW = 16  # latents a code from which its beginning is told
+JUDGED = 256  # pictures of the held-out loss
 
 
 class Pictures(NamedTuple):
@@ -266,6 +267,19 @@ class Reconstruction(Objective):
         originals = self._stacked(self.held_out, range(0, min(16 * step, len(self.held_out)), step))
         rebuilt = self.codec.autoencoder.decode(self.codec.autoencoder.encode(originals).latent)
         return image.sheet(torch.cat([originals, rebuilt.clamp(-1, 1)]), columns=len(originals))
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """The mean absolute error over pixels of at most 256 held-out pictures, spread over the part, and the PSNR in dB."""
+        step, errors, squares = max(len(self.held_out) // JUDGED, 1), [], []
+        chosen = range(0, len(self.held_out), step)[:JUDGED]
+        for begin in range(0, len(chosen), 32):
+            originals = self._stacked(self.held_out, chosen[begin : begin + 32])
+            rebuilt = self.codec.autoencoder.decode(self.codec.autoencoder.encode(originals).latent).clamp(-1, 1)
+            errors.append((originals - rebuilt).float().abs().flatten(1).mean(1))
+            squares.append((originals - rebuilt).float().square().flatten(1).mean(1))
+        psnr = 10 * torch.log10(4 / torch.cat(squares).clamp(min=1e-10))
+        return {"held_out": float(torch.cat(errors).mean()), "held_out_psnr": float(psnr.mean())}
 
     @torch.no_grad()
     def conclude(self) -> None:

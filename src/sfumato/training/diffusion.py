@@ -19,6 +19,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.training.latents import Fresh, Latents
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import DiffusionRecipe
+from sfumato.training.validation import denoising
 
 PREVIEWS = 16
 
@@ -61,9 +62,10 @@ class Denoising(Objective):
         latents: Latents | Fresh,
         device: torch.device,
         card: str,
+        held_out: Part | None = None,
     ) -> None:
         self.model, self.recipe, self.train, self.latents, self.device = model, recipe, train, latents, device
-        self.card = card
+        self.card, self.held_out = card, held_out
         self.turns: Mapping[str, nn.Module] = {"denoiser": DenoiserTurn(model, weighting(recipe.weighting))}
         self.shape = model.latent_shape()
 
@@ -104,6 +106,12 @@ class Denoising(Objective):
         denoise = self.model.denoise(self.model.conditions(fields, count), scale=2.5 if fields else 1.0)
         grid = even(self.model.denoiser.schedule, 12)
         return image.sheet(self.model.pictures(last(ddim(denoise, x, grid))), columns=min(count, 8))
+
+    def validate(self) -> dict[str, float]:
+        if self.held_out is None:
+            return {}
+        found = denoising(self.model, self.held_out)
+        return {"held_out": found["loss"], "held_out_shuffled": found["shuffled"]}
 
     def _previewed(self) -> dict[str, list[Any]]:
         """The recipe's prompts, or the conditions of the first training examples."""

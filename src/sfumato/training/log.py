@@ -81,6 +81,14 @@ class Log:
         self.progress.update(self.task, completed=images, facts=f"{facts}{self.preview}")
         self.last, self.since = images, time.perf_counter()
 
+    def note(self, images: int, values: dict[str, float]) -> None:
+        """One more line of metrics, which is no report of the training itself."""
+        if self.board is None:
+            return
+        _append(self.metrics, {"images": images, **values})
+        for name, value in values.items():
+            self.board.add_scalar(name, value, images)
+
     def advance(self, images: int) -> None:
         """Move the progress line."""
         self.progress.update(self.task, completed=images)

@@ -66,6 +66,7 @@ class Loop:
         }
         self.averages = Averages(modules, self.config.ema)
         self.images, self.sums, self.counts = 0, dict[str, Tensor](), dict[str, int]()
+        self.lowest: float | None = None  # held-out loss
 
     def _ahead(self) -> ahead.Ahead:
         c, count = self.config, self.config.accumulate * self.lanes * distributed.place()[1]
@@ -106,6 +107,8 @@ class Loop:
                     self._report(log)
                 if done or crossed(before, self.images, c.preview):
                     self._preview(log)
+                if c.held_out and (done or crossed(before, self.images, c.held_out)):
+                    self._judge(log)
                 if c.snapshots and (done or crossed(before, self.images, c.snapshots)):
                     self._snapshot()
                 halted = self._halted(stopped, before)
@@ -208,6 +211,24 @@ class Loop:
         if self.watch is not None:
             self.watch(self.images, path)
 
+    def _judge(self, log: Log) -> None:
+        """Measure the held-out loss of the averaged weights; keep their model where it is the lowest so far."""
+        begin = time.perf_counter()
+        with self.averaged(), devices.cast(self.dtype, self.device):
+            found = self.objective.validate()
+        log.since += time.perf_counter() - begin
+        if not found:
+            return
+        log.note(self.images, {name: round(value, 7) for name, value in found.items()})
+        if self.lowest is not None and found["held_out"] >= self.lowest:
+            return
+        self.lowest = found["held_out"]
+        if self.config.best:
+            with self.averaged():
+                self.objective.conclude()
+                if distributed.chief():
+                    self.objective.publish(self.folder / "best")
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within this context the modules hold the first average of their weights, in evaluation mode."""
@@ -242,7 +263,7 @@ class Loop:
         if not distributed.chief():
             return
         sums = {name: float(total) for name, total in self.sums.items()}
-        facts: dict[str, Any] = {"counts": self.counts, "sums": sums}
+        facts: dict[str, Any] = {"counts": self.counts, "sums": sums, "lowest": self.lowest}
         checkpoint.save(self.folder / "state", self.images, tensors, facts, self.config.keep, lasting)
 
     def _resume(self) -> None:
@@ -257,6 +278,7 @@ class Loop:
         for turn, several in self.optimizers.items():
             several.restore(tensors[f"optimizer-{turn}"])
         self.images, self.counts = int(facts["images"]), dict(facts["counts"])
+        self.lowest = facts.get("lowest")
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.sums = {name: torch.tensor(total, dtype=kind, device=self.device) for name, total in facts["sums"].items()}
 

@@ -56,6 +56,11 @@ class Objective(ABC):
         """After a turn's optimiser step: take in what it measured over the whole batch; more numbers to be logged."""
         return {}
 
+    def validate(self) -> dict[str, float]:
+        """`held_out`, the lower the better, and more numbers, on pictures that are not trained on: always the same ones,
+        with the same times and noise, by the weights as they are now. Nothing where no picture is held out."""
+        return {}
+
     @abstractmethod
     def preview(self) -> Image.Image:
         """A picture of how things stand, from the weights as they are now."""

@@ -61,6 +61,10 @@ class TrainingConfig(Config):
     flip: float = Field(0.0, ge=0, le=1, description="share of the images shown mirrored")
     seed: int = 0
     report: Images = Field(2_000, description="images between lines of metrics.jsonl")
+    held_out: Images | None = Field(
+        None, description="images between losses on held-out pictures, always the same, at the same times and noise"
+    )
+    best: bool = Field(False, description="also keep the model of the lowest held-out loss, in the run's folder `best`")
     preview: Images = Field(20_000, description="images between preview grids")
     checkpoint: Images = Field(50_000, description="images between checkpoints")
     keep: PositiveInt = Field(2, description="checkpoints kept")
@@ -74,6 +78,12 @@ class TrainingConfig(Config):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
         "auto", description="threads that make batches ahead; 0: in the step; auto: 0 on the CPU, else up to 8"
     )
+
+    @model_validator(mode="after")
+    def _judged(self) -> Self:
+        if self.best and not self.held_out:
+            raise ValueError("best is told by the held-out loss: say how often as held_out, in images")
+        return self
 
 
 Moment = Annotated[int, BeforeValidator(_count), Field(ge=0)]

@@ -81,7 +81,8 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
     latents: Latents | Fresh = Fresh(codec, part)
     if recipe.cache:
         latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
-    return Denoising(model, recipe, part, latents, where, card(recipe))
+    apart = recipe.data.open("held_out") if recipe.training.held_out else None
+    return Denoising(model, recipe, part, latents, where, card(recipe), apart)
 
 
 def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:

@@ -1,4 +1,7 @@
-"""The denoising loss on held-out pictures, at fixed times and noise: comparable between runs, and with shuffled words."""
+"""The denoising loss on held-out pictures, at fixed times and noise: comparable between runs, and with shuffled words.
+
+In training it tells when a small set begins to be learnt by heart: the training loss goes on falling, this one rises.
+"""
 
 from collections.abc import Sequence
 from typing import Any

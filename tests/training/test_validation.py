@@ -1,0 +1,58 @@
+"""The held-out loss in training: the same pictures, times and noise each time, the best model kept, and resumed exactly."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sfumato.autoencoder.codec import Codec
+from sfumato.model import LatentDiffusion
+from sfumato.training import run
+from sfumato.training.log import lines
+from sfumato.training.validation import denoising
+from tests.conftest import autoencoder_recipe, diffusion_recipe
+
+
+def held_out(folder: Path) -> dict[int, float]:
+    return {r["images"]: r["held_out"] for r in lines(folder / "metrics.jsonl") if "held_out" in r}
+
+
+def test_a_denoisers_held_out_loss_is_told_and_its_best_model_kept(first_stage: Path, tmp_path: Path) -> None:
+    recipe = diffusion_recipe(first_stage, held_out=32, best=True)
+    run.train(recipe, tmp_path / "a", device="cpu", quiet=True)
+    found = held_out(tmp_path / "a")
+    assert list(found) == [32, 64, 96]
+    best = LatentDiffusion.load(tmp_path / "a" / "best")
+    again = denoising(best, recipe.data.open("held_out"))["loss"]
+    assert again == pytest.approx(min(found.values()), abs=2e-5)
+    last = LatentDiffusion.load(tmp_path / "a" / "model")
+    assert denoising(last, recipe.data.open("held_out"))["loss"] == pytest.approx(found[96], abs=2e-5)
+
+
+def test_the_best_survives_an_interruption(first_stage: Path, tmp_path: Path) -> None:
+    recipe = diffusion_recipe(first_stage, held_out=16, best=True)
+    run.train(recipe, tmp_path / "a", device="cpu", quiet=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    newest = sorted((tmp_path / "b" / "state").iterdir())[-1]
+    shutil.rmtree(newest)
+    shutil.rmtree(tmp_path / "b" / "model")
+    run.train(recipe, tmp_path / "b", resume=True, device="cpu", quiet=True)
+    assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
+    a, b = ((tmp_path / k / "best/denoiser.safetensors").read_bytes() for k in "ab")
+    assert a == b
+    state = json.loads((sorted((tmp_path / "b/state").iterdir())[-1] / "state.json").read_text())
+    assert state["lowest"] == pytest.approx(min(held_out(tmp_path / "b").values()), abs=1e-6)
+
+
+def test_a_first_stages_held_out_error_falls(tmp_path: Path) -> None:
+    recipe = autoencoder_recipe(images=320, held_out=160, best=True)
+    run.train(recipe, tmp_path / "a", device="cpu", quiet=True)
+    found = held_out(tmp_path / "a")
+    assert found[320] < found[160]
+    assert Codec.load(tmp_path / "a/best").fingerprint() == Codec.load(tmp_path / "a/model").fingerprint()
+
+
+def test_best_without_a_held_out_loss_is_refused(first_stage: Path) -> None:
+    with pytest.raises(ValueError, match="say how often as held_out"):
+        diffusion_recipe(first_stage, best=True)
