@@ -1,6 +1,7 @@
 """Which device to run on, and in which precision: by what the machine can do, measured where names mislead."""
 
 import functools
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -46,28 +47,42 @@ def precision(name: str, device: torch.device) -> torch.dtype:
 def fast_bfloat16(kind: str) -> bool:
     """Whether training in bfloat16 pays on this kind of device.
 
-    On CPUs the answer is measured, in a tenth of a second: processors with AMX gain threefold, while others that
+    On CPUs the answer is measured, in half a second: processors with AMX gain threefold, while others that
     announce bfloat16 lose tenfold to slow weight gradients.
     """
     if kind == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if kind != "cpu":
         return False
-    return 1.25 * _seconds(torch.bfloat16) < _seconds(torch.float32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # several wait for one another where the cores are not free, in bfloat16 for half a second
+    try:
+        single, half = _seconds(torch.float32, torch.bfloat16)
+    finally:
+        torch.set_num_threads(threads)
+    return 1.25 * half < single
 
 
-def _seconds(dtype: torch.dtype) -> float:
-    total = 0.0
+def _seconds(*dtypes: torch.dtype) -> list[float]:
+    """The time of a few convolutions there and back in each type: the best of rounds that take turns, so that what else
+    the machine does in the meantime slows none of them alone."""
+    totals = [0.0] * len(dtypes)
     for channels, side in ((64, 16), (128, 8), (256, 4)):
-        x = torch.ones(64, channels, side, side, dtype=dtype, requires_grad=True)
-        w = torch.ones(channels, channels, 3, 3, dtype=dtype, requires_grad=True)
-        runs = []
-        for _ in range(4):
-            begin = time.perf_counter()
-            F.conv2d(x, w, padding=1).sum().backward()  # type: ignore[no-untyped-call]
-            runs.append(time.perf_counter() - begin)
-        total += min(runs[1:])
-    return total
+        best = [math.inf] * len(dtypes)
+        pairs = [
+            (
+                torch.ones(64, channels, side, side, dtype=dtype, requires_grad=True),
+                torch.ones(channels, channels, 3, 3, dtype=dtype, requires_grad=True),
+            )
+            for dtype in dtypes
+        ]
+        for _ in range(8):
+            for k, (x, w) in enumerate(pairs):
+                begin = time.perf_counter()
+                F.conv2d(x, w, padding=1).sum().backward()  # type: ignore[no-untyped-call]
+                best[k] = min(best[k], time.perf_counter() - begin)
+        totals = [t + one for t, one in zip(totals, best, strict=True)]
+    return totals
 
 
 def at_least_single(x: Tensor) -> Tensor:
