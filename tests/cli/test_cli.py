@@ -175,8 +175,8 @@ def test_encode_and_train_from_the_command_line(
         (["evaluate", "{model}", "--perceptual", "no.pt"], "there is no feature network no.pt"),
         (["evaluate", "{model}", "--images", "3"], "greater than or equal to 4"),
         (["evaluate", "{model}/autoencoder", "--data", "emoji", "--reference", "emoji"], "leave --reference out"),
-        (["show", "{tmp}"], "not a model folder"),
-        (["encode", "{tmp}"], "not a model folder"),
+        (["show", "{tmp}"], "there are no pictures"),
+        (["encode", "{tmp}"], "there are no pictures"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
@@ -213,3 +213,46 @@ def test_the_installed_command_reports_bad_input_without_a_traceback(tmp_path: P
     assert run.returncode == 2
     assert run.stderr.startswith("sfumato: ")
     assert "Traceback" not in run.stderr
+
+
+def test_show_draws_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for k in range(8):
+        (tmp_path / "data" / "ab"[k % 2]).mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((20 + k, 24), 90).save(tmp_path / "data" / "ab"[k % 2] / f"{k}.png")
+    code, out, _ = call(
+        "show", tmp_path / "data", "size=16", "held_out=0.3", "--sheet", tmp_path / "s.png", capsys=capsys
+    )
+    assert code == 0
+    assert "2: " in out
+    assert "cut to their centred square" in out
+    with Image.open(tmp_path / "s.png") as opened:
+        assert opened.width > 500
+    code, _, err = call("show", tmp_path / "data", "sice=16", capsys=capsys)
+    assert code == 2
+    assert "sice: unknown key" in err
+
+
+def test_every_task_has_its_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.effect_noise((32, 32), 90).convert("RGB").save(tmp_path / "a.png")
+    Image.new("L", (32, 32), 255).save(tmp_path / "m.png")
+    given = ["--picture", tmp_path / "a.png", "--steps", 1, "--seed", 3, "--out", tmp_path / "out"]
+    assert call("vary", model_folder, *given, "--strength", 0.5, "-p", "red heart", capsys=capsys)[0] == 0
+    assert call("inpaint", model_folder, *given, "--mask", tmp_path / "m.png", capsys=capsys)[0] == 0
+    assert call("inpaint", model_folder, *given, "--expand", "8,0,8,0", capsys=capsys)[0] == 0
+    wide = ["--width", 64, "--steps", 1, "--seed", 3, "--out", tmp_path / "out"]
+    assert call("panorama", model_folder, *wide, "--wrap", capsys=capsys)[0] == 0
+    made = sorted((tmp_path / "out").iterdir())
+    assert [metadata.read(p)["task"] for p in made] == ["vary", "inpaint", "inpaint", "panorama"]
+    assert metadata.read(made[0])["picture"] == "a.png"
+    with Image.open(made[2]) as opened:
+        assert opened.size == (48, 32)
+    for words, fault in (
+        (["upscale", model_folder, *given], "not trained for super-resolution"),
+        (["layout", model_folder, "--box", "dog 0 0 1"], "a class and four corners"),
+        (["layout", model_folder, "--box", "dog 0 0 1 1"], "not trained for layouts"),
+        (["semantic", model_folder, "--map", tmp_path / "none.png"], "there is no file"),
+        (["vary", model_folder], "picture"),
+    ):
+        code, _, err = call(*words, capsys=capsys)
+        assert code == 2
+        assert fault in err

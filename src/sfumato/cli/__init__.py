@@ -21,7 +21,7 @@ VERBS = {
     "convert": "Turn foreign weights into a model folder.",
     "ema": "Rebuild another average of the weights after a run, or compare several.",
     "bench": "Measure what feeds a training step, and say what the bottleneck is.",
-    "show": "Print a recipe or a model folder: settings, shapes, parameters, FLOPs.",
+    "show": "Print a recipe or a model folder, or draw what a network will see of your pictures.",
     "schema": "Print the JSON schema of recipes, for editors.",
     "demo": "Train everything from scratch on emoji and write a page that shows it.",
 }

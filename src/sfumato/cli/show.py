@@ -1,26 +1,80 @@
-"""`sfumato show RECIPE|MODEL`: settings, shapes, parameters and FLOPs."""
+"""`sfumato show RECIPE|MODEL|PICTURES`: settings, shapes, parameters and FLOPs; what a network will see of the data."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 
 def command(
-    source: Annotated[str, typer.Argument(help="a recipe (file or shipped name) or a model folder")],
-    changes: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of a recipe")] = None,
+    source: Annotated[
+        str, typer.Argument(help="a recipe (file or shipped name), a model folder, or a folder of pictures")
+    ],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="overrides of a recipe, or of how a folder is read: size=128"),
+    ] = None,
+    sheet: Annotated[
+        Path | None,
+        typer.Option(help="write a contact sheet of what the network will see; of a folder by default sheet.png"),
+    ] = None,
 ) -> None:
-    """Print what a recipe resolves to or a folder holds, and what it costs."""
+    """Print what a recipe resolves to or a folder holds, and what it costs; draw what the data look like."""
+    path = Path(source)
+    path = path / "model" if (path / "model" / "model.yaml").is_file() else path
+    if path.is_dir() and not (path / "model.yaml").is_file():
+        _pictures({"kind": "folder", "path": source}, changes or [], sheet or Path("sheet.png"))
+        return
+    _made(source, path, changes or [])
+    if sheet is not None and not path.is_dir():
+        from sfumato.training import recipe
+
+        read = recipe.read(source, changes or [])
+        _drawn(read.data, sheet, read.training.seed, read.training.flip)
+
+
+def _made(source: str, path: Path, changes: list[str]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     from sfumato.training import describe
 
-    path = Path(source)
-    path = path / "model" if (path / "model" / "model.yaml").is_file() else path
-    text, rows = describe.folder(path) if path.is_dir() else describe.recipe(source, changes or [])
+    text, rows = describe.folder(path) if path.is_dir() else describe.recipe(source, changes)
     print(text, end="")
     table = Table("part", "in", "out", "parameters", "GFLOPs a picture")
     for row in rows:
         table.add_row(*row)
     Console(width=110).print(table)
+
+
+def _pictures(fields: dict[str, Any], changes: list[str], sheet: Path) -> None:
+    from pydantic import ValidationError
+
+    from sfumato.config import explain
+    from sfumato.data.base import Data
+    from sfumato.training.recipe import override
+
+    try:
+        data = Data.model_validate(override(fields, changes))
+    except ValidationError as error:
+        raise ValueError(explain(error, fields["path"])) from None
+    _drawn(data, sheet, 0, 0.0)
+
+
+def _drawn(data: Any, path: Path, seed: int, flip: float) -> None:
+    """Say what the parts hold, and write the contact sheet of the training part."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from sfumato.data import contact
+
+    for name in data.parts[:2]:
+        part = data.open(name)
+        table = Table(name, "")
+        for row in contact.facts(part):
+            table.add_row(*row)
+        Console(width=110).print(table)
+        if name == data.parts[0]:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            contact.sheet(part, seed, flip).save(path)
+    print(path)

@@ -46,6 +46,20 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             for row in found["features"]
         ]
         made.append(("Distances to real images", head, cells))
+    if "memorising" in found:
+        row = found["memorising"]
+        names = list(row["samples"])
+        cells = [
+            [title.replace("_", " "), *(f"{row[title][n]:.3f}" for n in names)] for title in ("samples", "held_out")
+        ]
+        cells[0].append(f"{100 * row['suspicious']:.1f} % (1.0 ± {100 * row['± by chance']:.1f} expected)")
+        cells[1].append("1.0 %")
+        head = [
+            "",
+            *(f"nearest training picture: {names[0]}", *names[1:]),
+            "nearer than the hundredth of held-out ones",
+        ]
+        made.append(("Is it memorising?", head, cells))
     if "alignment" in found:
         names = [n for n in found["alignment"][0] if n not in ("images", "count")]
         cells = [[row["images"], f"{row['count']:,}", *(_value(row, n) for n in names)] for row in found["alignment"]]

@@ -19,6 +19,7 @@ from sfumato.evaluation.captions import NEAR, SIDE, Matcher
 from sfumato.evaluation.gather import gather
 from sfumato.evaluation.generation import table
 from sfumato.evaluation.latents import statistics
+from sfumato.evaluation.memorising import memorising
 from sfumato.evaluation.reconstruction import Perceptual, empty, measured, scales, summary
 from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source
 from sfumato.features.network import FeatureNetwork, colour
@@ -213,6 +214,19 @@ def _generated(
     if look.network is not None:
         measures = table(look.network, real, subjects, cache=look.cache, workers=look.workers, tell=tell)
         extra |= _apart(found, measures)
+        apart = held_out(data)
+        if len(apart):
+            seen = {
+                "samples": subjects["samples"],
+                "held_out": apart,
+                "train": PartPictures(train, f"{titled(data)}, train"),
+            }
+            rows = {
+                name: gather(look.network, source, cache=look.cache, workers=look.workers)
+                for name, source in seen.items()
+            }
+            if "pooled" in rows["train"]:
+                found["memorising"] = memorising(*(rows[name]["pooled"] for name in seen))
     if look.clip is not None and any(subjects["samples"].caption(k) for k in range(min(images, 1))):
         found["alignment"], more = aligned({**subjects, "real": Chosen(real, images)}, look)
         extra |= more

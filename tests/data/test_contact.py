@@ -1,0 +1,52 @@
+"""The contact sheet shows what the network sees, and the table says what was found and what was changed."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sfumato.data import contact
+from sfumato.data.base import Data
+
+
+def test_boxes_and_maps_are_drawn_where_they_are(tmp_path: Path) -> None:
+    rows = []
+    for k in range(8):
+        picture = Image.new("RGB", (64, 64), "white")
+        picture.putpixel((0, 0), (k, 0, 0))
+        picture.save(tmp_path / f"{k}.png")
+        rows.append({"file_name": f"{k}.png", "text": f"white {k}", "boxes": [["a", 0.25, 0.25, 0.75, 0.75]]})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    part = Data.model_validate({"kind": "folder", "path": str(tmp_path), "size": 64, "held_out": 0.3}).open()
+    whole = np.array(contact.sheet(part, count=4)).astype(int)
+    red = (whole[:, :, 0] > 200) & (whole[:, :, 1] < 80)
+    assert red[32, 40:90].all()
+    assert red[95, 40:90].all()
+    assert not red[64, 50:80].any()
+    told = dict(contact.facts(part))
+    assert told["boxes"] == "100 % (a)"
+    assert told["caption"] == "100 %"
+
+
+def test_what_is_changed_on_the_way_is_counted(tmp_path: Path) -> None:
+    Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
+    Image.fromarray(np.zeros((8, 12), np.uint16)).save(tmp_path / "b.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.jpg", exif=exif)
+    several = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    several[0].save(tmp_path / "d.gif", save_all=True, append_images=several[1:])
+    found = contact.conversions(sorted(tmp_path.iterdir()))
+    assert found == {
+        "transparent, seen over white": 1,
+        "deeper than 8 bits": 1,
+        "cut to their centred square": 1,
+        "turned as their EXIF says": 1,
+        "first frame of an animation": 1,
+    }
+
+
+def test_classes_have_their_own_colours() -> None:
+    colours = contact.hues(np.arange(30)[None])
+    assert len({tuple(c) for c in colours[0].tolist()}) == 30
