@@ -176,7 +176,7 @@ def test_encode_and_train_from_the_command_line(
         (["evaluate", "{model}", "--images", "3"], "greater than or equal to 4"),
         (["evaluate", "{model}/autoencoder", "--data", "emoji", "--reference", "emoji"], "leave --reference out"),
         (["show", "{tmp}"], "there are no pictures"),
-        (["encode", "{tmp}"], "there are no pictures"),
+        (["encode", "{tmp}"], "not a model folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(
