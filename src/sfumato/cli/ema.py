@@ -19,6 +19,7 @@ def command(
     if (width is None) == (plot is None) or (width is None) != (out is None):
         raise ValueError("give --width with --out to rebuild one average, or --plot to compare several")
     from sfumato.evaluation import lengths
+    from sfumato.families.base import Family
     from sfumato.training import posthoc
 
     snapshots = posthoc.found(run)
@@ -31,6 +32,8 @@ def command(
         print(out)
         return
     assert plot is not None
+    if isinstance(model, Family):
+        raise ValueError("a model of this family has no held-out loss to compare averages by; give --width and --out")
     try:
         chosen = [float(text) for text in widths.split(",")]
     except ValueError:

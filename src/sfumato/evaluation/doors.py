@@ -14,9 +14,12 @@ from sfumato.data.base import Data
 from sfumato.data.folder import SUFFIXES
 from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation import run
+from sfumato.evaluation.likelihood import likelihood
 from sfumato.evaluation.report import report
 from sfumato.evaluation.run import Looking, Tell
-from sfumato.evaluation.source import FolderPictures, PartPictures, Rebuilt, Sampled, Source
+from sfumato.evaluation.source import FolderPictures, Modelled, PartPictures, Rebuilt, Sampled, Source
+from sfumato.families import base as families
+from sfumato.families.base import Family
 from sfumato.features import network as networks
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.requests import Generate
@@ -82,6 +85,8 @@ def evaluate(asked: Asked, look: Looking, device: torch.device, tell: Tell) -> t
         raise ValueError(f"there is no recipe beside {folder} that names its data; say which with --data")
     if stage == "autoencoder":
         return _first_stage(asked, Codec.load(folder).to(device), fields, look, tell)
+    if stage == "family":
+        return _family(asked, families.load(folder, device), fields, look, tell)
     return _model(asked, LatentDiffusion.load(folder, device), fields, look, tell)
 
 
@@ -123,6 +128,20 @@ def _first_stage(
     return found, lambda path: report(
         path, found, title=str(asked.target), again=again, perceptual=look.perceptual, images=again, reference=source
     )
+
+
+def _family(
+    asked: Asked, family: Family, fields: dict[str, Any], look: Looking, tell: Tell
+) -> tuple[dict[str, Any], Show]:
+    data = Data.model_validate(fields)
+    train = data.open("train")
+    reference = real(asked.reference, family.shape.size) if asked.reference is not None else None
+    against = reference or PartPictures(train, f"{run.titled(data)}, train")
+    samples = Modelled(family, asked.images, run.SEED, asked.guidance, train)
+    found = run.evaluate_images(samples, against, look, tell)
+    apart = data.open("held_out")
+    found["likelihood"] = likelihood(family, apart)
+    return found, lambda path: report(path, found, title=str(asked.target), images=samples, reference=against)
 
 
 def _model(

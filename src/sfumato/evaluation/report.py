@@ -64,6 +64,10 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         names = [n for n in found["alignment"][0] if n not in ("images", "count")]
         cells = [[row["images"], f"{row['count']:,}", *(_value(row, n) for n in names)] for row in found["alignment"]]
         made.append(("Pictures and captions", ["", "images", *names], cells))
+    if found.get("likelihood"):
+        row = found["likelihood"]
+        cells = [[f"{row['count']:,}", f"{row['bits']:.3f} ± {row['±']:.3f}"]]
+        made.append(("Likelihood of held-out pictures", ["images", "bits per dimension"], cells))
     if "denoising" in found:
         row = found["denoising"]
         cells = [[f"{row['count']:,}", _value(row, "loss"), _value(row, "shuffled")]]

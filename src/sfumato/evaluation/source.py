@@ -18,6 +18,7 @@ from sfumato import files, image, streams
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
 from sfumato.data.folder import listed, unwrapped
+from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
@@ -225,6 +226,33 @@ class Sampled(Source):
                 said[name] = [self._fields(k).get(name) for k in indices]
         latents = walk(self.model, x, self.request, said, stream)
         return list(self.model.pictures(latents).cpu())
+
+
+class Modelled(Source):
+    """Pictures from a model of another family. Picture k has seed `seed + k`; classes come in the part's own balance."""
+
+    def __init__(
+        self, family: Family, count: int, seed: int = 0, guidance: float = 1.0, part: Part | None = None
+    ) -> None:
+        self.family, self.count, self.seed, self.guidance = family.eval(), count, seed, guidance
+        self.classes = [0] * count
+        if family.labels and part is not None:
+            order = streams.generator(seed, "conditions of samples").permutation(len(part)).tolist()
+            self.classes = [int(part.fields(order[k % len(order)]).get("label") or 0) for k in range(count)]
+        self.digest = files.fingerprint(family.state_dict())
+
+    def __len__(self) -> int:
+        return self.count
+
+    def told(self) -> dict[str, Any]:
+        facts = {"kind": "samples", "model": self.digest, "count": self.count, "seed": self.seed}
+        return {**facts, "guidance": self.guidance, "classes": sorted(set(self.classes))}
+
+    @torch.no_grad()
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        device = next(self.family.parameters()).device
+        labels = torch.tensor([self.classes[k] for k in indices], device=device)
+        return list(self.family.sample(Stream([self.seed + k for k in indices]), labels, self.guidance).cpu())
 
 
 class Chosen(Source):

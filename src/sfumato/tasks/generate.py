@@ -5,14 +5,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sfumato.conditioning.base import index
+from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
 from sfumato.tasks.walk import Made, Progress, Rows, batches, fits, walk
 
 
-def generate(model: LatentDiffusion, request: Generate, tell: Progress | None = None) -> Iterator[Made]:
+def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress | None = None) -> Iterator[Made]:
     """The request's pictures. Picture k depends on seed + k and its own words, not on the batch."""
+    if isinstance(model, Family):
+        yield from modelled(model, request, tell)
+        return
     fits(model, request.width or model.size, request.height or model.size)
     shape = model.latent_shape(request.width, request.height)
 
@@ -21,6 +26,25 @@ def generate(model: LatentDiffusion, request: Generate, tell: Progress | None = 
         return model.pictures(walk(model, x, request, rows.said, rows.noise, rows.tell))
 
     yield from batches(model, request, make, tell)
+
+
+def modelled(family: Family, request: Generate, tell: Progress | None = None) -> Iterator[Made]:
+    """Pictures of a model of another family, which knows classes and nothing else. Raises `ValueError` for more."""
+    size = family.shape.size
+    if request.prompt or request.negative or {request.width or size, request.height or size} != {size}:
+        raise ValueError(f"this model makes pictures of {size}x{size} pixels, of a class at most; leave the rest out")
+    if request.label is not None and not family.labels:
+        raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
+    seeds, name = request.seeds(), request.label
+    label = len(family.labels) if name is None else index(int(name) if name.isdigit() else name, family.labels, "label")
+    device = next(family.parameters()).device
+    for begin in range(0, len(seeds), request.batch):
+        own = seeds[begin : begin + request.batch]
+        labels = torch.full((len(own),), label, device=device)
+        made = family.sample(Stream(own), labels, request.guidance if name is not None else 1.0).cpu()
+        if tell is not None:
+            tell(begin + len(own), len(seeds))
+        yield Made(made, own, [None] * len(own))
 
 
 def started(request: Generate, rows: Rows, shape: tuple[int, int, int]) -> Tensor:

@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from sfumato import __version__, image
 from sfumato import device as devices
 from sfumato.config import explain
+from sfumato.families import base as families
+from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import metadata
 from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request, Semantic, Upscale, Vary
@@ -20,10 +22,16 @@ from sfumato.tasks.walk import Progress
 
 
 class Pipeline:
-    """A loaded model. `model` is the LatentDiffusion itself, for those who want the tensors."""
+    """A loaded model. `model` is the LatentDiffusion itself, for those who want the tensors; `family` is set instead
+    where the folder holds a model of another family, which can only `generate`."""
 
-    def __init__(self, model: LatentDiffusion, name: str, dtype: torch.dtype = torch.float32, digest: str = "") -> None:
-        self.model, self.name, self.digest = model.eval().for_sampling(dtype), name, digest
+    def __init__(
+        self, model: LatentDiffusion | Family, name: str, dtype: torch.dtype = torch.float32, digest: str = ""
+    ) -> None:
+        self.name, self.digest = name, digest
+        self.family = model.eval() if isinstance(model, Family) else None
+        if not isinstance(model, Family):
+            self.model = model.eval().for_sampling(dtype)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", precision: str = "fp32", trust: bool = False) -> Self:
@@ -39,7 +47,7 @@ class Pipeline:
         if not path.exists():
             raise ValueError(f"there is no model folder {path}; train one with `sfumato train`, or run `sfumato demo`")
         where = devices.pick(device)
-        model = LatentDiffusion.load(path, where, trust=trust)
+        model = _opened(path, where, trust)
         name = path.parent.name if path.name == "model" else path.name
         # model.yaml holds the hash of every file beside it, so its own names the whole model
         digest = hashlib.sha256((path / "model.yaml").read_bytes()).hexdigest()[:10]
@@ -79,7 +87,11 @@ class Pipeline:
 
     def stream(self, request: Request, tell: Progress | None = None) -> Iterator[Image.Image]:
         """The pictures of a request of any task one by one, as their batches are done."""
-        for made in task(request)(self.model, request, tell=tell):
+        if self.family is not None and not isinstance(request, Generate):
+            raise ValueError(
+                f"a model of this family makes pictures of nothing but a class; it cannot {_named(request)}"
+            )
+        for made in task(request)(self.family or self.model, request, tell=tell):
             pictures = image.to_pil(made.pictures)
             for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
                 s = metadata.settings(request, seed, prompt, picture.size, self.name, self.digest, __version__)
@@ -91,9 +103,21 @@ class Pipeline:
         return list(self.stream(request or asked(kind, settings)))
 
 
+def _opened(path: Path, where: torch.device, trust: bool) -> LatentDiffusion | Family:
+    """The model of a folder, of whatever stage it is."""
+    text = (path / "model.yaml").read_text(encoding="utf-8") if (path / "model.yaml").is_file() else ""
+    if "stage: family" in text.splitlines():
+        return families.load(path, where, trust)
+    return LatentDiffusion.load(path, where, trust=trust)
+
+
+def _named(request: Request) -> str:
+    return type(request).__name__.lower()
+
+
 def task(request: Request) -> Any:
     """The function of a request's task, which bears its name: `Vary` is `sfumato.tasks.vary.vary`."""
-    name = type(request).__name__.lower()
+    name = _named(request)
     return getattr(importlib.import_module(f"sfumato.tasks.{name}"), name)
 
 

@@ -23,10 +23,11 @@ from sfumato.lanes import threads
 from sfumato.training import ahead
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
+from sfumato.training.family import Modelling
 from sfumato.training.latents import Fresh
 from sfumato.training.loop import Loop
-from sfumato.training.recipe import AutoencoderRecipe, Recipe
-from sfumato.training.run import denoising, reconstruction
+from sfumato.training.recipe import AutoencoderRecipe, FamilyRecipe, Recipe
+from sfumato.training.run import denoising, modelling, reconstruction
 
 SAMPLE, ROOM = 256, 256 << 20  # pictures at most whose parts are kept for measuring, and bytes of them
 SLACK = 1.1  # loading that is faster than the step by this factor does not hold it up
@@ -151,19 +152,25 @@ def _pictures(part: Part, recipe: Recipe) -> Callable[[Sequence[int]], loader.Ba
     return lambda positions: loader.batch(part, recipe.training.seed, positions, recipe.training.flip)
 
 
-def _built(recipe: Recipe, where: torch.device) -> tuple[Reconstruction | Denoising | None, str]:
+def _built(recipe: Recipe, where: torch.device) -> tuple[Reconstruction | Denoising | Modelling | None, str]:
     """The objective with fresh weights, or None and why it cannot be built."""
     try:
         with torch.random.fork_rng(devices=[]):
             if isinstance(recipe, AutoencoderRecipe):
                 return reconstruction(recipe, where), ""
+            if isinstance(recipe, FamilyRecipe):
+                return modelling(recipe, where), ""
             return denoising(recipe.model_copy(update={"cache": False}), Path(), where), ""
     except (ValueError, OSError) as error:
         return None, str(error)
 
 
 def _needed(
-    objective: Reconstruction | Denoising, recipe: Recipe, where: torch.device, encodes: bool, seconds: float
+    objective: Reconstruction | Denoising | Modelling,
+    recipe: Recipe,
+    where: torch.device,
+    encodes: bool,
+    seconds: float,
 ) -> float:
     """Images a second of what takes the pictures: the step; the encoder, where it runs once; or both, one by one."""
     encoder = 0.0

@@ -10,10 +10,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sfumato.autoencoder.codec import Codec
 from sfumato.conditioning.base import Conditions, Sizes
+from sfumato.families import base as families
 from sfumato.model import LatentDiffusion
 from sfumato.training import recipe as recipes
-from sfumato.training.recipe import AutoencoderRecipe
-from sfumato.training.run import fitted
+from sfumato.training.recipe import AutoencoderRecipe, FamilyRecipe
+from sfumato.training.run import fitted, modelling
 
 Row = tuple[str, str, str, str, str]
 
@@ -23,8 +24,13 @@ def folder(path: Path) -> tuple[str, list[Row]]:
     if not (path / "model.yaml").is_file():
         raise ValueError(f"{path} is not a model folder: it has no model.yaml")
     text = (path / "model.yaml").read_text(encoding="utf-8")
-    if (yaml.safe_load(text) or {}).get("stage") == "autoencoder":
+    stage = (yaml.safe_load(text) or {}).get("stage")
+    if stage == "autoencoder":
         return text, first_stage(Codec.load(path), 64)
+    if stage == "family":
+        made = families.load(path)
+        size = shape(made.shape.channels, made.shape.size, made.shape.size)
+        return text, [(turn, "", size, parameters(*made.learned(turn)), "") for turn in made.turns]
     return text, both(LatentDiffusion.load(path))
 
 
@@ -34,10 +40,22 @@ def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
     text = yaml.safe_dump(recipes.dump(read), sort_keys=False, allow_unicode=True)
     if isinstance(read, AutoencoderRecipe):
         return text, first_stage(Codec(read.autoencoder), read.data.size)
+    if isinstance(read, FamilyRecipe):
+        return text, _family(read)
     if not (read.autoencoder / "model.yaml").is_file():
         return text, [("denoiser", f"train the first stage first: {read.autoencoder} is not there", "", "", "")]
     config, texts = fitted(read, read.data.open("train"))
     return text, both(LatentDiffusion(Codec.load(read.autoencoder), config, read.data.size, texts))
+
+
+def _family(read: FamilyRecipe) -> list[Row]:
+    """A row for each turn's weights."""
+    if read.autoencoder is not None and not (read.autoencoder / "model.yaml").is_file():
+        return [(read.family.kind_name(), f"train the first stage first: {read.autoencoder} is not there", "", "", "")]
+    made = modelling(read, torch.device("cpu")).family
+    pixels = shape(made.shape.channels, made.shape.size, made.shape.size)
+    count = f"{made.evaluations} evaluations a picture"
+    return [(turn, count, pixels, parameters(*made.learned(turn)), "") for turn in made.turns]
 
 
 def shape(*sides: int) -> str:

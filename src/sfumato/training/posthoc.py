@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
+from sfumato.families import base as families
+from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.training.autoencoder import stack
 from sfumato.training.ema import exponent
-from sfumato.training.recipe import AutoencoderRecipe, Recipe, parse
+from sfumato.training.recipe import AutoencoderRecipe, FamilyRecipe, Recipe, parse
 
 FACTS = "averages.json"
 
@@ -111,7 +113,7 @@ def rebuild(snapshots: Sequence[Snapshot], width: float, parameters: Sequence[nn
     return missed(kept, wanted)
 
 
-def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion, list[nn.Parameter]]:
+def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion | Family, list[nn.Parameter]]:
     """A run's recipe, its published model and the parameters that averages are of, in their order."""
     path = run / "recipe.yaml"
     if not path.is_file() or not (run / "model" / "model.yaml").is_file():
@@ -120,16 +122,24 @@ def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion, list[nn.Paramete
     if isinstance(recipe, AutoencoderRecipe):
         codec = Codec.load(run / "model")
         return recipe, codec, list(codec.autoencoder.parameters())
+    if isinstance(recipe, FamilyRecipe):
+        family = families.load(run / "model")
+        first = next(iter(family.turns))
+        return recipe, family, [p for m in family.learned(first) for p in m.parameters()]
     model = LatentDiffusion.load(run / "model")
     return recipe, model, [*model.denoiser.parameters(), *model.conditions.parameters()]
 
 
-def publish(recipe: Recipe, model: Codec | LatentDiffusion, folder: Path, card: str = "") -> None:
+def publish(recipe: Recipe, model: Codec | LatentDiffusion | Family, folder: Path, card: str = "") -> None:
     """Write the model folder of rebuilt weights. A first stage's shift and scale are measured again: they are its latents'."""
     if (folder / "model.yaml").is_file():
         raise ValueError(f"{folder} holds a model already; choose another folder")
     if isinstance(model, LatentDiffusion):
         model.save(folder, card)
+        return
+    if isinstance(model, Family):
+        assert isinstance(recipe, FamilyRecipe)
+        families.save(model, recipe.family, folder, card)
         return
     measured(model, recipe)
     model.save(folder)

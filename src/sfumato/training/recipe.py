@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAda
 from sfumato.autoencoder.base import FirstStage
 from sfumato.config import Config, explain
 from sfumato.data.base import Data
+from sfumato.families.base import FamilyConfig
 from sfumato.features.perceptual import PerceptualConfig
 from sfumato.model import DiffusionConfig
 
@@ -176,7 +177,18 @@ class DiffusionRecipe(DiffusionConfig):
     training: TrainingConfig
 
 
-Recipe = AutoencoderRecipe | DiffusionRecipe
+class FamilyRecipe(Config):
+    """A model of another family, on the same data and by the same loop."""
+
+    stage: Literal["family"]
+    family: FamilyConfig
+    autoencoder: Path | None = Field(None, description="model folder of the first stage, for families of codes")
+    labelled: bool = Field(True, description="learn the data's classes, where there are any")
+    data: Data
+    training: TrainingConfig
+
+
+Recipe = AutoencoderRecipe | DiffusionRecipe | FamilyRecipe
 _either: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
 
 
@@ -254,11 +266,12 @@ def schema() -> dict[str, Any]:
     from sfumato.conditioning.base import ConditionerConfig
     from sfumato.config import Choice, known
 
-    families: list[type[Choice]] = [FirstStage, BackboneConfig, ConditionerConfig, Data, PerceptualConfig]
+    families: list[type[Choice]] = [FirstStage, BackboneConfig, ConditionerConfig, Data, PerceptualConfig, FamilyConfig]
     kinds = {family: [family.of(name) for name in known(family)] for family in families}
     models: list[type[Config]] = [
         AutoencoderRecipe,
         DiffusionRecipe,
+        FamilyRecipe,
         *(k for several in kinds.values() for k in several),
     ]
     _, whole = models_json_schema([(m, "validation") for m in models], title="Sfumato recipe")

@@ -14,16 +14,18 @@ from sfumato import __version__, distributed, files
 from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
+from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn.recompute import recompute
 from sfumato.training import checkpoint
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
+from sfumato.training.family import Modelling
 from sfumato.training.latents import Fresh, Latents, encode
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
 from sfumato.training.objective import Objective
-from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe, Recipe, dump, parse
+from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe, FamilyRecipe, Recipe, dump, parse
 
 
 def train(
@@ -63,6 +65,8 @@ def _ready(recipe: Recipe, folder: Path, where: torch.device, dtype: torch.dtype
 def _objective(recipe: Recipe, folder: Path, where: torch.device) -> Objective:
     if isinstance(recipe, AutoencoderRecipe):
         return reconstruction(recipe, where)
+    if isinstance(recipe, FamilyRecipe):
+        return modelling(recipe, where)
     return denoising(recipe, folder, where)
 
 
@@ -83,6 +87,15 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
         latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
     apart = recipe.data.open("held_out") if recipe.training.held_out else None
     return Denoising(model, recipe, part, latents, where, card(recipe), apart)
+
+
+def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
+    """The objective of another family, with fresh weights."""
+    part = recipe.data.open("train")
+    codec = None if recipe.autoencoder is None else Codec.load(recipe.autoencoder).to(where)
+    labels = tuple(part.labels) if recipe.labelled else ()
+    family = recipe.family.build(Shape(part.channels, part.size), labels, codec).to(where)
+    return Modelling(family, recipe, part, where, card(recipe))
 
 
 def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
@@ -106,15 +119,21 @@ def fitted(recipe: DiffusionRecipe, part: Part) -> tuple[DiffusionConfig, dict[s
     return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
 
 
-def card(recipe: DiffusionRecipe) -> str:
+def card(recipe: DiffusionRecipe | FamilyRecipe) -> str:
     """The model folder's README: what it is, what it was trained on, how to use it."""
     data = yaml.safe_dump(recipe.data.model_dump(mode="json"), sort_keys=False).strip()
     return (
-        f"# A latent diffusion model made with Sfumato {__version__}\n\n"
+        f"# {_called(recipe)} made with Sfumato {__version__}\n\n"
         f"Trained on {recipe.training.images:,} images of\n\n```yaml\n{data}\n```\n\n"
         "The licence of the pictures it was trained on is that of their authors; see the data set.\n\n"
         '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
         'images = model.generate(prompt="...", count=4, seed=0)\n```\n'
+    )
+
+
+def _called(recipe: DiffusionRecipe | FamilyRecipe) -> str:
+    return (
+        "A latent diffusion model" if isinstance(recipe, DiffusionRecipe) else f"A model ({recipe.family.kind_name()})"
     )
 
 

@@ -1,0 +1,289 @@
+"""The other families: each trains by the one loop, resumes to the bit, is saved, drawn from and measured like the rest."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import sfumato
+from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.vq import VQConfig
+from sfumato.families import base
+from sfumato.families.autoregressive import AutoregressiveConfig
+from sfumato.families.base import Drawn, FamilyConfig, Shape
+from sfumato.families.gan import Gan, GanConfig
+from sfumato.families.vae import VaeConfig
+from sfumato.streams import Stream
+from sfumato.training import recipe, run
+from sfumato.training.log import lines
+from tests.conftest import CODER, SHORT
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gan": {"kind": "gan", "width": 8, "latent": 16},
+    "vae": {"kind": "vae", "width": 8, "channels": 4},
+    "bytes": {"kind": "autoregressive", "tokens": "bytes", "side": 4, "width": 16, "depth": 1, "heads": 2},
+    "palette": {
+        "kind": "autoregressive", "tokens": "palette", "side": 8, "colours": 16, "width": 16, "depth": 1, "heads": 2,
+    },
+    "codes": {"kind": "autoregressive", "tokens": "codes", "width": 16, "depth": 1, "heads": 2},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def codes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A VQ first stage of fresh weights."""
+    folder = tmp_path_factory.mktemp("codes")
+    torch.manual_seed(0)
+    Codec(VQConfig.model_validate({"coder": CODER, "codebook": {"size": 32}})).save(folder)
+    return folder
+
+
+def recipe_of(name: str, codes: Path, **training: Any) -> recipe.FamilyRecipe:
+    fields: dict[str, Any] = {
+        "stage": "family", "family": FAMILIES[name], "data": {"kind": "emoji", "size": 16},
+        "training": {**SHORT, "flip": 0.5, **training},
+    }  # fmt: skip
+    if name == "codes":
+        fields["autoencoder"] = str(codes)
+    read = recipe.parse(fields)
+    assert isinstance(read, recipe.FamilyRecipe)
+    return read
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    found = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {n: p.read_bytes() for n, p in found.items() if n.startswith(("state", "model")) or n == "metrics.jsonl"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_trains_resumes_to_the_bit_and_is_drawn_from(name: str, codes: Path, tmp_path: Path) -> None:
+    asked = recipe_of(name, codes)
+    model = run.train(asked, tmp_path / "a", device="cpu", quiet=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(sorted((tmp_path / "b/state").iterdir())[-1])
+    shutil.rmtree(tmp_path / "b/model")
+    run.train(asked, tmp_path / "b", resume=True, device="cpu", quiet=True)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert all(math.isfinite(r["loss"]) for r in lines(tmp_path / "a/metrics.jsonl"))
+    family = base.load(model)
+    labels = torch.tensor([0, 1, 2])
+    made = family.sample(Stream([5, 6, 7]), labels)
+    assert made.shape == (3, 3, 16, 16)
+    assert float(made.abs().max()) <= 1
+    assert torch.allclose(made[1:2], family.sample(Stream([6]), labels[1:2]), atol=1e-4)
+    assert not torch.allclose(made[:1], family.sample(Stream([8]), labels[:1]), atol=1e-3)
+    pipeline = sfumato.load(model, device="cpu")
+    assert pipeline.generate(count=2, seed=5, label="Flags")[1].size == (16, 16)
+    with pytest.raises(ValueError, match="it cannot vary"):
+        pipeline.vary(picture=pipeline.generate(seed=1)[0])
+    with pytest.raises(ValueError, match="leave the rest out"):
+        pipeline.generate(prompt="cat")
+    with pytest.raises(ValueError, match="nearest: Flags"):
+        pipeline.generate(label="Flag")
+
+
+def test_what_does_not_fit_is_said_in_a_sentence(codes: Path) -> None:
+    for config, shape, words in (
+        (GanConfig(), Shape(3, 48), "4 times a power of two"),
+        (VaeConfig(), Shape(3, 30), "4 times a power of two"),
+        (AutoregressiveConfig(tokens="bytes", side=5), Shape(3, 16), "does not divide"),
+        (AutoregressiveConfig(tokens="codes"), Shape(3, 16), "VQ first stage"),
+        (AutoregressiveConfig(tokens="bytes", side=4, width=10, heads=4), Shape(3, 16), "heads that divide"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            config.build(shape, (), None)
+
+
+# gan
+
+
+def drawn(count: int = 6, size: int = 16) -> Drawn:
+    images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return Drawn(images, torch.arange(count) % 2, tuple(range(count)), 0)
+
+
+def built(name: str) -> Any:
+    torch.manual_seed(0)
+    return FamilyConfig.model_validate(FAMILIES[name]).build(Shape(3, 16), ("a", "b"), None)
+
+
+def test_each_turn_of_a_gan_teaches_its_own_network() -> None:
+    gan: Gan = built("gan")
+    for turn, others in (("generator", gan.judge), ("critic", gan.generator)):
+        parameters = [p for m in gan.learned(turn) for p in m.parameters()]
+        loss = gan.turns[turn](drawn())["loss"]
+        torch.autograd.backward(loss, inputs=parameters)
+        assert all(p.grad is not None for p in parameters)
+        assert sum(float(p.grad.abs().sum()) for p in parameters if p.grad is not None) > 0
+        assert all(p.grad is None for p in others.parameters())
+        for p in parameters:
+            p.grad = None
+
+
+def test_r1_is_half_the_squared_gradient_at_real_pictures_however_a_batch_is_split() -> None:
+    gan: Gan = built("gan")
+    whole = drawn(8)
+    found = gan.turns["critic"](whole)
+    rows = [k for k in whole.positions if k % gan.config.every == 0]
+    real = whole.images[rows].clone().requires_grad_()
+    (slope,) = torch.autograd.grad(gan.judge(real, whole.labels[rows]).sum(), real)
+    expected = 0.5 * slope.square().flatten(1).sum(1).sum() * gan.config.every / 8
+    assert float(found["r1"]) == pytest.approx(float(expected), rel=1e-4)
+    halves = [
+        gan.turns["critic"](Drawn(whole.images[k::2], whole.labels[k::2], whole.positions[k::2], 0)) for k in (0, 1)
+    ]
+    assert sum(float(h.get("r1", torch.zeros(()))) for h in halves) / 2 == pytest.approx(float(expected), rel=1e-4)
+
+
+# vae
+
+
+def test_a_vaes_bits_are_those_of_its_density() -> None:
+    vae = built("vae").double()
+    with torch.no_grad():
+        vae.bound.log_variance.fill_(0.3)
+    images, labels = drawn().images.double(), drawn().labels
+    zeros = torch.zeros(6, 4, 4, 4, dtype=torch.double)
+    nats, kl = vae.bound.nats(images, labels, zeros, torch.full_like(images, 0.5))
+    mean = vae.bound.decoded(vae.bound.coder.encode(images).latent, labels)
+    density = torch.distributions.Normal(mean, math.exp(0.15)).log_prob(images).flatten(1).mean(1)
+    torch.testing.assert_close(nats, -density)
+    assert bool((kl >= 0).all())
+    bits = vae.bits(images, labels)
+    assert bits.shape == (6,)
+    # a broad Gaussian over 256 levels costs nearly 8 bits; none costs less than nothing
+    assert 5 < float(bits.mean()) < 12
+
+
+# autoregressive
+
+
+def test_a_later_token_changes_no_earlier_logit() -> None:
+    net = built("bytes").transformer
+    torch.nn.init.normal_(net.head.weight, 0, 0.5)
+    tokens = torch.randint(0, 256, (2, net.count), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1])
+    before = net(tokens, labels)
+    changed = tokens.clone()
+    changed[:, 20] = (changed[:, 20] + 7) % 256
+    after = net(changed, labels)
+    assert torch.equal(before[:, :21], after[:, :21])
+    assert not torch.allclose(before[:, 21:], after[:, 21:])
+
+
+def test_drawing_token_by_token_sees_what_the_whole_forward_sees() -> None:
+    family = built("bytes")
+    net = family.transformer
+    torch.nn.init.normal_(net.head.weight, 0, 0.5)
+    tokens = torch.randint(0, 256, (2, net.count), generator=torch.Generator().manual_seed(0))
+    labels, x, cache = torch.tensor([0, 1]), net.first(torch.tensor([0, 1])), []
+    whole = net(tokens, labels)
+    for place in range(net.count):
+        logits, cache = net.step(x, place, cache)
+        assert torch.allclose(logits, whole[:, place], atol=1e-4)
+        x = net.tokens(tokens[:, place])[:, None]
+
+
+def test_tokens_are_drawn_from_their_distribution() -> None:
+    config = AutoregressiveConfig(tokens="palette", side=1, colours=4, width=8, depth=1, heads=1)
+    family = config.build(Shape(3, 4), (), None)
+    with torch.no_grad():
+        family.transformer.head.bias.copy_(torch.tensor([0.1, 0.2, 0.3, 0.4]).log())
+    drawn_ = family.drawn(Stream(range(4000)), torch.zeros(4000, dtype=torch.long))
+    shares = torch.bincount(drawn_.flatten(), minlength=4) / 4000
+    assert torch.allclose(shares, torch.tensor([0.1, 0.2, 0.3, 0.4]), atol=0.03)
+    top = AutoregressiveConfig(tokens="palette", side=1, colours=4, width=8, depth=1, heads=1, top=2).build(
+        Shape(3, 4), (), None
+    )
+    top.load_state_dict(family.state_dict())
+    assert set(top.drawn(Stream(range(200)), torch.zeros(200, dtype=torch.long)).flatten().tolist()) == {2, 3}
+
+
+def test_bytes_have_an_exact_likelihood_that_sums_to_one() -> None:
+    config = AutoregressiveConfig(tokens="bytes", side=1, width=8, depth=1, heads=1)
+    torch.manual_seed(0)
+    family = config.build(Shape(1, 2), (), None)
+    torch.nn.init.normal_(family.transformer.head.weight)
+    every = (torch.arange(256).float() / 127.5 - 1).reshape(256, 1, 1, 1).expand(256, 1, 2, 2)
+    bits = family.bits(every, torch.zeros(256, dtype=torch.long))
+    assert float((2.0 ** -bits.double()).sum()) == pytest.approx(1, abs=1e-5)
+    assert torch.equal(family.read(every).flatten(), torch.arange(256))
+    assert torch.allclose(family.write(family.read(every)), every, atol=1e-5)
+
+
+def test_a_palette_is_of_the_pictures_colours() -> None:
+    family = built("palette")
+    colours = torch.tensor([[1.0, -1, -1], [-1, 1, -1], [-1, -1, 1]])
+    images = colours[torch.randint(0, 3, (40,), generator=torch.Generator().manual_seed(0))][:, :, None, None]
+    images = images.expand(40, 3, 16, 16).contiguous()
+    family.begin(images)
+    again = family.write(family.read(images))
+    assert float((again - images).abs().max()) < 0.02
+
+
+def test_guidance_moves_tokens_towards_the_class() -> None:
+    family = built("bytes")
+    net = family.transformer
+    with torch.no_grad():
+        net.head.weight.zero_()
+        net.head.weight[:128] = 0.02
+        net.named.weight.zero_()
+        net.named.weight[0] += 4.0
+        for block in net.blocks:
+            block.out.weight.zero_()
+            block.feed[2].weight.zero_()
+    labels = torch.zeros(64, dtype=torch.long)
+    shares = [
+        float((family.drawn(Stream(range(64)), labels, guidance=g)[:, 0] < 128).float().mean())
+        for g in (0.0, 1.0, 40.0)
+    ]
+    assert shares[0] <= shares[1] <= shares[2]
+
+
+def test_a_small_transformer_learns_a_few_pictures_by_heart() -> None:
+    config = AutoregressiveConfig(tokens="palette", side=8, colours=16, width=32, depth=2, heads=2)
+    torch.manual_seed(0)
+    family = config.build(Shape(3, 16), (), None)
+    batch = drawn(4)._replace(labels=torch.zeros(4, dtype=torch.long))
+    family.begin(batch.images)
+    optimizer = torch.optim.AdamW(family.parameters(), 3e-3)
+    for _ in range(150):
+        loss = family.turns["transformer"](batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    tokens = family.read(batch.images)
+    with torch.no_grad():
+        logits = family.transformer(tokens, batch.labels)
+    assert float(F.cross_entropy(logits.flatten(0, 1), tokens.flatten())) < 0.5
+
+
+def test_a_family_is_evaluated_by_the_command(codes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.cli.test_cli import call
+    from tests.features.test_network import Looks, save
+
+    run.train(recipe_of("bytes", codes), tmp_path / "a", device="cpu", quiet=True)
+    save(Looks(), tmp_path / "looks.pt")
+    words = [
+        "evaluate",
+        tmp_path / "a",
+        "--features",
+        tmp_path / "looks.pt",
+        "--images",
+        12,
+        "--out",
+        tmp_path / "r.json",
+    ]
+    code, _, err = call(*words, "--cache", tmp_path / "cache", "--report", tmp_path / "r.html", capsys=capsys)
+    assert code == 0, err
+    found = json.loads((tmp_path / "r.json").read_text())
+    assert 0 < found["likelihood"]["bits"] < 12
+    assert found["features"][0]["count"] == 12
+    code, out, _ = call("show", tmp_path / "a", capsys=capsys)
+    assert code == 0
+    assert "transformer" in out
