@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from sfumato import image
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.kl import KLConfig
+from sfumato.evaluation.reconstruction import psnr
 from sfumato.model import DiffusionConfig, LatentDiffusion
-from sfumato.tasks import inpaint, panorama
+from sfumato.tasks import inpaint, panorama, upscale
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate
@@ -172,6 +174,29 @@ def test_windows_of_a_large_upscale_leave_no_seam(everything: Pipeline) -> None:
     steps = np.abs(np.diff(x, axis=1)).mean((0, 2))  # from column to column
     seams = [k for k in range(15, 95, 16)]  # noqa: C416
     assert steps[seams].mean() < 1.5 * np.median(steps)
+
+
+def shrunk_again(big: Image.Image, small: Image.Image) -> float:
+    """PSNR of a large picture, made small by bicubic averages, and the small one."""
+    x = F.interpolate(image.to_tensor(big)[None], small.size[::-1], mode="bicubic", antialias=True)
+    return float(psnr(x.clamp(-1, 1), image.to_tensor(small)[None]))
+
+
+def test_an_upscaled_picture_made_small_again_is_the_one_that_was_given(everything: Pipeline) -> None:
+    small = noise(12, 10).resize((30, 20), Image.Resampling.BICUBIC)
+    settings: dict[str, Any] = {"picture": small, "seed": 0, "steps": 2}
+    assert shrunk_again(everything.upscale(**settings)[0], small) > 45
+    assert shrunk_again(everything.upscale(consistent=False, **settings)[0], small) < 30
+
+
+def test_the_correction_is_the_smallest_one() -> None:
+    """What is consistent stays as it is, and detail that the small picture does not show is kept."""
+    whole = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)) - 0.5
+    small = F.interpolate(whole, (8, 8), mode="bicubic", antialias=True)
+    assert torch.allclose(upscale.corrected(whole[:1], small[0]), whole[:1], atol=1e-4)
+    checker = (-1.0) ** (torch.arange(32)[:, None] + torch.arange(32)[None])
+    made = upscale.corrected(whole[:1] + 0.05 + 0.2 * checker, small[0])
+    assert float((made - whole[:1] - 0.2 * checker)[..., 4:-4, 4:-4].abs().max()) < 0.02
 
 
 # layout, semantic

@@ -238,6 +238,7 @@ class Upscale(Request):
     level: float | None = Field(
         None, ge=0, le=1, description="noise added to the small picture; more invents more, 0 trusts it"
     )
+    consistent: bool = Field(True, description="correct the picture until, made small again, it is the one given")
     guidance: float = Field(1.0, ge=0, le=100, description="how strictly to follow words, where the model takes them")
 
 

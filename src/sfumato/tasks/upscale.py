@@ -1,14 +1,17 @@
 """Upscale: super-resolution of a picture of any size (Rombach et al., 2022, section 4.4).
 
 The factor is the one that the model was trained with. Canvases larger than its own are denoised in windows that agree
-where they overlap, so there are no seams.
+where they overlap, so there are no seams. A sample's detail is invented, and its blur should not be: the smallest
+correction is added after which the picture, made small again, is the one that was given (`consistent`).
 """
 
 import math
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import given
@@ -34,9 +37,48 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
         x = rows.noise.normal(shape, 0).to(model.device)
         said = rows.every("lowres", value)
         made = model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=stride))
-        return made[..., : factor * high, : factor * wide]
+        made = made[..., : factor * high, : factor * wide]
+        return corrected(made, small.to(made)) if request.consistent and not request.level else made
 
     yield from batches(model, request, make, tell)
+
+
+def corrected(pictures: Tensor, small: Tensor, rounds: int = 6, steps: int = 12) -> Tensor:
+    """The nearest pictures (B, C, H, W) in [-1, 1] that, made small by bicubic averages, are `small` (C, h, w).
+
+    The correction of least squares, A' (A A')⁻¹ (small - A x), A the resize, by conjugate gradients; again after what left
+    [-1, 1] was cut, since cutting disturbs it.
+    """
+    size = (small.shape[-2], small.shape[-1])
+
+    def down(x: Tensor) -> Tensor:
+        return F.interpolate(x, size, mode="bicubic", antialias=True, align_corners=False)
+
+    def back(y: Tensor) -> Tensor:
+        """A' y, the resize's adjoint: its vector-Jacobian product, for it is linear."""
+        with torch.enable_grad():
+            x = torch.zeros_like(pictures).requires_grad_()
+            (found,) = torch.autograd.grad(down(x), x, y)
+        return found
+
+    x = pictures
+    for _ in range(rounds):
+        left = small.expand(len(x), *small.shape) - down(x)
+        y, along = torch.zeros_like(left), left
+        square = _inner(left, left)
+        for _ in range(steps):
+            image = down(back(along))
+            step = square / _inner(along, image).clamp(min=1e-12)
+            y, left = y + step * along, left - step * image
+            before, square = square, _inner(left, left)
+            along = left + square / before.clamp(min=1e-20) * along
+        x = (x + back(y)).clamp(-1, 1)
+    return x
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of each picture, (B, 1, 1, 1)."""
+    return (a * b).sum((1, 2, 3), keepdim=True)
 
 
 def magnification(model: LatentDiffusion) -> int:
