@@ -293,3 +293,35 @@ def test_published_sums_are_means_here() -> None:
 
 def test_free_memory_is_a_number_of_this_machine() -> None:
     assert 1 << 24 < devices.free(CPU) < 1 << 50
+
+
+def test_equivariance_is_the_error_of_moved_latents_the_same_for_all_parts_of_a_step(tmp_path: Path) -> None:
+    recipe = autoencoder_recipe({"equivariance": 0.5}, batch=16)
+    objective = reconstruction(recipe, torch.device("cpu"))
+    whole, half = objective.batch(range(32, 48)), objective.batch(range(32, 48, 2))
+    assert whole.moved == half.moved
+    assert len({objective.batch([16 * k]).moved for k in range(12)}) > 6
+    side, turns = whole.moved
+    coder, found = objective.coder, dict[str, torch.Tensor]()
+    encoded = objective.codec.autoencoder.encode(whole.images, whole.noise)
+    error = coder.moved(encoded.latent, whole, found)
+    small = torch.nn.functional.interpolate(encoded.latent, (side, side), mode="bilinear", antialias=True)
+    pixels = torch.nn.functional.interpolate(whole.images, (8 * side, 8 * side), mode="bilinear", antialias=True)
+    made = objective.codec.autoencoder.decode(torch.rot90(small, turns, (2, 3)))
+    torch.testing.assert_close(error, (made - torch.rot90(pixels, turns, (2, 3))).abs().mean())
+    with_, without = (coder(b)["loss"] for b in (whole, whole._replace(moved=(0, 0))))
+    torch.testing.assert_close(with_ - without, 0.5 * error.detach(), atol=1e-5, rtol=1e-4)
+
+
+def test_equivariance_makes_moved_latents_mean_moved_pictures(tmp_path: Path) -> None:
+    found = {}
+    for weight in (0.0, 1.0):
+        recipe = autoencoder_recipe({"equivariance": weight}, images=1600, report=1600)
+        model = train(recipe, tmp_path / str(weight), device="cpu", quiet=True)
+        objective = reconstruction(autoencoder_recipe({"equivariance": 1.0}), torch.device("cpu"))
+        objective.coder.codec = Codec.load(model)
+        batch = objective.batch(range(64))._replace(moved=(2, 1))
+        with torch.no_grad():
+            latent = objective.coder.codec.autoencoder.encode(batch.images).latent
+            found[weight] = float(objective.coder.moved(latent, batch, {}))
+    assert found[1.0] < 0.8 * found[0.0]

@@ -121,6 +121,9 @@ class ReconstructionConfig(Config):
     codebook: float = Field(1.0, ge=0, description="of the codebook's penalty, a mean over latent values")
     perceptual: PerceptualConfig | None = Field(None, description="a distance by a network that looks at pictures")
     perceptual_weight: float = Field(1.0, ge=0)
+    equivariance: float = Field(
+        0.0, ge=0, description="of the error of pictures decoded from latents that were made smaller and turned"
+    )
     variance: bool = Field(False, description="learn the output's log-variance, one number for all pixels")
     critic: CriticConfig | None = None
 
