@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-from pydantic import ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from sfumato import files
@@ -28,6 +28,13 @@ AT_ONCE = 2**19  # pixels of the pictures that are decoded together
 PredictionName = Literal["clean", "noise", "v", "flow", "edm"]
 
 
+class DistilledConfig(Config):
+    """How a model is sampled that was distilled into few steps: by `lcm` on even rows, its guidance baked in."""
+
+    steps: PositiveInt = 4
+    guidance: float = Field(3.0, ge=0, description="that of the teacher; the model itself is sampled with 1")
+
+
 class DiffusionConfig(Config):
     """What a denoiser is made of; the part of a recipe that a model folder keeps."""
 
@@ -35,6 +42,7 @@ class DiffusionConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     prediction: PredictionName = "flow"
     conditioners: dict[str, ConditionerConfig] = {}
+    distilled: DistilledConfig | None = None
 
 
 class LatentDiffusion(nn.Module):

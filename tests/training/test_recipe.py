@@ -20,6 +20,8 @@ def test_every_shipped_recipe_parses_and_builds(name: str) -> None:
     with torch.device("meta"):
         if isinstance(read, recipe.AutoencoderRecipe):
             read.autoencoder.build()
+        elif isinstance(read, recipe.DistillationRecipe):
+            assert read.teacher.parts[-1] == "model"
         elif isinstance(read, recipe.FamilyRecipe):
             codes = VQConfig.model_validate({"coder": {"factor": 4, "channels": 4}})
             read.family.build(Shape(3, read.data.size), ("a", "b"), Codec(codes) if read.autoencoder else None)
@@ -50,7 +52,7 @@ def test_faults_are_told_with_their_place(changes: list[str], words: str) -> Non
 
 
 def test_a_recipe_that_is_not_there_or_not_yaml_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of emoji, emoji-autoencoder, emoji-codes"):
+    with pytest.raises(ValueError, match="one of emoji, emoji-autoencoder, emoji-codes, emoji-few"):
         recipe.read("emojo")
     (tmp_path / "a.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):

@@ -91,11 +91,20 @@ class Pipeline:
             raise ValueError(
                 f"a model of this family makes pictures of nothing but a class; it cannot {_named(request)}"
             )
+        request = self._few(request)
         for made in task(request)(self.family or self.model, request, tell=tell):
             pictures = image.to_pil(made.pictures)
             for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
                 s = metadata.settings(request, seed, prompt, picture.size, self.name, self.digest, __version__)
                 yield metadata.attach(picture, s)
+
+    def _few(self, request: Request) -> Request:
+        """The request as a model that was distilled into few steps wants it, in all that the user did not say."""
+        distilled = None if self.family is not None else self.model.config.distilled
+        if distilled is None:
+            return request
+        own = {"sampler": "lcm", "grid": "even", "steps": distilled.steps, "guidance": 1.0}
+        return request.model_copy(update={k: v for k, v in own.items() if k not in request.model_fields_set})
 
     def _all(self, kind: type[Request], request: Request | None, settings: dict[str, Any]) -> list[Image.Image]:
         if request is not None and settings:

@@ -26,8 +26,8 @@ from sfumato.training.diffusion import Denoising
 from sfumato.training.family import Modelling
 from sfumato.training.latents import Fresh
 from sfumato.training.loop import Loop
-from sfumato.training.recipe import AutoencoderRecipe, FamilyRecipe, Recipe
-from sfumato.training.run import denoising, modelling, reconstruction
+from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, Recipe
+from sfumato.training.run import denoising, distilling, modelling, reconstruction
 
 SAMPLE, ROOM = 256, 256 << 20  # pictures at most whose parts are kept for measuring, and bytes of them
 SLACK = 1.1  # loading that is faster than the step by this factor does not hold it up
@@ -160,6 +160,8 @@ def _built(recipe: Recipe, where: torch.device) -> tuple[Reconstruction | Denois
                 return reconstruction(recipe, where), ""
             if isinstance(recipe, FamilyRecipe):
                 return modelling(recipe, where), ""
+            if isinstance(recipe, DistillationRecipe):
+                return distilling(recipe.model_copy(update={"cache": False}), Path(), where), ""
             return denoising(recipe.model_copy(update={"cache": False}), Path(), where), ""
     except (ValueError, OSError) as error:
         return None, str(error)

@@ -13,7 +13,7 @@ from sfumato.conditioning.base import Conditions, Sizes
 from sfumato.families import base as families
 from sfumato.model import LatentDiffusion
 from sfumato.training import recipe as recipes
-from sfumato.training.recipe import AutoencoderRecipe, FamilyRecipe
+from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe
 from sfumato.training.run import fitted, modelling
 
 Row = tuple[str, str, str, str, str]
@@ -42,6 +42,8 @@ def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
         return text, first_stage(Codec(read.autoencoder), read.data.size)
     if isinstance(read, FamilyRecipe):
         return text, _family(read)
+    if isinstance(read, DistillationRecipe):
+        return text, both(LatentDiffusion.load(read.teacher))
     if not (read.autoencoder / "model.yaml").is_file():
         return text, [("denoiser", f"train the first stage first: {read.autoencoder} is not there", "", "", "")]
     config, texts = fitted(read, read.data.open("train"))

@@ -24,7 +24,7 @@ from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.training.autoencoder import stack
 from sfumato.training.ema import exponent
-from sfumato.training.recipe import AutoencoderRecipe, FamilyRecipe, Recipe, parse
+from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, Recipe, parse
 
 FACTS = "averages.json"
 
@@ -127,6 +127,8 @@ def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion | Family, list[nn
         first = next(iter(family.turns))
         return recipe, family, [p for m in family.learned(first) for p in m.parameters()]
     model = LatentDiffusion.load(run / "model")
+    if isinstance(recipe, DistillationRecipe):  # conditioners stay the teacher's
+        return recipe, model, [*model.denoiser.parameters()]
     return recipe, model, [*model.denoiser.parameters(), *model.conditions.parameters()]
 
 

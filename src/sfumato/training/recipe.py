@@ -180,6 +180,20 @@ class DiffusionRecipe(DiffusionConfig):
     training: TrainingConfig
 
 
+class DistillationRecipe(Config):
+    """A trained denoiser taught to sample in a few steps; everything else of the model is the teacher's."""
+
+    stage: Literal["distillation"]
+    teacher: Path = Field(description="model folder of the trained denoiser")
+    guidance: float = Field(3.0, ge=0, description="of the teacher, baked in")
+    steps: int = Field(32, ge=2, le=1000, description="rows of the grid whose neighbours must agree")
+    sample: PositiveInt = Field(4, description="steps in sampling where none are asked for")
+    cache: bool = True
+    prompts: tuple[str, ...] = ()
+    data: Data
+    training: TrainingConfig
+
+
 class FamilyRecipe(Config):
     """A model of another family, on the same data and by the same loop."""
 
@@ -191,7 +205,7 @@ class FamilyRecipe(Config):
     training: TrainingConfig
 
 
-Recipe = AutoencoderRecipe | DiffusionRecipe | FamilyRecipe
+Recipe = AutoencoderRecipe | DiffusionRecipe | DistillationRecipe | FamilyRecipe
 _either: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
 
 
@@ -274,6 +288,7 @@ def schema() -> dict[str, Any]:
     models: list[type[Config]] = [
         AutoencoderRecipe,
         DiffusionRecipe,
+        DistillationRecipe,
         FamilyRecipe,
         *(k for several in kinds.values() for k in several),
     ]

@@ -20,12 +20,21 @@ from sfumato.nn.recompute import recompute
 from sfumato.training import checkpoint
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
+from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
 from sfumato.training.latents import Fresh, Latents, encode
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
 from sfumato.training.objective import Objective
-from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe, FamilyRecipe, Recipe, dump, parse
+from sfumato.training.recipe import (
+    AutoencoderRecipe,
+    DiffusionRecipe,
+    DistillationRecipe,
+    FamilyRecipe,
+    Recipe,
+    dump,
+    parse,
+)
 
 
 def train(
@@ -67,6 +76,8 @@ def _objective(recipe: Recipe, folder: Path, where: torch.device) -> Objective:
         return reconstruction(recipe, where)
     if isinstance(recipe, FamilyRecipe):
         return modelling(recipe, where)
+    if isinstance(recipe, DistillationRecipe):
+        return distilling(recipe, folder, where)
     return denoising(recipe, folder, where)
 
 
@@ -96,6 +107,25 @@ def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     labels = tuple(part.labels) if recipe.labelled else ()
     family = recipe.family.build(Shape(part.channels, part.size), labels, codec).to(where)
     return Modelling(family, recipe, part, where, card(recipe))
+
+
+def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) -> Distilling:
+    """The objective of a distillation. Raises `ValueError` where the data are not of the teacher's size."""
+    teacher = LatentDiffusion.load(recipe.teacher).to(where)
+    if teacher.size != recipe.data.size:
+        raise ValueError(
+            f"the teacher makes {teacher.size} pixels a side and data.size is {recipe.data.size}; make them equal"
+        )
+    fields = {n: getattr(teacher.config, n) for n in DiffusionConfig.model_fields if n != "distilled"}
+    whole = DiffusionRecipe(
+        stage="diffusion", autoencoder=recipe.teacher / "autoencoder", cache=recipe.cache, prompts=recipe.prompts,
+        data=recipe.data, training=recipe.training, **fields,
+    )  # fmt: skip
+    part = recipe.data.open("train")
+    latents: Latents | Fresh = Fresh(teacher.codec, part)
+    if recipe.cache:
+        latents = cached(teacher.codec, part, folder.parent / "latents", recipe.training.flip > 0)
+    return Distilling(teacher, recipe, whole, part, latents, where, card(whole))
 
 
 def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
@@ -201,7 +231,7 @@ def sized(recipe: Recipe, found: Needs) -> Recipe:
 
 def needed(recipe: Recipe, folder: Path, where: torch.device) -> Needs:
     """What a training needs of memory, measured on two pictures. Writes nothing; raises as `train` does."""
-    if isinstance(recipe, DiffusionRecipe):
+    if isinstance(recipe, DiffusionRecipe | DistillationRecipe):
         recipe = recipe.model_copy(update={"cache": False})
     small = _with(recipe, batch=2, accumulate=1)
     dtype = devices.precision(recipe.training.precision, where)

@@ -1,0 +1,132 @@
+"""Consistency distillation: a trained denoiser learns to jump to the picture from any noise (Song et al., 2023; Luo et al., 2023).
+
+Between two neighbouring rows of a grid the teacher, guided, takes one step of its flow. The student's estimates of x_0 at
+both ends must agree, f(x_t, t) = f(x_s, s), and at t = 0 the estimate is x itself, whatever the network says, for that is
+how x_0 follows from every prediction. So all estimates along a path become its end, which one evaluation then finds.
+Guidance is baked in: a student is sampled with guidance 1, by `lcm`.
+
+The target is the student's own, without gradient (Song & Dhariwal, 2024, section 3.2), and the distance is their
+pseudo-Huber one. Conditioners stay the teacher's.
+"""
+
+import copy
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from sfumato import image, streams
+from sfumato.data.base import Part
+from sfumato.diffusion.grid import even
+from sfumato.diffusion.samplers import last, lcm
+from sfumato.diffusion.schedule import Schedule
+from sfumato.model import DistilledConfig, LatentDiffusion
+from sfumato.streams import Stream
+from sfumato.training.diffusion import PREVIEWS, Denoising, Noisy
+from sfumato.training.latents import Fresh, Latents
+from sfumato.training.recipe import DiffusionRecipe, DistillationRecipe
+
+HUBER = 0.00054  # of sqrt(values of a latent): Song & Dhariwal (2024), section 3.3
+
+
+class DistillationTurn(nn.Module):
+    """One step of the guided teacher, and the student's estimates at both of its ends."""
+
+    def __init__(self, model: LatentDiffusion, teacher: LatentDiffusion, guidance: float, steps: int) -> None:
+        super().__init__()
+        self.denoiser, self.guidance = model.denoiser, guidance
+        self._model, self._teacher = [model], [teacher]  # not ours to train
+        self.rows = even(model.denoiser.schedule, steps)
+
+    def forward(self, batch: Noisy) -> dict[str, Tensor]:
+        """The mean distance over the batch; `batch.t` are the upper rows' times."""
+        size = (batch.latents.shape[-2], batch.latents.shape[-1])
+        conditions = self._model[0].conditions
+        with torch.no_grad():
+            cond = conditions(batch.fields, len(batch.t), size=size, draws=batch.draws, augment=True)
+            other = {n: v for n, v in batch.fields.items() if n in conditions.kept}
+            null = conditions(other, len(batch.t), size=size, draws=batch.draws, augment=True)
+            steps = self.rows.steps
+            lower = batch.t - 1.0 / steps
+            lower = torch.where(lower < 0.5 / steps, torch.zeros_like(lower), lower)
+            schedule = self.denoiser.schedule
+            alpha, sigma = schedule(batch.t).like(batch.latents)
+            x_t = alpha * batch.latents + sigma * batch.eps
+            x_0 = self._guided(x_t, batch.t, cond, null)
+            x_s = moved(x_t, x_0, schedule, batch.t, lower)
+            target = self.denoiser(x_s, lower, cond)
+        made = self.denoiser(x_t, batch.t, cond)
+        edge = HUBER * math.sqrt(made[0].numel())
+        far = (made - target).square().flatten(1).sum(1)
+        return {"loss": ((far + edge**2).sqrt() - edge).mean() / math.sqrt(made[0].numel())}
+
+    def _guided(self, x_t: Tensor, t: Tensor, cond: object, null: object) -> Tensor:
+        """The teacher's estimate with its guidance, example by example at its own time."""
+        teacher = self._teacher[0].denoiser
+        given: Tensor = teacher(x_t, t, cond)
+        if self.guidance == 1.0:
+            return given
+        base: Tensor = teacher(x_t, t, null)
+        return torch.lerp(base, given, self.guidance)
+
+
+def moved(x_t: Tensor, x_0: Tensor, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """A deterministic step from times t (B,) to s (B,) with the estimates x_0: `samplers.base.move` at a time each."""
+    (alpha, sigma), (alpha_s, sigma_s) = (schedule(time).like(x_t) for time in (t, s))
+    eps = (x_t - alpha * x_0) / sigma
+    return alpha_s * x_0 + sigma_s * eps
+
+
+class Distilling(Denoising):
+    """Trains a copy of the teacher's denoiser; its conditioners are kept as they are."""
+
+    uneven = False
+
+    def __init__(
+        self,
+        teacher: LatentDiffusion,
+        asked: DistillationRecipe,
+        recipe: DiffusionRecipe,
+        train: Part,
+        latents: Latents | Fresh,
+        device: torch.device,
+        card: str,
+    ) -> None:
+        model = copy.deepcopy(teacher)
+        told = DistilledConfig(steps=asked.sample, guidance=asked.guidance)
+        model.config = model.config.model_copy(update={"distilled": told})
+        super().__init__(model, recipe, train, latents, device, card)
+        self.steps = asked.steps
+        self.turns = {
+            "denoiser": DistillationTurn(model, teacher.requires_grad_(False).eval(), asked.guidance, asked.steps)
+        }
+        model.conditions.requires_grad_(False).eval()
+
+    def learned(self, turn: str) -> Sequence[nn.Module]:
+        return [self.model.denoiser]
+
+    def batch(self, positions: Sequence[int]) -> Noisy:
+        found = super().batch(positions)
+        return found._replace(drop=torch.zeros_like(found.drop))
+
+    def times(self, positions: Sequence[int]) -> Tensor:
+        """Upper rows of the grid, each as likely, (B,)."""
+        u = streams.uniform((), self.recipe.training.seed, "time", positions)
+        return (u * self.steps).floor().add(1).clamp(max=self.steps) / self.steps
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image:
+        fields = self._previewed()
+        count = next((len(values) for values in fields.values()), PREVIEWS)
+        noise = Stream(range(count))
+        x = noise.normal(self.shape, 0).to(self.device, self.dtype)
+        denoise = self.model.denoise(self.model.conditions(fields, count))
+        assert self.model.config.distilled is not None
+        grid = even(self.model.denoiser.schedule, self.model.config.distilled.steps)
+        return image.sheet(self.model.pictures(last(lcm(denoise, x, grid, noise=noise))), columns=min(count, 8))
+
+    def publish(self, folder: Path) -> None:
+        self.model.save(folder, self.card)

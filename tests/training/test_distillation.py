@@ -1,0 +1,176 @@
+"""Few steps: the identities that make a consistency function, a toy on which one step must do, and a run of the real thing."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sfumato
+from sfumato.conditioning.base import Draws
+from sfumato.diffusion.denoiser import Denoiser
+from sfumato.diffusion.prediction import flow
+from sfumato.diffusion.schedule import Linear
+from sfumato.model import LatentDiffusion
+from sfumato.tasks import metadata
+from sfumato.training import recipe, run
+from sfumato.training.diffusion import Noisy
+from sfumato.training.distillation import DistillationTurn, moved
+from tests.conftest import SHORT
+
+SPREAD = 0.7  # standard deviation of the Gaussian toy
+
+
+class Exact(nn.Module):
+    """What a network of flow predicts where its estimate of x_0 is `of(x_t, alpha, sigma)`: (x_t - x_0) / sigma."""
+
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self.of = of
+        self.nothing = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, clock: Tensor, cond: Any = None) -> Tensor:
+        sigma = (clock / 1000)[:, None, None, None]
+        return (x - self.of(x, 1 - sigma, sigma)) / sigma.clamp(min=1e-6) + self.nothing
+
+
+def stub(network: nn.Module) -> Any:
+    """As much of a model as a turn wants."""
+
+    def conditions(fields: Any, count: int, **more: Any) -> None:
+        return None
+
+    conditions.kept = frozenset()  # type: ignore[attr-defined]
+    return SimpleNamespace(denoiser=Denoiser(network, Linear(), flow), conditions=conditions)
+
+
+def batch(x_0: Tensor, seed: int, steps: int) -> Noisy:
+    rng = torch.Generator().manual_seed(seed)
+    t = torch.randint(1, steps + 1, (len(x_0),), generator=rng) / steps
+    eps = torch.randn(x_0.shape, generator=rng)
+    return Noisy(x_0, t, eps, {}, torch.zeros(len(x_0), 0).bool(), Draws.training(0, range(len(x_0))))
+
+
+def mean(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The exact denoiser of N(0, SPREAD²)."""
+    return alpha * SPREAD**2 * x / (alpha**2 * SPREAD**2 + sigma**2)
+
+
+def end(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    """The end of the probability flow of N(0, SPREAD²) from x."""
+    return x * SPREAD / (alpha**2 * SPREAD**2 + sigma**2).sqrt()
+
+
+def test_the_exact_consistency_function_has_no_loss_but_that_of_the_teachers_steps() -> None:
+    x_0 = SPREAD * torch.randn(512, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    losses = []
+    for steps in (8, 32, 128):
+        turn = DistillationTurn(stub(Exact(end)), stub(Exact(mean)), 1.0, steps)
+        losses.append(float(turn(batch(x_0, 1, steps))["loss"].detach()))
+    assert losses[0] > 3 * losses[1] > 9 * losses[2]
+    other = DistillationTurn(stub(Exact(mean)), stub(Exact(mean)), 1.0, 128)
+    assert float(other(batch(x_0, 1, 128))["loss"].detach()) > 5 * losses[2]
+
+
+def test_without_noise_the_estimate_is_x_itself() -> None:
+    denoiser = Denoiser(Exact(lambda x, a, s: 7 * x), Linear(), flow)
+    x = torch.randn(3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(denoiser(x, torch.zeros(3)), x)
+
+
+def test_steps_of_a_batch_at_several_times_are_those_of_the_sampler() -> None:
+    x, x_0 = torch.randn(2, 3, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    t, s = torch.tensor([1.0, 0.5, 0.25]), torch.tensor([0.75, 0.25, 0.0])
+    made = moved(x, x_0, Linear(), t, s)
+    assert torch.allclose(made[2], x_0[2], atol=1e-6)
+    eps = (x[1] - 0.5 * x_0[1]) / 0.5
+    assert torch.allclose(made[1], 0.75 * x_0[1] + 0.25 * eps, atol=1e-6)
+
+
+class Small(nn.Module):
+    """A network of two numbers and the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 128), nn.SiLU(), nn.Linear(128, 128), nn.SiLU(), nn.Linear(128, 2))
+
+    def forward(self, x: Tensor, clock: Tensor, cond: Any = None) -> Tensor:
+        found: Tensor = self.layers(torch.cat([x.flatten(1), clock[:, None] / 1000], 1))
+        return found.reshape(x.shape)
+
+
+def test_one_step_of_a_distilled_network_lands_where_the_teacher_needs_many() -> None:
+    """Four points: the teacher's one step is their mean, the student's one step must be one of them."""
+    points = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])[:, None, None, :]
+
+    def posterior(x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        far = ((x[:, None] - alpha[:, None] * points) / sigma[:, None].clamp(min=1e-3)).square().sum((2, 3, 4))
+        return torch.einsum("bk,kchw->bchw", (-0.5 * far).softmax(1), points)
+
+    torch.manual_seed(0)
+    student, teacher = stub(Small()), stub(Exact(posterior))
+    turn = DistillationTurn(student, teacher, 1.0, 16)
+    optimizer = torch.optim.AdamW(turn.denoiser.parameters(), 2e-3, weight_decay=0.0)
+    plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1500)
+    for step in range(1500):
+        chosen = points[torch.randint(0, 4, (256,), generator=torch.Generator().manual_seed(step))]
+        loss = turn(batch(chosen, step, 16))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        plan.step()
+    x = torch.randn(1000, 1, 1, 2, generator=torch.Generator().manual_seed(7))
+    ends = torch.ones(1000)
+    with torch.no_grad():
+        own, other = student.denoiser(x, ends), teacher.denoiser(x, ends)
+    off = [(made[:, None] - points).flatten(2).norm(dim=2).min(1).values.mean() for made in (own, other)]
+    assert float(off[1]) > 1.3  # at the mean of all
+    assert float(off[0]) < 0.5 * float(off[1])
+    shares = torch.bincount((own[:, None] - points).flatten(2).norm(dim=2).argmin(1), minlength=4) / 1000
+    assert float(shares.min()) > 0.18
+
+
+def distillation(teacher: Path, **training: Any) -> recipe.DistillationRecipe:
+    read = recipe.parse(
+        {
+            "stage": "distillation", "teacher": str(teacher), "guidance": 2.0, "steps": 8, "sample": 2,
+            "data": {"kind": "emoji", "size": 32}, "training": {**SHORT, **training},
+        }
+    )  # fmt: skip
+    assert isinstance(read, recipe.DistillationRecipe)
+    return read
+
+
+def test_a_distillation_trains_resumes_and_is_sampled_in_few_steps(model_folder: Path, tmp_path: Path) -> None:
+    asked = distillation(model_folder)
+    model = run.train(asked, tmp_path / "a", device="cpu", quiet=True)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(sorted((tmp_path / "b/state").iterdir())[-1])
+    shutil.rmtree(tmp_path / "b/model")
+    run.train(asked, tmp_path / "b", resume=True, device="cpu", quiet=True)
+    for name in ("metrics.jsonl", "model/denoiser.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    teacher, student = LatentDiffusion.load(model_folder), LatentDiffusion.load(model)
+    assert student.config.distilled is not None
+    for key, value in teacher.conditions.state_dict().items():
+        assert torch.equal(value, student.conditions.state_dict()[key])
+    assert any(
+        not torch.equal(a, b) for a, b in zip(teacher.denoiser.parameters(), student.denoiser.parameters(), strict=True)
+    )
+    pipeline = sfumato.load(model, device="cpu")
+    made = pipeline.generate(prompt="red heart", seed=0)[0]
+    metadata.save(made, tmp_path / "a.png")
+    told = metadata.read(tmp_path / "a.png")
+    assert (told["sampler"], told["steps"], told["guidance"]) == ("lcm", 2, 1.0)
+    metadata.save(pipeline.generate(prompt="red heart", seed=0, steps=3)[0], tmp_path / "b.png")
+    assert metadata.read(tmp_path / "b.png")["steps"] == 3
+
+
+def test_data_of_another_size_are_refused(model_folder: Path, tmp_path: Path) -> None:
+    asked = distillation(model_folder)
+    other = asked.model_copy(update={"data": asked.data.model_copy(update={"size": 16})})
+    with pytest.raises(ValueError, match="make them equal"):
+        run.train(other, tmp_path / "a", device="cpu", quiet=True)
