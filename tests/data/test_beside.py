@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from sfumato.conditioning.boxes import Boxes, BoxesConfig
+from sfumato.conditioning.map import MapConfig
 from sfumato.data import frame, loader
 from sfumato.data.base import Data
 from sfumato.data.folder import FolderPart
@@ -70,6 +71,10 @@ def test_maps_with_palettes_and_in_colour_hold_the_same_numbers(tmp_path: Path, 
         shown.save(tmp_path / "maps" / f"{k}.png")
     (tmp_path / "classes.json").write_text(json.dumps({"classes": ["a", "b", "c"], "palette": palette}))
     part = opened(tmp_path, size=32)
+    assert part.palettes["map"] == tuple(map(tuple, palette))
+    config, _ = MapConfig().learn([], part.class_names["map"])
+    reader = config.coloured(part.palettes["map"]).build({})
+    assert np.array_equal(reader.value(shown.convert("RGB")).numpy(), halves(32, 32))
     assert np.array_equal(part.fields(0)["map"], halves(32, 32))
     assert "label" not in part.fields(0)
 

@@ -27,7 +27,9 @@ def options(request: type[Config]) -> list[inspect.Parameter]:
 
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     shown = None if field.default is None or field.is_required() else str(field.default)
-    names = [f"--{name.replace('_', '-')}", *([SHORT[name]] if name in SHORT else []), *ALIASES.get(name, [])]
+    flag = name.replace("_", "-")
+    both = f"--{flag}/--no-{flag}" if field.annotation is bool else f"--{flag}"
+    names = [both, *([SHORT[name]] if name in SHORT else []), *ALIASES.get(name, [])]
     option = typer.Option(*names, help=field.description, show_default=shown or False)
     kind: Any = Annotated[Optional[_plain(field.annotation)], option]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)

@@ -204,6 +204,10 @@ class ConditionerConfig(Choice):
         """
         return self, {}
 
+    def coloured(self, palette: tuple[tuple[int, int, int], ...]) -> "ConditionerConfig":
+        """This recipe, told the colours of the field's classes where the data have them."""
+        return self
+
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> Conditioner:
         """The conditioner with fresh weights, for a model whose first stage is `latents`.
 

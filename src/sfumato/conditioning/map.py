@@ -40,6 +40,9 @@ class MapConfig(ConditionerConfig):
             raise ValueError(f"{self.field}: give `classes`, how many the maps have, or their names as `labels`")
         return self.model_copy(update={"labels": names, "classes": self.classes or len(names)}), {}
 
+    def coloured(self, palette: tuple[tuple[int, int, int], ...]) -> "MapConfig":
+        return self.model_copy(update={"palette": self.palette or palette})
+
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Map":
         return Map(self)
 

@@ -35,6 +35,7 @@ class Part(ABC):
     fingerprint: str  # changes with any picture, caption, size or order
     labels: tuple[str, ...]  # names of the classes, () where there are none
     class_names: Mapping[str, tuple[str, ...]] = {}  # of the classes of a field, where these are not `labels`
+    palettes: Mapping[str, tuple[tuple[int, int, int], ...]] = {}  # colours of the classes of a field, as `class_names`
     families: Sequence[Sequence[int]]  # drawn uniformly first, then an example inside one: twins do not crowd the rest
     derivations: Sequence[Derivation] = ()
 

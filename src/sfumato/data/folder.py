@@ -124,6 +124,7 @@ class FolderPart(Part):
         self.entries, self.labels, self.known = entries, labels, known
         self.channels, self.size, self.crops, self.closest = channels, size, crops, closest
         self.class_names = {field: names for field, names in (("map", known.names), ("boxes", categories)) if names}
+        self.palettes = {"map": known.palette} if known.palette else {}
         self.families = [range(k * crops, (k + 1) * crops) for k in range(len(entries))]
         told = [(e.name, digests[e.name], e.captions, e.group) for e in entries]
         more: list[Any] = [channels] if channels != 3 else []

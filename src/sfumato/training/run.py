@@ -142,9 +142,9 @@ def fitted(recipe: DiffusionRecipe, part: Part) -> tuple[DiffusionConfig, dict[s
         rows = range(len(part) if conditioner.reads else min(len(part), 1))
         values = [read(k).get(conditioner.field) for k in rows]
         present = [v for v in values if v is not None]
-        conditioners[name], texts[name] = conditioner.learn(
-            present, part.class_names.get(conditioner.field, part.labels)
-        )
+        names = part.class_names.get(conditioner.field, part.labels)
+        learnt, texts[name] = conditioner.learn(present, names)
+        conditioners[name] = learnt.coloured(part.palettes.get(conditioner.field, ()))
     kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
     return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
 
