@@ -203,7 +203,7 @@ def test_a_codebook_is_on_the_page(tmp_path: Path, codec: Codec) -> None:
     assert "3 of 4 (75.0 %)" in page
 
 
-def test_samples_stand_beside_reconstructions_and_real_images(model_folder: Path) -> None:
+def test_samples_stand_beside_reconstructions_and_real_images(model_folder: Path, tmp_path: Path) -> None:
     model, data = LatentDiffusion.load(model_folder), EmojiData(size=32)
     reference = Chosen(PartPictures(data.open("train"), "emoji, train"), 30)
     found = run.evaluate_model(
@@ -217,6 +217,14 @@ def test_samples_stand_beside_reconstructions_and_real_images(model_folder: Path
     assert [row["count"] for row in found["features"]] == [12, 12, 15]
     assert found["subject"]["samples"]["steps"] == 1
     assert found["protocol"]["features"]["name"] == "Small"
+    near = found["pictures"]  # every sample's nearest training picture
+    assert sorted(row["index"] for row in near) == list(range(12))
+    train = PartPictures(data.open("train"), "emoji, train")
+    assert all(row["nearest_name"] == train.name(row["nearest"]) for row in near)
+    assert found["memorising"]["pairs"] == [[r["index"], r["nearest"], r["distance"]] for r in near[:8]]
+    assert "so many by chance" in text(found)
+    page = report(tmp_path / "page.html", found, title="t", images=train, reference=train, train=train).read_text()
+    assert "Nearest to the training set" in page
 
 
 class Reads(nn.Module):

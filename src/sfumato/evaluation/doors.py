@@ -172,7 +172,8 @@ def _model(
         )
         train = data.open("train")
         samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.images, train)
-        against = reference or PartPictures(train, run.titled(data))
-        return report(path, found, title=str(asked.target), images=samples, reference=against)
+        trained = PartPictures(train, run.titled(data))
+        against = reference or trained
+        return report(path, found, title=str(asked.target), images=samples, reference=against, train=trained)
 
     return found, show

@@ -5,6 +5,7 @@ them, are copies (Carlini et al., 2023; Somepalli et al., 2023). Distances are b
 that 0 is the same picture and 2 the opposite.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 QUANTILE = 0.01  # of held-out distances: nearer than that is suspicious
+SAME = 1e-3  # a distance below which two pictures are one
+SHOWN = 8  # pairs of a table
 
 
 class Nearest(NamedTuple):
@@ -34,20 +37,46 @@ def nearest(pictures: Tensor, train: Tensor, at_once: int = 1024) -> Nearest:
 def memorising(samples: Tensor, held_out: Tensor, train: Tensor) -> dict[str, Any]:
     """Quantiles of both kinds of distances, and the share of samples nearer than a hundredth of held-out pictures are.
 
-    Features (N, D). `suspicious` is that share: 0.01 where samples are no nearer than held-out pictures; the expected
-    chance spread of it stands beside. `pairs` are the nearest samples: [sample, training picture, distance].
+    Features (N, D) and (n, D). The edge is the k-th smallest distance of the n held-out ones, k the hundredth of n + 1 or
+    1: a picture of the same kind is nearer with probability k / (n + 1), whatever the distances are, which is `expected`
+    of `suspicious`, the share of samples that are; `± by chance` is the standard deviation, over both draws. `chance` is
+    the probability that honest samples show such a share or more. `pairs` are the nearest samples: [sample, training
+    picture, distance]; `listed` gives all.
     """
     own, other = nearest(samples, train), nearest(held_out, train)
-    edge = float(torch.quantile(other.distances, QUANTILE))
-    order = own.distances.argsort()[:8].tolist()
+    n, count = len(held_out), len(samples)
+    k = max(1, round(QUANTILE * (n + 1)))
+    edge = max(float(other.distances.sort().values[k - 1]), SAME)
+    nearer, expected = int((own.distances < edge).sum()), k / (n + 1)
+    spread = expected * (1 - expected) * (1 + (n + 1) / count) / (n + 2)
     return {
         "samples": _quantiles(own.distances),
         "held_out": _quantiles(other.distances),
-        "suspicious": float((own.distances < edge).float().mean()),
-        "expected": QUANTILE,
-        "± by chance": (QUANTILE * (1 - QUANTILE) * (1 / len(samples) + 1 / len(held_out))) ** 0.5,
-        "pairs": [[k, int(own.indices[k]), round(float(own.distances[k]), 4)] for k in order],
+        "suspicious": nearer / count,
+        "expected": expected,
+        "± by chance": spread**0.5,
+        "chance": chance(nearer, count, k, n),
+        "pairs": [[row["index"], row["nearest"], row["distance"]] for row in listed(own)[:SHOWN]],
     }
+
+
+def chance(nearer: int, count: int, k: int, n: int) -> float:
+    """The probability that of `count` samples at least `nearer` are below the k-th of n held-out values of their kind.
+
+    All orders being as likely, it is that of fewer than k held-out ones among the `nearer` + k - 1 lowest of all.
+    """
+    lowest, found = nearer + k - 1, 0
+    for out in range(max(0, lowest - count), min(k, n + 1)):
+        found += math.comb(n, out) * math.comb(count, lowest - out)
+    return found / math.comb(n + count, lowest)
+
+
+def listed(found: Nearest) -> list[dict[str, Any]]:
+    """Every picture's nearest training picture: `index`, `nearest`, `distance`, the nearest first."""
+    order = found.distances.argsort(stable=True).tolist()
+    return [
+        {"index": k, "nearest": int(found.indices[k]), "distance": round(float(found.distances[k]), 4)} for k in order
+    ]
 
 
 def _quantiles(distances: Tensor) -> dict[str, float]:

@@ -52,12 +52,14 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         cells = [
             [title.replace("_", " "), *(f"{row[title][n]:.3f}" for n in names)] for title in ("samples", "held_out")
         ]
-        cells[0].append(f"{100 * row['suspicious']:.1f} % (1.0 ± {100 * row['± by chance']:.1f} expected)")
-        cells[1].append("1.0 %")
+        expected = f"{100 * row['expected']:.1f}"
+        by_chance = f"expected {expected} ± {100 * row['± by chance']:.1f}; so many by chance: {_odds(row['chance'])}"
+        cells[0].append(f"{100 * row['suspicious']:.1f} % ({by_chance})")
+        cells[1].append(f"{expected} %")
         head = [
             "",
             *(f"nearest training picture: {names[0]}", *names[1:]),
-            "nearer than the hundredth of held-out ones",
+            "nearer than the nearest hundredth of held-out ones",
         ]
         made.append(("Is it memorising?", head, cells))
     if "alignment" in found:
@@ -73,6 +75,10 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         cells = [[f"{row['count']:,}", _value(row, "loss"), _value(row, "shuffled")]]
         made.append(("Held-out denoising loss", ["images", "loss", "with the words of others"], cells))
     return made
+
+
+def _odds(share: float) -> str:
+    return f"{100 * share:.1f} %" if share >= 0.001 else "below 0.1 %"
 
 
 def _value(row: Mapping[str, Any], name: str) -> str:
@@ -117,8 +123,10 @@ def report(
     images: Source | None = None,
     reference: Source | None = None,
     perceptual: Perceptual | None = None,
+    train: Source | None = None,
 ) -> Path:
-    """Write the page of a result: `again` shows reconstructions, `images` and `reference` what features found."""
+    """Write the page of a result: `again` shows reconstructions, `images` and `reference` what features found, `images`
+    and `train` the samples that are nearest to a training picture."""
     page = Page(path.parent, live=False, title=f"Sfumato: {title}", intro=f"Evaluation of {title}.", file=path.name)
     for name, head, rows in tables(found):
         page.heading(name, html.escape(" ".join(f"{s}." for s in sentences(found))))
@@ -127,6 +135,8 @@ def report(
         _pairs(page, found["pictures"], again, perceptual)
     if images is not None and reference is not None and found.get("extremes"):
         _neighbours(page, found["extremes"], images, reference)
+    if images is not None and train is not None and found.get("memorising"):
+        _copies(page, found["memorising"]["pairs"], images, train)
     if "latents" in found:
         _latents(page, found["latents"])
     page.heading("Protocol", "Two results compare where this is the same.")
@@ -170,6 +180,15 @@ def _neighbours(page: Page, extremes: Mapping[str, Any], images: Source, referen
             [beside(a, b) for a, b in zip(made, real, strict=True)],
             [f"{images.name(k)}, distance {distance:.3g}" for k, _, distance in rows],
         )
+
+
+def _copies(page: Page, pairs: Sequence[Sequence[Any]], images: Source, train: Source) -> None:
+    page.heading("Nearest to the training set", "Samples on the left, the nearest training picture on the right.")
+    made, real = images.pictures([k for k, _, _ in pairs]), train.pictures([near for _, near, _ in pairs])
+    page.tiles(
+        [beside(a, b) for a, b in zip(made, real, strict=True)],
+        [f"{train.name(near)}, distance {distance:.3f}" for _, near, distance in pairs],
+    )
 
 
 def _latents(page: Page, latents: Mapping[str, Any]) -> None:

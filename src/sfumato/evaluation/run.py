@@ -19,7 +19,7 @@ from sfumato.evaluation.captions import NEAR, SIDE, Matcher
 from sfumato.evaluation.gather import gather
 from sfumato.evaluation.generation import table
 from sfumato.evaluation.latents import statistics
-from sfumato.evaluation.memorising import memorising
+from sfumato.evaluation.memorising import listed, memorising, nearest
 from sfumato.evaluation.reconstruction import Perceptual, empty, measured, scales, summary
 from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source
 from sfumato.features.network import FeatureNetwork, colour
@@ -221,16 +221,23 @@ def _generated(
                 "held_out": apart,
                 "train": PartPictures(train, f"{titled(data)}, train"),
             }
-            rows = {
+            features = {
                 name: gather(look.network, source, cache=look.cache, workers=look.workers)
                 for name, source in seen.items()
             }
-            if "pooled" in rows["train"]:
-                found["memorising"] = memorising(*(rows[name]["pooled"] for name in seen))
+            if "pooled" in features["train"]:
+                several = [features[name]["pooled"] for name in seen]
+                found["memorising"] = memorising(*several)
+                found["pictures"] = [_near(row, seen) for row in listed(nearest(several[0], several[2]))]
     if look.clip is not None and any(subjects["samples"].caption(k) for k in range(min(images, 1))):
         found["alignment"], more = aligned({**subjects, "real": Chosen(real, images)}, look)
         extra |= more
     return extra
+
+
+def _near(row: dict[str, Any], seen: dict[str, Source]) -> dict[str, Any]:
+    """A sample's nearest training picture, with both names."""
+    return {**row, "name": seen["samples"].name(row["index"]), "nearest_name": seen["train"].name(row["nearest"])}
 
 
 def aligned(subjects: dict[str, Source], look: Looking) -> tuple[list[dict[str, Any]], dict[str, Any]]:
