@@ -11,7 +11,7 @@ from sfumato.data.base import Data
 
 def test_kinds_are_found_without_a_registry() -> None:
     assert known(FirstStage) == ["identity", "kl", "tiny", "vq"]
-    assert known(Data) == ["emoji", "folder", "table"]
+    assert known(Data) == ["emoji", "folder", "scenes", "table"]
 
 
 def test_a_dumped_choice_reads_back_with_all_its_fields() -> None:
