@@ -5,6 +5,7 @@ import os
 import platform
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ import yaml
 from sfumato import __version__, distributed, files
 from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
+from sfumato.conditioning.base import ConditionerConfig
+from sfumato.conditioning.bundle import silent
 from sfumato.data.base import Part
 from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
@@ -35,6 +38,15 @@ from sfumato.training.recipe import (
     dump,
     parse,
 )
+
+WITHIN = ("boxes", "map")  # kinds whose classes are of things in a picture
+ALWAYS = ("frame",)  # what the loader says of every picture
+REMEDIES = {
+    "masked": "let `data.masks: {}` make it",
+    "lowres": "let `data.degrade: {factor: 4}` make it",
+    "caption": "put a NAME.txt beside each picture, or metadata.jsonl",
+    "label": "sort the pictures into class folders",
+}
 
 
 def train(
@@ -110,7 +122,10 @@ def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
 
 
 def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) -> Distilling:
-    """The objective of a distillation. Raises `ValueError` where the data are not of the teacher's size."""
+    """The objective of a distillation.
+
+    Raises `ValueError` where the data are not of the teacher's size, or have not what its conditioners read.
+    """
     teacher = LatentDiffusion.load(recipe.teacher).to(where)
     if teacher.size != recipe.data.size:
         raise ValueError(
@@ -122,6 +137,8 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
         data=recipe.data, training=recipe.training, **fields,
     )  # fmt: skip
     part = recipe.data.open("train")
+    for conditioner in teacher.config.conditioners.values():
+        present(conditioner, part)
     latents: Latents | Fresh = Fresh(teacher.codec, part)
     if recipe.cache:
         latents = cached(teacher.codec, part, folder.parent / "latents", recipe.training.flip > 0)
@@ -135,18 +152,47 @@ def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
 
 
 def fitted(recipe: DiffusionRecipe, part: Part) -> tuple[DiffusionConfig, dict[str, dict[str, str]]]:
-    """The model's configuration with its conditioners completed by the training data, and their texts."""
+    """The model's configuration with its conditioners completed by the training data, and their texts.
+
+    Raises `ValueError` where no picture has the field that a conditioner reads: it would be trained on nothing.
+    """
     conditioners, texts = {}, {}
     for name, conditioner in recipe.conditioners.items():
-        read = part.fields if conditioner.reads else part.told
-        rows = range(len(part) if conditioner.reads else min(len(part), 1))
-        values = [read(k).get(conditioner.field) for k in rows]
-        present = [v for v in values if v is not None]
-        names = part.class_names.get(conditioner.field, part.labels)
-        learnt, texts[name] = conditioner.learn(present, names)
+        values = present(conditioner, part)
+        # the classes of a picture are not those of what is in it
+        names = part.class_names.get(conditioner.field, () if conditioner.kind_name() in WITHIN else part.labels)
+        learnt, texts[name] = conditioner.learn(values, names)
         conditioners[name] = learnt.coloured(part.palettes.get(conditioner.field, ()))
     kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
     return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
+
+
+def present(conditioner: ConditionerConfig, part: Part) -> list[Any]:
+    """The values that a part has of a conditioner's field; the first one alone where it does not read them all.
+
+    Raises `ValueError` where there is none.
+    """
+    field = conditioner.field
+    if not field or field in ALWAYS:
+        return []
+    if conditioner.reads:
+        found = [v for k in range(len(part)) if (v := part.fields(k).get(field)) is not None]
+        if all(silent(v) for v in found):
+            raise ValueError(absent(conditioner))
+        return found
+    read = part.told if field in {derive.field for derive in part.derivations} else part.fields
+    first = next((v for k in range(len(part)) if not silent(v := read(k).get(field))), None)
+    if first is None:
+        raise ValueError(absent(conditioner))
+    return [first]
+
+
+def absent(conditioner: ConditionerConfig) -> str:
+    """What to do where no picture has the field that a conditioner reads."""
+    field = conditioner.field
+    remedy = REMEDIES.get(field, f"give the pictures a {field}, name another `field` that they have")
+    kind = conditioner.kind_name()
+    return f"no picture of the data has {field!r}, which a conditioner of kind {kind} reads: {remedy}, or leave it out"
 
 
 def card(recipe: DiffusionRecipe | FamilyRecipe) -> str:

@@ -1,0 +1,88 @@
+"""Conditioners and their data: what no picture has is said before training, and classes are those of the field itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato.data.base import Data
+from sfumato.training import recipe
+from sfumato.training.run import fitted
+
+
+def folder(path: Path, maps: bool = False, boxes: bool = False) -> Path:
+    """Eight pictures in two classes, each with a map or a box where that is asked for."""
+    rows: list[dict[str, Any]] = []
+    for k in range(8):
+        rng = np.random.default_rng(k)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(_made(path / f"{k}.png"))
+        rows.append({"file_name": f"{k}.png", "label": "ab"[k % 2]})
+        if maps:
+            Image.fromarray(np.full((32, 32), k % 2, np.uint8)).save(_made(path / "maps" / f"{k}.png"))
+            rows[-1]["map"] = f"maps/{k}.png"
+        if boxes:
+            rows[-1]["boxes"] = [{"label": 3, "box": [0, 0, 0.5, 0.5]}] if k else []
+    (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+def _made(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def read(path: Path, conditioner: dict[str, Any], **data: Any) -> recipe.DiffusionRecipe:
+    fields = {
+        "stage": "diffusion",
+        "autoencoder": "nowhere",
+        "backbone": {"kind": "unet"},
+        "conditioners": {"one": conditioner},
+        "data": {"kind": "folder", "path": str(path), "size": 32, "held_out": 0.3, **data},
+        "training": {"images": 8},
+    }
+    found = recipe.parse(fields)
+    assert isinstance(found, recipe.DiffusionRecipe)
+    return found
+
+
+def settled(asked: recipe.DiffusionRecipe) -> Any:
+    return fitted(asked, Data.model_validate(asked.data).open("train"))[0].conditioners["one"]
+
+
+@pytest.mark.parametrize(
+    ("conditioner", "words"),
+    [
+        ({"kind": "masked"}, r"no picture of the data has 'masked'.*data\.masks"),
+        ({"kind": "lowres"}, r"no picture of the data has 'lowres'.*data\.degrade"),
+        ({"kind": "reference", "embedding": 4}, "no picture of the data has 'reference'"),
+        ({"kind": "map", "classes": 2}, "no picture of the data has 'map'.*give the pictures a map"),
+        ({"kind": "boxes", "labels": ["a"]}, "no picture of the data has 'boxes'"),
+        ({"kind": "label", "labels": ["a", "b"], "field": "sort"}, "no picture of the data has 'sort'"),
+        ({"kind": "text"}, "no picture of the data has 'caption'.*NAME.txt"),
+    ],
+)
+def test_a_field_that_no_picture_has_is_refused_with_the_remedy(
+    tmp_path: Path, conditioner: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        settled(read(folder(tmp_path), conditioner))
+
+
+def test_fields_that_are_made_or_always_told_are_there(tmp_path: Path) -> None:
+    path = folder(tmp_path, maps=True)
+    settled(read(path, {"kind": "masked"}, masks={}))
+    assert settled(read(path, {"kind": "lowres"}, degrade={"factor": 4})).side == 8
+    settled(read(path, {"kind": "frame"}))
+    assert settled(read(path, {"kind": "map", "classes": 2})).classes == 2
+    assert settled(read(path, {"kind": "label"})).labels == ("a", "b")
+
+
+def test_classes_of_pictures_are_not_those_of_maps_and_boxes(tmp_path: Path) -> None:
+    path = folder(tmp_path, maps=True, boxes=True)
+    with pytest.raises(ValueError, match="give `classes`"):
+        settled(read(path, {"kind": "map"}))
+    with pytest.raises(ValueError, match="with named classes"):
+        settled(read(path, {"kind": "boxes"}))
