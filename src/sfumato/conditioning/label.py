@@ -30,6 +30,11 @@ class LabelConfig(ConditionerConfig):
         return Label(self)
 
 
+def named(word: str, labels: Sequence[str]) -> str | int:
+    """What a word of a request means: the class of that name, else the one of that number."""
+    return int(word) if word not in labels and word.isdecimal() else word
+
+
 class Label(Conditioner):
     """Labels by number or by name, one or a list an example -> vector (B, width) or tokens (B, most, width)."""
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sfumato.conditioning.base import index
+from sfumato.conditioning.label import named
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
@@ -35,13 +36,16 @@ def modelled(family: Family, request: Generate, tell: Progress | None = None) ->
         raise ValueError(f"this model makes pictures of {size}x{size} pixels, of a class at most; leave the rest out")
     if request.label is not None and not family.labels:
         raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
-    seeds, name = request.seeds(), request.label
-    label = len(family.labels) if name is None else index(int(name) if name.isdigit() else name, family.labels, "label")
+    if len(request.label or ()) > 1:
+        raise ValueError(f"a picture of this model is of one class; got {', '.join(request.label or ())}")
+    seeds, label = request.seeds(), len(family.labels)
+    for name in request.label or ():
+        label = index(named(name, family.labels), family.labels, "label")
     device = next(family.parameters()).device
     for begin in range(0, len(seeds), request.batch):
         own = seeds[begin : begin + request.batch]
         labels = torch.full((len(own),), label, device=device)
-        made = family.sample(Stream(own), labels, request.guidance if name is not None else 1.0).cpu()
+        made = family.sample(Stream(own), labels, request.guidance if request.label else 1.0).cpu()
         if tell is not None:
             tell(begin + len(own), len(seeds))
         yield Made(made, own, [None] * len(own))

@@ -23,6 +23,8 @@ def settings(
 ) -> dict[str, Any]:
     """Everything that is needed to make one picture again."""
     kept = request.model_dump(exclude={"prompt", "seed", "count", "batch", "width", "height"}, exclude_none=True)
+    if len(kept.get("label", ())) == 1:
+        kept["label"] = kept["label"][0]
     kept = {name: value if _plain(value) else _told(value) for name, value in kept.items()}
     return {
         "task": type(request).__name__.lower(),

@@ -129,7 +129,9 @@ class Request(Config):
 
     prompt: Texts | None = Field(None, description="what the picture shows; several prompts give one picture each")
     negative: str | None = Field(None, description="what to move away from; nothing: the unconditional prediction")
-    label: str | None = Field(None, description="a class, for models that were trained with labels")
+    label: Texts | None = Field(
+        None, description="a class, for models that were trained with labels; several are all of one picture"
+    )
     count: int | None = Field(None, ge=1, le=10_000, description="pictures to make; one a prompt by default")
     seed: int = Field(-1, ge=-1, le=2**63 - 1, description="seed of the first picture, the next count up; -1: random")
     steps: int = Field(25, ge=1, le=1000, description="denoising steps")
@@ -144,6 +146,8 @@ class Request(Config):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
+        if self.label is not None and not self.label:
+            raise ValueError("the list of labels is empty; leave label out for a picture of no class")
         if self.prompt is not None and not self.prompt:
             raise ValueError("the list of prompts is empty; leave prompt out for an unconditional picture")
         for prompt in self.prompt or []:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato import distributed
 from sfumato.conditioning.base import Conditions, Draws
+from sfumato.conditioning.label import named
 from sfumato.diffusion.combinators import tiled
 from sfumato.diffusion.grid import Grid, grid
 from sfumato.diffusion.names import SAMPLERS
@@ -57,8 +58,8 @@ class Rows:
         return {**self.said, field: [value] * len(self)}
 
 
-def fields(model: LatentDiffusion, prompts: Sequence[str | None], label: str | None) -> dict[str, list[Any]]:
-    """What words and a class say, by the fields that the model's conditioners read.
+def fields(model: LatentDiffusion, prompts: Sequence[str | None], labels: Sequence[str] | None) -> dict[str, list[Any]]:
+    """What words and classes say, by the fields that the model's conditioners read; several classes are all of each picture.
 
     Raises `ValueError` where the model takes no text or no label.
     """
@@ -68,10 +69,12 @@ def fields(model: LatentDiffusion, prompts: Sequence[str | None], label: str | N
         if "caption" not in known:
             raise ValueError("this model was trained without text, so it takes no prompt; leave the prompt out")
         said["caption"] = list(prompts)
-    if label is not None:
+    if labels is not None:
         if "label" not in known:
             raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
-        said["label"] = [int(label) if label.isdigit() else label] * len(prompts)
+        known_labels = getattr(model.conditions.reader("label"), "labels", ())
+        several: list[Any] = [named(one, known_labels) for one in labels]
+        said["label"] = [several if len(several) > 1 else several[0]] * len(prompts)
     return said
 
 

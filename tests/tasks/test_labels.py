@@ -1,0 +1,74 @@
+"""Classes in words: a name wins over a number, several are of one picture together."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.conditioning.label import LabelConfig
+from sfumato.families.base import Shape
+from sfumato.families.gan import GanConfig
+from sfumato.tasks import metadata
+from sfumato.tasks.generate import modelled
+from sfumato.tasks.pipeline import Pipeline
+from sfumato.tasks.requests import Generate
+from sfumato.tasks.walk import fields
+from tests.tasks.test_tasks import built
+
+NUMBERS = ["1", "2", "3", "5"]
+
+
+@pytest.fixture(scope="module")
+def numbered() -> Pipeline:
+    return built({"class": {"kind": "label", "width": 8, "labels": NUMBERS}})
+
+
+def array(picture: Image.Image) -> "np.ndarray[Any, Any]":
+    return np.array(picture)
+
+
+def test_a_name_wins_and_what_is_none_is_a_number(numbered: Pipeline) -> None:
+    made = {one: array(numbered.generate(label=one, seed=0, steps=2)[0]) for one in (*NUMBERS, "0")}
+    assert np.array_equal(made["0"], made["1"])  # no class is called 0, the first one is meant
+    assert len({m.tobytes() for m in made.values()}) == 4
+    assert fields(numbered.model, [None], ["3"]) == {"label": ["3"]}
+    assert numbered.model.conditions.reader("label").index("3") == 2
+    for wrong in ("4", "²"):
+        with pytest.raises(ValueError, match="out of range|unknown label"):
+            numbered.generate(label=wrong)
+
+
+def test_a_family_reads_classes_alike() -> None:
+    family = GanConfig.model_validate({"width": 8, "latent": 8}).build(Shape(3, 16), tuple(NUMBERS), None)
+    asked = []
+
+    def sample(noise: Any, labels: torch.Tensor, guidance: float) -> torch.Tensor:
+        asked.append(int(labels[0]))
+        return torch.zeros(len(labels), 3, 16, 16)
+
+    family.sample = sample  # type: ignore[method-assign]
+    for label in ("3", "0", None):
+        list(modelled(family, Generate(label=label)))
+    assert asked == [2, 0, 4]
+    with pytest.raises(ValueError, match="one class"):
+        list(modelled(family, Generate(label=["1", "2"])))
+
+
+def test_several_labels_are_of_one_picture_together(numbered: Pipeline, tmp_path: Path) -> None:
+    one, both, turned = (numbered.generate(label=v, seed=0, steps=2)[0] for v in ("1", ["1", "5"], ["5", "1"]))
+    assert array(both).tobytes() == array(turned).tobytes() != array(one).tobytes()
+    assert array(numbered.generate(label=["1"], seed=0, steps=2)[0]).tobytes() == array(one).tobytes()
+    config = LabelConfig(width=8, labels=tuple(NUMBERS))
+    torch.manual_seed(0)
+    encoder = config.build({})
+    mean = encoder([["1", "5"]]).vector
+    assert mean is not None
+    torch.testing.assert_close(mean, (encoder(["1"]).vector + encoder(["5"]).vector) / 2)  # type: ignore[operator]
+    for picture, label in ((one, "1"), (both, ["1", "5"])):
+        metadata.save(picture, tmp_path / "a.png")
+        assert metadata.read(tmp_path / "a.png")["label"] == label
+    with pytest.raises(ValueError, match="list of labels is empty"):
+        numbered.generate(label=[])
