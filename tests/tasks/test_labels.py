@@ -37,7 +37,7 @@ def test_a_name_wins_and_what_is_none_is_a_number(numbered: Pipeline) -> None:
     assert fields(numbered.model, [None], ["3"]) == {"label": ["3"]}
     assert numbered.model.conditions.reader("label").index("3") == 2
     for wrong in ("4", "²"):
-        with pytest.raises(ValueError, match="out of range|unknown label"):
+        with pytest.raises(ValueError, match=r"out of range|unknown label"):
             numbered.generate(label=wrong)
 
 

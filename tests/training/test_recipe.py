@@ -1,6 +1,8 @@
 """Recipes: every shipped one parses and builds, and every fault is told with its place."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,6 +70,54 @@ def test_a_recipe_that_is_not_there_or_not_yaml_says_so(tmp_path: Path) -> None:
 def test_a_short_choice_can_be_overridden_inside() -> None:
     fields = recipe.override({"data": "emoji"}, ["data.size=32"])
     assert fields == {"data": {"kind": "emoji", "size": 32}}
+
+
+def faults(value: Any, schema: dict[str, Any], parts: dict[str, Any], place: str = "recipe") -> list[str]:
+    """What a JSON schema finds wrong with a value: as much of the standard as our schema is written in."""
+    if "$ref" in schema:
+        return faults(value, parts[schema["$ref"].rpartition("/")[2]], parts, place)
+    found: list[str] = []
+    for one in schema.get("allOf", ()):
+        found += faults(value, one, parts, place)
+    if "anyOf" in schema:
+        tried = [faults(value, one, parts, place) for one in schema["anyOf"]]
+        if all(tried):
+            found += min(tried, key=len)
+    if "const" in schema and value != schema["const"]:
+        found.append(f"{place} is not {schema['const']}")
+    if "enum" in schema and value not in schema["enum"]:
+        found.append(f"{place} is none of {schema['enum']}")
+    kinds = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+    kinds["null"] = type(None)
+    known = schema.get("type")
+    if known is not None and (not isinstance(value, kinds[known]) or (known != "boolean" and isinstance(value, bool))):
+        return [*found, f"{place} is no {known}"]
+    if isinstance(value, str) and "pattern" in schema and not re.search(schema["pattern"], value):
+        found.append(f"{place} does not match")
+    if isinstance(value, dict):
+        own, other = schema.get("properties", {}), schema.get("additionalProperties", True)
+        found += [f"{place} has no {name}" for name in schema.get("required", ()) if name not in value]
+        for name, inner in value.items():
+            if name in own or isinstance(other, dict):
+                found += faults(inner, own.get(name, other), parts, f"{place}.{name}")
+            elif other is False:
+                found.append(f"{place}.{name} is unknown")
+    if isinstance(value, list):
+        first = schema.get("prefixItems", [])
+        for k, inner in enumerate(value):
+            found += faults(inner, first[k] if k < len(first) else schema.get("items", {}), parts, f"{place}.{k}")
+    return found
+
+
+@pytest.mark.parametrize("name", recipe.shipped())
+def test_the_schema_takes_every_shipped_recipe(name: str) -> None:
+    schema, fields = recipe.schema(), recipe.load_yaml(name)
+    assert faults(fields, schema, schema["$defs"]) == []
+    assert faults(
+        {**fields, "stage": "family" if fields["stage"] != "family" else "diffusion"}, schema, schema["$defs"]
+    )
+    assert faults({**fields, "trainings": {}}, schema, schema["$defs"])
+    assert faults(recipe.dump(recipe.parse(fields)), schema, schema["$defs"]) == []
 
 
 def test_the_schema_knows_every_kind() -> None:

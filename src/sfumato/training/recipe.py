@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
@@ -15,6 +15,8 @@ from sfumato.data.base import Data
 from sfumato.families.base import FamilyConfig
 from sfumato.features.perceptual import PerceptualConfig
 from sfumato.model import DiffusionConfig
+
+WRITTEN = ("sfumato", "format")  # keys of a resolved recipe that say who wrote it
 
 
 def _count(value: Any) -> Any:
@@ -30,18 +32,19 @@ def _auto(value: Any) -> Any:
     return 0 if value == "auto" else value
 
 
-Images = Annotated[PositiveInt, BeforeValidator(_count)]
+Counted = Annotated[str, Field(pattern=r"^\s*[0-9.]+\s*[kM]?\s*$")]
+Images = Annotated[PositiveInt, BeforeValidator(_count, json_schema_input_type=PositiveInt | Counted)]
+Natural = Annotated[int, Field(ge=0)]
+Measured = Annotated[Natural, BeforeValidator(_auto, json_schema_input_type=Natural | Literal["auto"])]
 
 
 class TrainingConfig(Config):
     """How long and how fast. Everything is counted in images, so that a change of batch changes nothing else."""
 
     images: Images = Field(description="images to train on in all, 50k or 2M for short")
-    batch: Annotated[int, BeforeValidator(_auto)] = Field(
-        64, ge=0, description="images a step; `auto`, or 0, measures what fits and takes at most 32"
-    )
-    accumulate: Annotated[int, BeforeValidator(_auto)] = Field(
-        1, ge=0, description="parts in which a batch goes through the network; `auto`, or 0, as few as fit in memory"
+    batch: Measured = Field(64, description="images a step; `auto`, or 0, measures what fits and takes at most 32")
+    accumulate: Measured = Field(
+        1, description="parts in which a batch goes through the network; `auto`, or 0, as few as fit in memory"
     )
     optimizer: Literal["muon", "adamw"] = "muon"
     rate: PositiveFloat = Field(5e-3, description="peak learning rate; it is used as written, whatever the batch")
@@ -76,7 +79,7 @@ class TrainingConfig(Config):
     snapshots: Images | None = Field(
         None, description="images between snapshots of the averages, from which `sfumato ema` rebuilds other widths"
     )
-    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+    workers: Natural | Literal["auto"] = Field(
         "auto", description="threads that make batches ahead; 0: in the step; auto: 0 on the CPU, else up to 8"
     )
 
@@ -87,7 +90,7 @@ class TrainingConfig(Config):
         return self
 
 
-Moment = Annotated[int, BeforeValidator(_count), Field(ge=0)]
+Moment = Annotated[Natural, BeforeValidator(_count, json_schema_input_type=Natural | Counted)]
 
 
 class CriticConfig(Config):
@@ -261,7 +264,7 @@ def read(source: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse(fields: dict[str, Any], name: str = "recipe") -> Recipe:
     """A recipe from its mapping. Raises `ValueError`, one line a fault, with the known keys."""
-    fields = {k: v for k, v in fields.items() if k not in ("sfumato", "format")}
+    fields = {k: v for k, v in fields.items() if k not in WRITTEN}
     try:
         return _either.validate_python(fields)
     except ValidationError as error:
@@ -285,13 +288,8 @@ def schema() -> dict[str, Any]:
 
     families: list[type[Choice]] = [FirstStage, BackboneConfig, ConditionerConfig, Data, PerceptualConfig, FamilyConfig]
     kinds = {family: [family.of(name) for name in known(family)] for family in families}
-    models: list[type[Config]] = [
-        AutoencoderRecipe,
-        DiffusionRecipe,
-        DistillationRecipe,
-        FamilyRecipe,
-        *(k for several in kinds.values() for k in several),
-    ]
+    recipes: list[type[Config]] = list(get_args(Recipe))
+    models = [*recipes, *(k for several in kinds.values() for k in several)]
     _, whole = models_json_schema([(m, "validation") for m in models], title="Sfumato recipe")
     parts = whole["$defs"]
     for family, several in kinds.items():
@@ -299,5 +297,8 @@ def schema() -> dict[str, Any]:
             body = parts[kind.__name__]
             body["properties"] = {"kind": {"const": kind.kind_name()}, **body.get("properties", {})}
             body["required"] = ["kind", *body.get("required", [])]
-        parts[family.__name__] = {"anyOf": [{"$ref": f"#/$defs/{k.__name__}"} for k in several]}
-    return {**whole, "anyOf": [{"$ref": "#/$defs/AutoencoderRecipe"}, {"$ref": "#/$defs/DiffusionRecipe"}]}
+        short = {"enum": [kind.kind_name() for kind in several]}  # `data: emoji` is short for `data: {kind: emoji}`
+        parts[family.__name__] = {"anyOf": [*({"$ref": f"#/$defs/{k.__name__}"} for k in several), short]}
+    for one in recipes:
+        parts[one.__name__]["properties"] |= {key: {} for key in WRITTEN}
+    return {**whole, "anyOf": [{"$ref": f"#/$defs/{one.__name__}"} for one in recipes]}
