@@ -232,6 +232,33 @@ def test_show_draws_a_folder_of_pictures(tmp_path: Path, capsys: pytest.CaptureF
     assert "sice: unknown key" in err
 
 
+def test_conversions_of_a_given_picture_are_said(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Image.effect_noise((32, 24), 90)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    whole.convert("RGB").save(tmp_path / "turned.jpg", exif=turned)
+    whole.convert("RGBA").save(tmp_path / "clear.png")
+    whole.save(tmp_path / "moves.gif", save_all=True, append_images=[whole.rotate(90)])
+    whole.convert("RGB").save(tmp_path / "plain.png")
+    told = {}
+    for name in ("turned.jpg", "clear.png", "moves.gif", "plain.png"):
+        words = ["vary", model_folder, "-i", tmp_path / name, "--steps", 1, "--seed", 0, "--out", tmp_path / "out"]
+        code, out, err = call(*words, capsys=capsys)
+        assert code == 0
+        assert "turned" not in out
+        told[name] = [line for line in err.splitlines() if line.startswith(str(tmp_path / name))]
+    assert "turned as their EXIF says" in told["turned.jpg"][0]
+    assert "over white" in told["clear.png"][0]
+    assert "first frame of an animation" in told["moves.gif"][0]
+    assert "centred square" not in str(told)
+    assert told["plain.png"] == []
+    (tmp_path / "text.png").write_text("no picture")
+    code, _, err = call("vary", model_folder, "-i", tmp_path / "text.png", capsys=capsys)
+    assert (code, "cannot be read as a picture" in err) == (2, True)
+
+
 def test_every_task_has_its_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.effect_noise((32, 32), 90).convert("RGB").save(tmp_path / "a.png")
     Image.new("L", (32, 32), 255).save(tmp_path / "m.png")

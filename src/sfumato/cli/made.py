@@ -12,6 +12,9 @@ from sfumato.cli import doors
 from sfumato.tasks.requests import Request
 
 P = inspect.Parameter
+READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
+CLEAR = "transparent, seen over white"
+SQUARE = "cut to their centred square"  # which data are, and what is handed in is not
 
 
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
@@ -26,9 +29,11 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
     from sfumato.tasks.pipeline import Pipeline
 
     pipeline = Pipeline.load(model, device=device, precision=precision)
+    speaks = distributed.chief()
+    for line in converted(request, 3 if pipeline.family else pipeline.model.codec.image_channels) if speaks else ():
+        typer.echo(line, err=True)
     out.mkdir(parents=True, exist_ok=True)
     number = first_free(out)
-    speaks = distributed.chief()
     with Progress(console=Console(stderr=True), transient=True, disable=not speaks) as progress:
         task = progress.add_task("sampling", total=None)
         for picture in pipeline.stream(request, lambda done, total: progress.update(task, completed=done, total=total)):
@@ -50,6 +55,26 @@ def checked(kind: type[Request], fields: dict[str, Any]) -> Request:
         return kind(**fields)
     except ValidationError as error:
         raise ValueError(explain(error, kind.__name__.lower())) from None
+
+
+def converted(request: Request, channels: int) -> list[str]:
+    """What is done to each picture that was handed in before a model of so many channels sees it, a line a file."""
+    from sfumato.data import contact
+
+    found = []
+    for field in READ:
+        value = getattr(request, field, None)
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, Path):
+                continue
+            try:
+                done = contact.conversions([path])
+            except (OSError, ValueError, SyntaxError):  # no picture: the task says so
+                continue
+            said = [name for name in done if name != SQUARE and not (name == CLEAR and channels == 4)]
+            if said:
+                found.append(f"{path}: {', '.join(said)}")
+    return found
 
 
 def seed_of(info: dict[Any, Any]) -> int:
