@@ -289,6 +289,12 @@ def test_generate_interpolates_and_varies(nothing: Pipeline) -> None:
         ("panorama", {"width": 50}, "multiples of 8"),
         ("panorama", {"width": 96, "wrap": True}, "models without pictures"),
         ("panorama", {"width": 96, "wrap": True, "whole": True}, "leave whole out"),
+        ("panorama", {"width": 16384, "height": 16384}, "1,046,529 windows of 32 pixels"),
+        ("panorama", {"width": 1600, "height": 1600, "overlap": 0.7}, "less overlap"),
+        ("inpaint", {"picture": noise(32, 32), "expand": 1_000_000}, "at most 4,096 are worked on"),
+        ("inpaint", {"picture": noise(2000, 2000), "mask": Image.new("L", (2000, 2000), 255)}, "ask for a smaller"),
+        ("upscale", {"picture": noise(500, 500)}, "2000x2000 pixels are 15,376 windows"),
+        ("semantic", {"map": Image.new("L", (2000, 2000))}, "ask for a smaller"),
         ("generate", {"until": 3, "count": 2}, "give all three"),
     ],
 )

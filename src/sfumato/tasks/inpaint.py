@@ -18,7 +18,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.nn.rescale import area
 from sfumato.tasks import given
 from sfumato.tasks.requests import Inpaint
-from sfumato.tasks.walk import Made, Progress, Rows, Said, batches, bound, follow, takes, walk
+from sfumato.tasks.walk import Made, Progress, Rows, Said, apart, batches, bound, follow, takes, walk
 
 
 def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = None) -> Iterator[Made]:
@@ -37,8 +37,7 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
     if request.method == "trained":
         takes(model, "masked", "inpainting")
     shape = model.latent_shape(padded.shape[-1], padded.shape[-2])
-    side = model.latent_shape()[1]
-    stride = None if max(shape[1:]) <= side else max(side // 2, 1)
+    stride = apart(model, wide, high)
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(shape, 0).to(model.device)
@@ -54,12 +53,16 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
 
 
 def canvas(model: LatentDiffusion, request: Inpaint) -> tuple[Tensor, Tensor]:
-    """The picture (C, H, W) with what is added to its sides, gray, and its soft mask (1, H, W), 1 in the hole."""
+    """The picture (C, H, W) with what is added to its sides, gray, and its soft mask (1, H, W), 1 in the hole.
+
+    Raises `ValueError` where that would be too large.
+    """
     picture = given.picture(model, request.picture)
     size = (picture.shape[-2], picture.shape[-1])
     soft = torch.zeros(1, *size) if request.mask is None else given.mask(request.mask, size)
     if request.expand is not None:
         left, top, right, bottom = request.expand
+        apart(model, left + size[1] + right, top + size[0] + bottom)  # before there is a canvas of that size
         sides = (left, right, top, bottom)
         picture, soft = F.pad(picture, sides), F.pad(soft, sides, value=1.0)
     return picture, soft

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.requests import Panorama
-from sfumato.tasks.walk import Made, Progress, Rows, batches, fits, walk
+from sfumato.tasks.walk import Made, Progress, Rows, batches, fits, walk, windowed
 
 MARGIN = 8  # latent places that a wrapped canvas is continued by while it is decoded
 
@@ -31,6 +31,8 @@ def panorama(model: LatentDiffusion, request: Panorama, tell: Progress | None = 
     if request.wrap and model.conditions.sizes.image:
         raise ValueError("wrap is for models without pictures as conditions, which have edges; leave it out")
     stride = None if request.whole else max(round(side * (1 - request.overlap)), 1)
+    if stride is not None:
+        windowed(model, request.width, height, stride)
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(shape, 0).to(model.device)

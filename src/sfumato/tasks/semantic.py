@@ -10,13 +10,13 @@ from torch import Tensor
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import given
 from sfumato.tasks.requests import Semantic
-from sfumato.tasks.walk import Made, Progress, Rows, batches, takes, walk
+from sfumato.tasks.walk import Made, Progress, Rows, apart, batches, takes, walk
 
 
 def semantic(model: LatentDiffusion, request: Semantic, tell: Progress | None = None) -> Iterator[Made]:
     """The request's pictures, as large as the map, up to the first stage's multiples: these are cut off again.
 
-    Raises `ValueError` for maps with unknown classes or colours.
+    Raises `ValueError` for maps with unknown classes or colours, and for those that are too large.
     """
     takes(model, "map", "semantic maps")
     reader = model.conditions.reader("map")
@@ -24,8 +24,7 @@ def semantic(model: LatentDiffusion, request: Semantic, tell: Progress | None = 
     high, wide = numbers.shape
     numbers = given.whole(numbers.float(), model.codec.factor).long()
     shape = model.latent_shape(numbers.shape[-1], numbers.shape[-2])
-    side = model.latent_shape()[1]
-    stride = None if max(shape[1:]) <= side else max(side // 2, 1)
+    stride = apart(model, wide, high)
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(shape, 0).to(model.device)

@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import given
 from sfumato.tasks.requests import Upscale
-from sfumato.tasks.walk import Made, Progress, Rows, batches, takes, walk
+from sfumato.tasks.walk import Made, Progress, Rows, apart, batches, takes, walk
 
 
 def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = None) -> Iterator[Made]:
     """The request's pictures, `factor` times as large as the one given. Raises `ValueError` for a level that was not
-    trained, and for a model that knows no small pictures."""
+    trained, a picture that would be too large, and a model that knows no small pictures."""
     takes(model, "lowres", "super-resolution")
     factor = magnification(model)
     small = given.picture(model, request.picture)
@@ -30,8 +30,7 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
     padded = given.whole(small, multiple)
     value: dict[str, Any] = {"picture": padded, "level": request.level}
     shape = model.latent_shape(factor * padded.shape[-1], factor * padded.shape[-2])
-    side = model.latent_shape()[1]
-    stride = None if max(shape[1:]) <= side else max(side // 2, 1)
+    stride = apart(model, factor * wide, factor * high)
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(shape, 0).to(model.device)

@@ -22,9 +22,10 @@ from sfumato.diffusion.samplers import Denoise, sampler
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Request
-from sfumato.windows import Window
+from sfumato.windows import Window, starts
 
 LARGEST = 64  # times the pixels that the model was trained at; attention over more would never end
+WINDOWS = 4096  # of a canvas that is worked on in parts; each is a pass through the network at every step
 Progress = Callable[[int, int], None]  # (steps done, in all)
 Said = Mapping[str, Sequence[Any]]  # values by field, one a picture
 Tell = Callable[[int], None]  # steps done of a batch
@@ -96,6 +97,29 @@ def fits(model: LatentDiffusion, width: int, height: int) -> None:
             f"the model was trained at {model.size} pixels a side and makes at most {LARGEST} times as many pixels at once: "
             f"ask for no more than {math.isqrt(largest)}x{math.isqrt(largest)}"
         )
+
+
+def windowed(model: LatentDiffusion, width: int, height: int, stride: int) -> None:
+    """Raise `ValueError` for pictures of so many windows, `stride` latent places apart, that they would never end."""
+    side, factor = model.latent_shape()[1], model.codec.factor
+    across, down = (len(starts(-(-n // factor), side, stride)) for n in (width, height))
+    if across * down > WINDOWS:
+        raise ValueError(
+            f"{width}x{height} pixels are {across * down:,} windows of {model.size} pixels a side, and at most {WINDOWS:,} "
+            "are worked on: ask for a smaller picture, or where that can be said for less overlap"
+        )
+
+
+def apart(model: LatentDiffusion, width: int, height: int) -> int | None:
+    """How many latent places windows over a picture are apart; None where the model sees all of it at once.
+
+    Raises `ValueError` for pictures that would never end.
+    """
+    if max(width, height) <= model.size:
+        return None
+    stride = max(model.latent_shape()[1] // 2, 1)
+    windowed(model, width, height, stride)
+    return stride
 
 
 def batches(
