@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfumato.conditioning.reference import Reference, ReferenceConfig, neighbours
+from sfumato.conditioning.reference import Reference, ReferenceConfig
+from sfumato.features.retrieval import neighbours
 
 
 def reference(**fields: Any) -> Reference:

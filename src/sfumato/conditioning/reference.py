@@ -1,10 +1,15 @@
 """`kind: reference`. Embeddings of pictures (of CLIP, DINOv2, ...): for variations of one, or the nearest of many.
 
-With one embedding through the vector the model makes variations of a picture; with the k nearest neighbours of it, or
-of a text, in a large set as tokens, it is a retrieval-augmented model (Blattmann et al., 2022).
+With one embedding through the vector the model makes variations of a picture; with the k nearest neighbours of it in a
+large set as tokens, it is a retrieval-augmented model (Blattmann et al., 2022).
+
+The data make the embeddings (`data.embed`) and say which feature network they had them of. The model names its file and
+all that its numbers depend on, so that in sampling a picture can be shown to it; it is not part of the model's folder.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -14,21 +19,57 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
+from sfumato.features import network as networks
+from sfumato.features.network import Description, FeatureNetwork
 
 
 class ReferenceConfig(ConditionerConfig):
     """`embedding` is the width of the given vectors, `width` that of what the network sees."""
 
     field: str = "reference"
-    embedding: PositiveInt = 512
+    embedding: PositiveInt | None = Field(None, description="from the data")
+    usual: PositiveInt | None = Field(None, description="embeddings that an example had in training, from the data")
+    network: Path | None = Field(None, description="the feature network that they are of, from the data")
+    looks: Description | None = Field(None, description="how it looks at pictures, and its SHA-256, from the data")
     width: PositiveInt = 256
     door: Literal["vector", "tokens"] = "vector"
     most: PositiveInt = Field(20, description="embeddings an example may have; as vector their mean counts")
     unit: bool = Field(True, description="embeddings are scaled to the same length: only their direction counts")
     reads: ClassVar[bool] = False
 
+    def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["ReferenceConfig", dict[str, str]]:
+        if not values:
+            return self, {}
+        *count, width = np.shape(values[0])
+        several = count[0] if count else 1
+        if self.embedding not in (None, width):
+            raise ValueError(
+                f"{self.field}: the data have embeddings of width {width}, `embedding` says {self.embedding}"
+            )
+        return self.model_copy(update={"embedding": width, "usual": several, "most": max(self.most, several)}), {}
+
+    def seen(self, network: Path, looks: Description) -> "ReferenceConfig":
+        """This recipe, told the network that the embeddings are of. Raises `ValueError` where it knows another."""
+        if self.looks not in (None, looks):
+            raise ValueError(
+                f"{self.field}: data.embed has {looks.name} ({looks.sha256}) and this model {self.looks}; use the same network"
+            )
+        return self.model_copy(update={"network": self.network or network.resolve(), "looks": looks})
+
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Reference":
+        if self.embedding is None:
+            raise ValueError(f"{self.field}: give `embedding`, the width of the vectors, or let `data.embed` make them")
         return Reference(self)
+
+
+@functools.lru_cache(maxsize=2)
+def _opened(path: Path, sha256: str | None, device: str) -> FeatureNetwork:
+    if not path.exists():
+        raise ValueError(
+            f"there is no feature network {path}; copy it there, or name its place as `network` of this conditioner in "
+            "model.yaml"
+        )
+    return networks.opened(path, sha256).to(device)
 
 
 class Reference(Conditioner):
@@ -36,11 +77,27 @@ class Reference(Conditioner):
 
     def __init__(self, config: ReferenceConfig) -> None:
         super().__init__()
+        assert config.embedding is not None
+        self.network, self.looks, self.usual = config.network, config.looks, config.usual or 1
         self.field, self.dropout, self.unit = config.field, config.dropout, config.unit
         self.embedding, self.most, self.tokens = config.embedding, config.most, config.door == "tokens"
         self.sizes = Sizes(tokens=config.width) if self.tokens else Sizes(vector=config.width)
         self.project = nn.Linear(config.embedding, config.width)
         self.nothing = nn.Parameter(0.02 * torch.randn(1, config.width))
+
+    def opened(self) -> FeatureNetwork:
+        """The feature network of training. Raises `ValueError` where none was named, or it is not there or is another."""
+        if self.network is None or self.looks is None:
+            raise ValueError(
+                f"this model does not say which network its {self.field} is of; give embeddings to `model.conditions`, or "
+                "train it with data.embed"
+            )
+        found = _opened(self.network, self.looks.sha256, str(self.nothing.device))
+        if found.description != self.looks:
+            raise ValueError(
+                f"{self.network} is described as {found.description}, in training it was {self.looks}; mend its YAML file"
+            )
+        return found
 
     def read(self, value: Any) -> Tensor:
         """(n, D) float32 of one value. Raises `ValueError` for another width, too many, or what is not finite."""
@@ -75,31 +132,3 @@ class Reference(Conditioner):
         if not self.tokens:
             return Conditions(vector=rows)
         return Conditions(tokens=rows[:, None], mask=torch.ones(count, 1, dtype=torch.bool, device=rows.device))
-
-
-def neighbours(
-    queries: Tensor, bank: Tensor, count: int, *, chunk: int = 65_536, apart: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """The `count` nearest rows of bank (N, D) to each query (Q, D) by cosine: similarities and indices, both (Q, count).
-
-    By matrix products over `chunk` rows at a time, so the bank may be a memory map much larger than memory. `apart` (Q,)
-    names for each query a row that is not looked at: itself, where the bank holds it. Best first; equal ones in the
-    bank's order. Raises `ValueError` where the widths differ or the bank has too few rows.
-    """
-    if queries.ndim != 2 or bank.ndim != 2 or queries.shape[1] != bank.shape[1]:
-        raise ValueError(f"queries {tuple(queries.shape)} and bank {tuple(bank.shape)} must be rows of one width")
-    if not 1 <= count <= len(bank) - (apart is not None):
-        raise ValueError(f"{count} neighbours of a bank of {len(bank)} rows; ask for fewer, at least 1")
-    wanted = F.normalize(queries.float(), dim=-1)
-    best = wanted.new_full((len(queries), 0), 0.0)
-    where = torch.empty(len(queries), 0, dtype=torch.long, device=wanted.device)
-    for begin in range(0, len(bank), chunk):
-        rows = F.normalize(bank[begin : begin + chunk].to(wanted), dim=-1)
-        scores, places = wanted @ rows.T, torch.arange(begin, begin + len(rows), device=wanted.device)
-        if apart is not None:
-            scores = scores.masked_fill(places == apart.to(places)[:, None], -torch.inf)
-        best = torch.cat([best, scores], 1)
-        where = torch.cat([where, places.expand(len(queries), -1)], 1)
-        order = best.sort(dim=1, descending=True, stable=True).indices[:, :count]
-        best, where = best.gather(1, order), where.gather(1, order)
-    return best, where

@@ -3,6 +3,7 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from sfumato import streams
 from sfumato.config import Choice
 from sfumato.data.degrade import DegradeConfig
+from sfumato.data.embed import EmbedConfig, Embeddings
 from sfumato.data.masks import MasksConfig
 from sfumato.image import Stored
 
@@ -38,6 +40,7 @@ class Part(ABC):
     palettes: Mapping[str, tuple[tuple[int, int, int], ...]] = {}  # colours of the classes of a field, as `class_names`
     families: Sequence[Sequence[int]]  # drawn uniformly first, then an example inside one: twins do not crowd the rest
     derivations: Sequence[Derivation] = ()
+    embeddings: Embeddings | None = None
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -51,8 +54,11 @@ class Part(ABC):
         """What is known: `caption` (a list of texts), `label` (an index into `labels`), `group`, `name`; absent where unknown."""
 
     def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
-        """`fields`, and what is derived of the picture as it is shown at this position, which is its index where None."""
+        """`fields`, what a network says of the picture, and what is derived of it as it is shown at this position, which is
+        its index where None."""
         found = self.fields(index)
+        if self.embeddings is not None:
+            found = {**found, **self.embeddings(index)}
         if self.derivations:
             picture = self.image(index)
             at = index if position is None else position
@@ -76,6 +82,7 @@ class Data(Choice):
     size: PositiveInt = 64
     degrade: DegradeConfig | None = Field(None, description="makes the field `lowres`: each picture, smaller and worse")
     masks: MasksConfig | None = Field(None, description="makes the field `masked`: each picture, and a hole in it")
+    embed: EmbedConfig | None = Field(None, description="makes the fields `reference` and `near` by a feature network")
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -86,6 +93,9 @@ class Data(Choice):
         """One part. Raises `ValueError` for an unknown name, with the known ones."""
         self.check(part)
         found = self.read(part)
+        if self.embed is not None:
+            train = partial(self.read, "train") if part != "train" else None
+            found.embeddings = Embeddings(self.embed, found, train)
         found.derivations = [derive for derive in (self.degrade, self.masks) if derive is not None]
         return found
 

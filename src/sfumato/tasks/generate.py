@@ -32,7 +32,8 @@ def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress 
 def modelled(family: Family, request: Generate, tell: Progress | None = None) -> Iterator[Made]:
     """Pictures of a model of another family, which knows classes and nothing else. Raises `ValueError` for more."""
     size = family.shape.size
-    if request.prompt or request.negative or {request.width or size, request.height or size} != {size}:
+    more = request.prompt or request.negative or request.reference or request.bank
+    if more or {request.width or size, request.height or size} != {size}:
         raise ValueError(f"this model makes pictures of {size}x{size} pixels, of a class at most; leave the rest out")
     if request.label is not None and not family.labels:
         raise ValueError("this model was trained without labels, so it takes no label; leave the label out")

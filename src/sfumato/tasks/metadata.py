@@ -48,7 +48,9 @@ def _plain(value: Any) -> bool:
 
 
 def _told(value: Any) -> str:
-    """What a picture that was handed in is called: its file, or its size."""
+    """What a picture that was handed in is called, or several: its file, or its size."""
+    if isinstance(value, list):
+        return ", ".join(_told(one) for one in value)
     if isinstance(value, Path):
         return value.name
     size = getattr(value, "size", None)

@@ -69,6 +69,20 @@ def _picture(value: Any) -> Any:
     raise ValueError(f"a picture is a path or a PIL picture; got {type(value).__name__}")
 
 
+def _pictures(value: Any) -> Any:
+    """One picture or several."""
+    several = list(value) if isinstance(value, list | tuple) else [value]
+    if not several:
+        raise ValueError("the list of pictures is empty; leave it out")
+    return [_picture(one) for one in several]
+
+
+def _folder(value: Any) -> Any:
+    if not Path(value).is_dir():
+        raise ValueError(f"there is no folder {value}; give a folder of pictures")
+    return Path(value)
+
+
 def _boxes(value: Any) -> Any:
     """Boxes as Python has them, as words («red apple 0.1 0.2 0.5 0.9»), or in a JSON file."""
     if isinstance(value, str | Path | Mapping):
@@ -118,12 +132,14 @@ def _sides(value: Any) -> Any:
 
 
 Picture = Annotated[Any, BeforeValidator(_picture)]
+Pictures = Annotated[list[Any], BeforeValidator(_pictures)]
+Folder = Annotated[Path, BeforeValidator(_folder)]
 Boxes = Annotated[list[Any], BeforeValidator(_boxes)]
 Sides = Annotated[tuple[int, int, int, int], BeforeValidator(_sides)]
 
 
 class Request(Config):
-    """What every task asks: words or a class, seeds, and how it is sampled."""
+    """What every task asks: words, a class or a reference, seeds, and how it is sampled."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -132,6 +148,13 @@ class Request(Config):
     label: Texts | None = Field(
         None, description="a class, for models that were trained with labels; several are all of one picture"
     )
+    reference: Pictures | None = Field(
+        None, description="pictures to be like, for models that were trained with embeddings of pictures"
+    )
+    bank: Folder | None = Field(
+        None, description="folder of pictures: those that are nearest to the reference are told instead"
+    )
+    neighbours: int | None = Field(None, ge=1, description="how many of the bank; by default as many as in training")
     count: int | None = Field(None, ge=1, le=10_000, description="pictures to make; one a prompt by default")
     seed: int = Field(-1, ge=-1, le=2**63 - 1, description="seed of the first picture, the next count up; -1: random")
     steps: int = Field(25, ge=1, le=1000, description="denoising steps")
@@ -146,6 +169,8 @@ class Request(Config):
 
     @model_validator(mode="after")
     def _says_something(self) -> Self:
+        if self.neighbours is not None and self.bank is None:
+            raise ValueError("neighbours are looked for in a bank; give both or neither")
         if self.label is not None and not self.label:
             raise ValueError("the list of labels is empty; leave label out for a picture of no class")
         if self.prompt is not None and not self.prompt:

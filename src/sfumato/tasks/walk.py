@@ -21,6 +21,7 @@ from sfumato.diffusion.names import SAMPLERS
 from sfumato.diffusion.samplers import Denoise, sampler
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
+from sfumato.tasks.reference import references
 from sfumato.tasks.requests import Request
 from sfumato.windows import Window, starts
 
@@ -136,6 +137,10 @@ def batches(
     seeds, prompts = request.seeds(), request.prompts()
     begins = range(0, len(seeds), request.batch)
     whole = request.steps if steps is None else steps
+    referred = references(model, request)
+
+    def spoken(words: Sequence[str | None]) -> dict[str, list[Any]]:
+        return {**fields(model, words, request.label), **{name: [v] * len(words) for name, v in referred.items()}}
 
     def made(number: int) -> Made:
         places = range(begins[number], min(begins[number] + request.batch, len(seeds)))
@@ -145,13 +150,13 @@ def batches(
             if tell is not None:
                 tell(number * whole + step, len(begins) * whole)
 
-        rows = Rows(places, own, words, fields(model, words, request.label), Stream(own), told)
+        rows = Rows(places, own, words, spoken(words), Stream(own), told)
         with torch.no_grad():
             return Made(make(rows).cpu(), own, words)
 
     for begin in begins:  # a word that the last batch cannot read is told before the first is sampled
         words = prompts[begin : begin + request.batch]
-        said = fields(model, words, request.label)
+        said = spoken(words)
         with torch.no_grad():
             model.conditions(said, len(words))
             negative(model, request, said, len(words))

@@ -16,6 +16,7 @@ from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.conditioning.bundle import silent
+from sfumato.conditioning.reference import ReferenceConfig
 from sfumato.data.base import Part
 from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
@@ -45,6 +46,8 @@ REMEDIES = {
     "masked": "let `data.masks: {}` make it",
     "lowres": "let `data.degrade: {factor: 4}` make it",
     "caption": "put a NAME.txt beside each picture, or metadata.jsonl",
+    "reference": "let `data.embed: {network: FILE}` make it",
+    "near": "let `data.embed: {network: FILE, neighbours: 20}` make it",
     "label": "sort the pictures into class folders",
 }
 
@@ -139,6 +142,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
     part = recipe.data.open("train")
     for conditioner in teacher.config.conditioners.values():
         present(conditioner, part)
+        seen(conditioner, part)
     latents: Latents | Fresh = Fresh(teacher.codec, part)
     if recipe.cache:
         latents = cached(teacher.codec, part, folder.parent / "latents", recipe.training.flip > 0)
@@ -162,7 +166,7 @@ def fitted(recipe: DiffusionRecipe, part: Part) -> tuple[DiffusionConfig, dict[s
         # the classes of a picture are not those of what is in it
         names = part.class_names.get(conditioner.field, () if conditioner.kind_name() in WITHIN else part.labels)
         learnt, texts[name] = conditioner.learn(values, names)
-        conditioners[name] = learnt.coloured(part.palettes.get(conditioner.field, ()))
+        conditioners[name] = seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part)
     kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
     return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
 
@@ -180,11 +184,24 @@ def present(conditioner: ConditionerConfig, part: Part) -> list[Any]:
         if all(silent(v) for v in found):
             raise ValueError(absent(conditioner))
         return found
-    read = part.told if field in {derive.field for derive in part.derivations} else part.fields
+    made = {derive.field for derive in part.derivations} | set(part.embeddings.fields if part.embeddings else ())
+    read = part.told if field in made else part.fields
     first = next((v for k in range(len(part)) if not silent(v := read(k).get(field))), None)
     if first is None:
         raise ValueError(absent(conditioner))
     return [first]
+
+
+def seen(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
+    """The recipe of a conditioner that reads embeddings, told the network that the data have them of.
+
+    Raises `ValueError` where it knows another.
+    """
+    if not isinstance(conditioner, ReferenceConfig) or part.embeddings is None:
+        return conditioner
+    if conditioner.field not in part.embeddings.fields:
+        return conditioner
+    return conditioner.seen(part.embeddings.config.network, part.embeddings.looks())
 
 
 def absent(conditioner: ConditionerConfig) -> str:
