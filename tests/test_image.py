@@ -67,6 +67,25 @@ def test_16_bit_gray_keeps_its_range(tmp_path: Path) -> None:
     assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)
 
 
+def test_floats_and_values_beyond_16_bits_are_refused(tmp_path: Path) -> None:
+    for name, values in (("a.tif", np.full((2, 2), 0.5, np.float32)), ("b.tif", np.full((2, 2), 70_000, np.int32))):
+        Image.fromarray(values).save(tmp_path / name)
+        for reader in (image.read, image.pixels):
+            with pytest.raises(ValueError, match=rf"{name} cannot be read as a picture \(.*save it as \.npy"):
+                reader(tmp_path / name)
+        with Image.open(tmp_path / name) as opened, pytest.raises(ValueError, match=r"save it as \.npy"):
+            image.coloured(opened)
+
+
+def test_only_a_profile_that_changes_colours_is_another_one() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
+    for mode in ("RGB", "RGBA", "L", "CMYK", "P"):
+        assert not image.recoloured(srgb, mode)
+        assert not image.recoloured(lab, mode)  # it does not fit, so it is not used
+        assert not image.recoloured(b"no profile", mode)
+
+
 def test_transparency_is_seen_over_white(tmp_path: Path) -> None:
     Image.new("RGBA", (2, 2), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (255, 255, 255)

@@ -7,6 +7,7 @@ units here too, but float32, so that 16 bits keep their fractions and everything
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ Pixels = np.ndarray[Any, np.dtype[Any]]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # gray of 16 bits
 NPY = b"\x93NUMPY"  # how such a file begins
+ROUNDING = 2  # levels of 255 by which a way to sRGB and back may be off
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in PIL
 
 
@@ -88,8 +90,7 @@ def pixels(path: Path | Stored, channels: int = 3, least: int | None = None) -> 
         raise ValueError(f"{path} is a picture of 1, 3 or 4 channels and {channels} are asked for; use .npy arrays")
     with _opened(path, least) as picture:
         if picture.mode in DEEP:
-            deep = np.asarray(ImageOps.exif_transpose(picture)).astype(np.float32).clip(0, 65535) / 257
-            return fitting(deep[:, :, None], channels, path)
+            return fitting(deep(ImageOps.exif_transpose(picture))[:, :, None] / 257, channels, path)
         whole = coloured(picture)
         whole = (whole if channels == 4 else over_white(whole)).convert(MODES[channels])
     array = np.array(whole)
@@ -171,12 +172,25 @@ def upright(picture: Image.Image) -> Image.Image:
     return over_white(coloured(picture)).convert("RGB")
 
 
+def deep(picture: Image.Image) -> Pixels:
+    """The values of a gray picture of 16 bits, (H, W) float32 in [0, 65535]. Raises `ValueError` for values beyond."""
+    array = np.asarray(picture)
+    if array.min() < 0 or array.max() > 65535:
+        raise ValueError(f"values go from {array.min()} to {array.max()}, 16 bits hold 0 to 65535: save it as .npy")
+    return array.astype(np.float32)
+
+
 def coloured(picture: Image.Image) -> Image.Image:
-    """The picture turned as its EXIF says, in sRGB; mode RGBA where it can be transparent."""
+    """The picture turned as its EXIF says, in sRGB; mode RGBA where it can be transparent.
+
+    Raises `ValueError` for one of floats: it does not say which value is white.
+    """
     profile = picture.info.get("icc_profile")
     turned = ImageOps.exif_transpose(picture)
+    if turned.mode == "F":
+        raise ValueError("a picture of floats does not say which value is white: save it as .npy, floats in [0, 1]")
     if turned.mode in DEEP:
-        turned = Image.fromarray((np.asarray(turned).astype(np.float64) / 257.0 + 0.5).clip(0, 255).astype(np.uint8))
+        turned = Image.fromarray((deep(turned) / 257.0 + 0.5).astype(np.uint8))
     if turned.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in turned.info:
         turned = turned.convert("RGBA")
     if profile and turned.mode in ("RGB", "RGBA", "L", "CMYK"):
@@ -189,6 +203,18 @@ def over_white(picture: Image.Image) -> Image.Image:
     if picture.mode != "RGBA":
         return picture
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+
+
+@lru_cache(maxsize=64)
+def recoloured(profile: bytes, mode: str) -> bool:
+    """Whether a colour profile means other colours than sRGB's for pictures of this mode, by more than rounding."""
+    if mode not in ("L", "CMYK"):
+        levels = np.linspace(0, 255, 9).round().astype(np.uint8)
+        probe = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3))
+    else:
+        probe = Image.linear_gradient("L").convert(mode)
+    off = np.asarray(_to_srgb(probe, profile).convert("RGB")).astype(int) - np.asarray(probe.convert("RGB"))
+    return int(np.abs(off).max()) > ROUNDING
 
 
 def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:

@@ -1,13 +1,26 @@
 """The contact sheet shows what the network sees, and the table says what was found and what was changed."""
 
 import json
+import struct
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from sfumato.data import contact
 from sfumato.data.base import Data
+
+
+def png16(values: "np.ndarray[Any, Any]") -> bytes:
+    """A PNG of 16 bits in colour (H, W, 3 or 4), which Pillow does not write."""
+    high, wide, channels = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", wide, high, 16, {3: 2, 4: 6}[channels], 0, 0, 0)
+    parts = ((b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = (struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in parts)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def test_boxes_and_maps_are_drawn_where_they_are(tmp_path: Path) -> None:
@@ -44,6 +57,22 @@ def test_what_is_changed_on_the_way_is_counted(tmp_path: Path) -> None:
         "cut to their centred square": 1,
         "turned as their EXIF says": 1,
         "first frame of an animation": 1,
+    }
+
+
+def test_depth_that_is_lost_and_profiles_that_change_colours_are_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(png16(np.full((8, 8, 3), 30_000)))
+    (tmp_path / "b.png").write_bytes(png16(np.full((8, 8, 4), 65_535)))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    red, blue = srgb.index(b"rXYZ"), srgb.index(b"bXYZ")
+    other = bytearray(srgb)
+    other[red : red + 4], other[blue : blue + 4] = b"bXYZ", b"rXYZ"
+    for name, profile in (("c.png", srgb), ("d.png", bytes(other)), ("e.png", b"no profile")):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, icc_profile=profile)
+    assert contact.conversions(sorted(tmp_path.iterdir())) == {
+        "colour or transparency of 16 bits, cut to 8": 2,
+        "transparent, seen over white": 1,
+        "from another colour profile to sRGB": 1,
     }
 
 

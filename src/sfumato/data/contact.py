@@ -87,8 +87,13 @@ def conversions(files: list[Path]) -> "Counter[str]":
         if path.suffix.lower() == ".npy":
             continue
         with Image.open(path) as opened:
+            cut = ";16" in str(getattr(opened, "tile", ()))  # empty as soon as it is decoded, which reading EXIF may do
+            found["colour or transparency of 16 bits, cut to 8"] += cut and opened.mode not in image.DEEP
             found["turned as their EXIF says"] += opened.getexif().get(0x0112, 1) not in (0, 1)
-            found["from another colour profile to sRGB"] += "icc_profile" in opened.info
+            profile = opened.info.get("icc_profile")
+            found["from another colour profile to sRGB"] += (
+                bool(profile) and opened.mode not in image.DEEP and image.recoloured(profile, opened.mode)
+            )
             found["transparent, seen over white"] += (
                 opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
             )
