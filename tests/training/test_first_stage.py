@@ -83,11 +83,12 @@ def test_one_way_back_through_the_critic_is_the_gradient_of_the_sum(critic: dict
     error = coder.compare(rebuilt, batch.images, {})
     assert coder.critic is not None
     assert coder.weights.critic is not None
-    opinion = (batch.heed * coder_loss(coder.weights.critic.loss, coder.critic.judge(rebuilt))).mean()
+    opinions = coder_loss(coder.weights.critic.loss, coder.critic.judge(rebuilt))
+    opinion = (batch.heed * opinions).mean()
     weight = 0.5 * (4.0 if coder.weights.critic.adaptive else 1.0)
     last = last_layer(objective.codec)
     (slope,) = torch.autograd.grad(error, last, retain_graph=True)
-    (push,) = torch.autograd.grad(opinion, last, retain_graph=True)
+    (push,) = torch.autograd.grad(opinions.mean(), last, retain_graph=True)  # of the whole: the ramp comes after
     whole = error + weight * opinion + coder.weights.kl * encoded.penalty.mean()
     whole.backward()
     torch.testing.assert_close(found["loss"], whole)
@@ -98,6 +99,22 @@ def test_one_way_back_through_the_critic_is_the_gradient_of_the_sum(critic: dict
         torch.testing.assert_close(found["push"], push, rtol=1e-3, atol=1e-6)
     else:
         assert "slope" not in found
+
+
+def test_the_adversarial_share_of_the_gradient_follows_the_ramp() -> None:
+    objective = objective_of(autoencoder_recipe({"kl": 0.0, "critic": {**CRITIC, "weight": 0.5}}))
+    coder, last, whole = objective.coder, last_layer(objective.codec), objective.batch(range(6))
+    shares = []
+    for heed in (0.04, 0.25, 1.0):
+        coder.balance.lengths.zero_()
+        at: list[Tensor] = []
+        for listened in (heed, heed, 0.0):  # the first only measures, the second has a weight, the third no critic
+            found = coder(whole._replace(heed=torch.full((6,), listened)))
+            if "slope" in found:
+                coder.balance.settle(found["slope"], found["push"])
+            at += torch.autograd.grad(found["loss"], last)
+        shares.append(float((at[1] - at[2]).norm() / at[2].norm()))
+    assert shares == pytest.approx([0.02, 0.125, 0.5], rel=1e-3)
 
 
 def test_the_output_variance_learns() -> None:

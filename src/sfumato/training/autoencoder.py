@@ -144,18 +144,20 @@ class Coder(nn.Module):
         assert self.critic is not None
         picture = rebuilt.detach().requires_grad_()
         error = self.compare(picture, batch.images, found)
-        opinion = (batch.heed * coder_loss(c.loss, self.critic.judge(picture))).mean()
+        opinions = coder_loss(c.loss, self.critic.judge(picture))
         (slope,) = torch.autograd.grad(error, picture, retain_graph=self.weights.variance)
-        (push,) = torch.autograd.grad(opinion, picture)
+        (push,) = torch.autograd.grad(opinions.mean(), picture)  # whole: a heeded one would be scaled up again
+        heeded = push * batch.heed[:, None, None, None].to(push)  # the critic judges each picture alone
+        opinion = (batch.heed * opinions.detach()).mean()
         weight = self.balance.weight(c)
-        found |= {"adversarial": opinion.detach(), "adaptive": weight}
+        found |= {"adversarial": opinion, "adaptive": weight}
         if c.adaptive:
             last = last_layer(self.codec)
             for name, gradient in (("slope", slope), ("push", push)):
                 (at_last,) = torch.autograd.grad(rebuilt, last, gradient, retain_graph=True)
                 found[name] = at_least_single(at_last)
-        value = error.detach() + weight * opinion.detach()
-        carried = (rebuilt * (slope + weight * push)).sum()  # whose gradient at `rebuilt` is that of the whole
+        value = error.detach() + weight * opinion
+        carried = (rebuilt * (slope + weight * heeded)).sum()  # whose gradient at `rebuilt` is that of the whole
         own = error - error.detach() if self.weights.variance else 0.0  # the log-variance's, whose `picture` is a leaf
         return value + (carried - carried.detach()) + own
 
