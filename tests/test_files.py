@@ -1,6 +1,10 @@
 """Files are whole or not there, and damage is noticed."""
 
 import errno
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -62,3 +66,41 @@ def test_truncated_tensors_are_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(ValueError, match="damaged"):
         files.load_tensors(path)
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """Within this context the system lets no file of this process grow beyond so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))  # Python ignores the signal, so writing fails
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_tensors_that_the_system_does_not_take_are_an_oserror_and_leave_the_old_ones(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    files.save_tensors(path, {"a": torch.arange(4.0)})
+    with files_up_to(100_000), pytest.raises(OSError, match="what was saved is whole") as raised:
+        files.save_tensors(path, {"a": torch.zeros(100_000)})
+    assert raised.value.errno == errno.EFBIG
+    assert torch.equal(files.load_tensors(path)["a"], torch.arange(4.0))
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_known_in_the_words_of_safetensors(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    def fails(tensors: object, part: Path) -> None:
+        part.write_bytes(b"half")
+        what = os.strerror(number)
+        raise safetensors.SafetensorError(f"Error while serializing: I/O error: {what} (os error {number})")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fails)
+    with pytest.raises(OSError, match="no disk space left"):
+        files.save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(3)})
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,9 @@
 import errno
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +55,44 @@ def sync(folder: Path) -> None:
         os.close(place)
 
 
+def sync_all(folder: Path) -> None:
+    """Make every file in a folder that another library wrote outlive a power cut: before the folder is renamed."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+        else:
+            sync(path)
+    sync(folder)
+
+
 def full(error: OSError, path: Path) -> OSError:
-    """The error, or where the disk is full one that says what to do."""
+    """The error, or where the disk or a limit is full one that says what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(
             error.errno, f"no disk space left for {path}; free some and start again: what was saved is whole"
         )
+    if error.errno == errno.EFBIG:
+        return OSError(
+            error.errno,
+            f"{path} would be larger than a file may be here; raise the limit (`ulimit -f unlimited`, or another disk) "
+            "and start again: what was saved is whole",
+        )
     return error
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the system told safetensors while it wrote is an `OSError`, as from everybody else."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
 
 
 def sha256(path: Path) -> str:
@@ -79,11 +112,16 @@ def fingerprint(tensors: Mapping[str, Tensor], also: str = "") -> str:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, written atomically. Tensors are made contiguous."""
+    """A safetensors file, written atomically. Tensors are made contiguous. Raises as `write`."""
     from safetensors.torch import save_file
 
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
-    write(path, lambda part: save_file(plain, part))
+
+    def save(part: Path) -> None:
+        with _told():
+            save_file(plain, part)
+
+    write(path, save)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

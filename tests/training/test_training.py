@@ -1,11 +1,12 @@
 """The loop: exact to resume, safe to stop, honest about NaN, and it does learn."""
 
 import copy
-import errno
 import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,14 +21,15 @@ from sfumato.model import LatentDiffusion
 from sfumato.training import checkpoint, latents
 from sfumato.training.diffusion import Denoising
 from sfumato.training.ema import Averages, exponent
-from sfumato.training.log import cut
+from sfumato.training.log import _append, cut
 from sfumato.training.loop import Interrupted, Loop
 from sfumato.training.muon import Muon, orthogonal
 from sfumato.training.optimizer import Optimizer, rate_at
-from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig
+from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig, dump
 from sfumato.training.run import _objective, train
 from sfumato.training.validation import denoising as held_out_loss
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
+from tests.test_files import files_up_to
 
 
 def recipe_of(stage: str, first_stage: Path, **training: object) -> Recipe:
@@ -103,22 +105,56 @@ def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, caplog: py
     assert older.exists()
 
 
-def test_a_full_disk_leaves_the_last_checkpoint_and_says_what_to_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_when_all_checkpoints_are_damaged_nothing_is_lost(tmp_path: Path) -> None:
+    recipe = autoencoder_recipe()
+    train(recipe, tmp_path / "run", device="cpu", quiet=True)
+    told = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for path in checkpoint.found(tmp_path / "run" / "state"):
+        (path / "state.json").write_text("{")
+    with pytest.raises(ValueError, match=r"every checkpoint in .*state is damaged.* another run folder, or delete"):
+        train(recipe, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == told
+
+
+def test_a_disk_that_takes_no_more_leaves_the_last_checkpoint_and_says_what_to_do(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, 10, {"weights": {"a": torch.zeros(3)}}, {}, keep=2)
-
-    def fails(path: Path, tensors: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(files, "save_tensors", fails)
-    with pytest.raises(OSError, match="no disk space left"):
-        checkpoint.save(tmp_path, 20, {"weights": {"a": torch.ones(3)}}, {}, keep=2)
-    monkeypatch.undo()
+    with files_up_to(100_000), pytest.raises(OSError, match="what was saved is whole"):
+        checkpoint.save(tmp_path, 20, {"small": {"b": torch.ones(3)}, "weights": {"a": torch.ones(10**5)}}, {}, keep=2)
     assert [p.name for p in tmp_path.iterdir()] == ["000000010"]
     found = checkpoint.newest(tmp_path)
     assert found is not None
     assert found[1]["images"] == 10
+
+
+# A run whose second checkpoint finds no room: by then no file may be larger than a few thousand bytes.
+FILLED = """
+import resource, sys
+from sfumato.cli import main
+from sfumato.training import checkpoint
+save, calls = checkpoint.save, []
+def filled(*given):
+    calls.append(1)
+    if len(calls) == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    return save(*given)
+checkpoint.save = filled
+main()
+"""
+
+
+def test_a_run_on_a_full_disk_ends_with_a_sentence_and_goes_on_later(tmp_path: Path) -> None:
+    path, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    path.write_text(files.yaml.safe_dump(dump(autoencoder_recipe())))
+    words = [sys.executable, "-c", FILLED, "train", str(path), "--run", str(run), "--quiet", "--device", "cpu"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    (said,) = (line for line in done.stderr.splitlines() if line.startswith("sfumato: "))
+    assert "start again: what was saved is whole" in said
+    assert "Traceback" not in done.stderr
+    assert [p.name for p in (run / "state").iterdir()] == ["000000032"]
+    train(autoencoder_recipe(), tmp_path / "whole", device="cpu", quiet=True)
+    train(autoencoder_recipe(), run, device="cpu", quiet=True, resume=True)
+    assert contents(run) == contents(tmp_path / "whole")
 
 
 def test_nan_stops_with_a_message_and_the_good_checkpoint_intact(
@@ -364,3 +400,21 @@ def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:
     path.write_text('{"images": 10}\n{"images": 20}\n{"images": 30}\n{"ima')
     cut(path, 20)
     assert path.read_text() == '{"images": 10}\n{"images": 20}\n'
+    before = path.stat()
+    cut(path, 20)
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    path.write_bytes('{"images": 10}\n{"images": 20, "é'.encode()[:-1])
+    cut(path, 20)
+    assert path.read_text() == '{"images": 10}\n'
+
+
+def test_metrics_are_whole_where_cutting_them_fails(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text("".join(f'{{"images": {k}}}\n' for k in range(20_000)))
+    whole = path.read_bytes()
+    with files_up_to(100_000), pytest.raises(OSError, match="what was saved is whole"):
+        cut(path, 19_000)
+    assert path.read_bytes() == whole
+    assert list(tmp_path.iterdir()) == [path]
+    with files_up_to(100_000), pytest.raises(OSError, match="would be larger"):
+        _append(path, {"images": 20_000})

@@ -69,8 +69,12 @@ def found(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-    """Tensors and facts of the newest whole checkpoint; None where there is none. Says which damaged ones it passed."""
-    for path in reversed(found(folder)):
+    """Tensors and facts of the newest whole checkpoint; None where there is none. Says which damaged ones it passed.
+
+    Raises `ValueError` where all are damaged: starting afresh would cut off what the run has told so far.
+    """
+    several = found(folder)
+    for path in reversed(several):
         try:
             facts = json.loads((path / "state.json").read_text(encoding="utf-8"))
             for name, expected in facts["files"].items():
@@ -79,4 +83,9 @@ def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] 
             return {n.removesuffix(".safetensors"): files.load_tensors(path / n) for n in facts["files"]}, facts
         except (OSError, ValueError, KeyError) as error:
             log.warning("checkpoint %s is damaged (%s); going back to the one before", path, error)
+    if several:
+        raise ValueError(
+            f"every checkpoint in {folder} is damaged, so there is nothing to go on from; copy one back, choose another "
+            f"run folder, or delete {folder} to begin this run again from its first image"
+        )
     return None

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from sfumato import distributed
+from sfumato import distributed, files
 
 
 class Log:
@@ -100,22 +100,26 @@ class Log:
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+    except OSError as error:
+        raise files.full(error, path) from error
 
 
 def cut(path: Path, images: int) -> None:
-    """Keep only the lines up to `images`; a last line that was not written whole goes too."""
+    """Keep only the lines up to `images`; a last line that was not written whole goes too. The rest is never at risk."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    kept, told = [], path.read_bytes().decode(errors="replace")  # half a line may end within a letter
+    for line in told.splitlines(keepends=True):
         try:
             if line.endswith("\n") and json.loads(line)["images"] <= images:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue
-    path.write_text("".join(kept), encoding="utf-8")
+    if (whole := "".join(kept)) != told:
+        files.write(path, whole)
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

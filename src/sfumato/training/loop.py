@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import device as devices
-from sfumato import distributed, streams
+from sfumato import distributed, files, streams
 from sfumato.lanes import lanes, side_by_side
 from sfumato.training import ahead, checkpoint, posthoc
 from sfumato.training.ema import Averages, decays
@@ -204,9 +204,9 @@ class Loop:
             return
         begin = time.perf_counter()
         path = self.folder / "samples" / f"{self.images:09d}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         with self.averaged(), devices.cast(self.dtype, self.device):
-            self.objective.preview().save(path)
+            picture = self.objective.preview()
+        files.write(path, lambda part: picture.save(part, "PNG"))
         log.pictured(path, time.perf_counter() - begin)
         if self.watch is not None:
             self.watch(self.images, path)
