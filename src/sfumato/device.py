@@ -100,14 +100,41 @@ def cast(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
             yield
 
 
-def processors() -> int:
-    """Processors that this process may use: of the machine, its affinity and its container's quota; at least 1."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def processors(root: Path = Path("/")) -> int:
+    """Processors that this process may use: of the machine, its affinity and its container's quotas; at least 1."""
+    count = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    for group in _groups("cpu", root):
+        second, first = (
+            _read(group / "cpu.max").split(),
+            [_read(group / f"cpu.cfs_{n}_us") for n in ("quota", "period")],
+        )
+        numbers = [int(t) for t in second or first if t.isdecimal()]  # `max` and -1: none
+        if len(numbers) == 2 and all(numbers):
+            count = min(count, numbers[0] / numbers[1])
+    return max(round(count), 1)
+
+
+def _groups(controller: str, root: Path) -> Iterator[Path]:
+    """The folders of the control groups that hold this process, of both versions, innermost first.
+
+    Any of them may have a limit. A container that sees its own part of the tree only finds its group at the top of it.
+    """
+    top = root / "sys/fs/cgroup"
+    for line in _read(root / "proc/self/cgroup").splitlines():
+        _, names, path = line.split(":", 2)
+        if names and controller not in names.split(","):
+            continue
+        inner = [part for part in path.split("/") if part not in ("", "..")]
+        for mount in (top / names, top / controller) if names else (top, top / "unified"):
+            yield from (mount.joinpath(*inner[:depth]) for depth in range(len(inner), -1, -1))
+
+
+def _read(path: Path) -> str:
+    """The text of a small file of the system's; nothing where there is none."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return path.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(min(count, round(int(quota) / int(period))), 1)
+        return ""
 
 
 def settle_threads() -> None:
@@ -120,18 +147,17 @@ def settle_threads() -> None:
         torch.set_num_threads(processors())
 
 
-def free(device: torch.device) -> int:
-    """Bytes of memory that this process may still take on the device: of the machine, or of its container."""
+def free(device: torch.device, root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may still take on the device: of the machine, or of its containers."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        told = Path("/proc/meminfo").read_text(encoding="ascii")
-    except OSError:  # not Linux: half of what pages there are
+    lines = _read(root / "proc/meminfo").splitlines()
+    if not lines:  # not Linux: half of what pages there are
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    found = next((1024 * int(line.split()[1]) for line in told.splitlines() if line.startswith("MemAvailable")), 0)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = ((group / name).read_text(encoding="ascii").strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return found
-    return found if limit == "max" else min(found, int(limit) - int(used))
+    found = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
+    for group in _groups("memory", root):
+        for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            limit, used = (_read(group / name) for name in names)
+            if limit.isdecimal() and used.isdecimal():
+                found = min(found, int(limit) - int(used))
+    return max(found, 0)
