@@ -1,7 +1,8 @@
 """Which example is shown when: pure functions of the part, the seed and the position, counted in images.
 
-An epoch is a permutation of the families; of each family one example is drawn. Nothing here keeps state, so a run can
-start at any position, on any number of processes, and see what an uninterrupted one would.
+An epoch is a permutation of the families, whose memory does not grow with their number; of each one example is drawn.
+Nothing here keeps state, so a run can start at any position, on any number of processes, and see what an uninterrupted
+one would.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from sfumato import image, streams
 from sfumato.data.base import Part
 
 WHOLE = (0.0, 0.0, 1.0, 0.0)  # the field `frame` of a picture that is shown as it is
+LISTED = 1 << 22  # families whose orders are lists, of 16 MiB at most
+WORD = (1 << 64) - 1
 
 
 class Plan(NamedTuple):
@@ -36,9 +39,39 @@ class Batch(NamedTuple):
     fields: dict[str, list[Any]]
 
 
-@lru_cache(maxsize=4)
-def _permutation(families: int, seed: int, epoch: int) -> "np.ndarray[Any, np.dtype[np.int64]]":
-    return streams.generator(seed, "order", epoch).permutation(families)
+def ordered(families: int, seed: int, epoch: int, place: int) -> int:
+    """The family at a place in the order of an epoch. Orders are lists up to `LISTED` families, and computed beyond."""
+    if families <= LISTED:
+        return int(_order(families, seed, epoch)[place])
+    return scattered(families, seed, epoch, place)
+
+
+@lru_cache(maxsize=2)  # a batch may end one epoch and begin the next
+def _order(families: int, seed: int, epoch: int) -> "np.ndarray[Any, np.dtype[np.int32]]":
+    order = np.arange(families, dtype=np.int32)
+    streams.generator(seed, "order", epoch).shuffle(order)
+    return order
+
+
+def scattered(families: int, seed: int, epoch: int, place: int) -> int:
+    """A permutation that takes no memory: a Feistel network on the bits of a place, again until it ends below `families`
+    (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002)."""
+    half = ((families - 1).bit_length() + 1) // 2
+    while True:
+        left, right = place >> half, place & ((1 << half) - 1)
+        for key in _keys(seed, epoch):
+            mixed = (right ^ key) * 0x9E3779B97F4A7C15 & WORD
+            mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 & WORD
+            left, right = right, left ^ mixed >> (64 - half)
+        place = left << half | right
+        if place < families:
+            return place
+
+
+@lru_cache(maxsize=2)
+def _keys(seed: int, epoch: int) -> tuple[int, ...]:
+    """One key a round."""
+    return tuple(streams.generator(seed, "order", epoch).integers(WORD, size=6, dtype=np.uint64).tolist())
 
 
 def draw(part: Part, seed: int, position: int) -> int:
@@ -46,7 +79,7 @@ def draw(part: Part, seed: int, position: int) -> int:
     if not part.families:
         raise ValueError("this part of the data set is empty, so there is nothing to draw; add pictures")
     epoch, place = divmod(position, len(part.families))
-    family = part.families[int(_permutation(len(part.families), seed, epoch)[place])]
+    family = part.families[ordered(len(part.families), seed, epoch, place)]
     if len(family) == 1:
         return family[0]
     return family[int(streams.generator(seed, "variant", position).integers(len(family)))]
