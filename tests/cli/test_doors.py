@@ -68,6 +68,8 @@ def test_options_may_be_written_with_dashes_or_underscores(
     cli.main([*words, "--negative_prompt", "sun", "--cfg_scale=2"])
     found = metadata.read(tmp_path / "00000-0.png")
     assert (found["prompt"], found["negative"], found["guidance"]) == ("red_heart", "sun", 2.0)
+    cli.main([*words, "--label", "Flags", "--label", "Objects"])
+    assert metadata.read(tmp_path / "00001-0.png")["label"] == ["Flags", "Objects"]
     cli.main(["train", "emoji", "--dry_run", "training.rate=0.5"])
     assert "rate: 0.5" in capsys.readouterr().out
 
