@@ -1,6 +1,7 @@
 """Maps, boxes and pairs of a folder: read from every form, cut as the picture is cut, refused with a sentence."""
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from PIL import Image
 
 from sfumato.conditioning.boxes import Boxes, BoxesConfig
 from sfumato.conditioning.map import MapConfig
-from sfumato.data import frame, loader
+from sfumato.data import beside, frame, loader
 from sfumato.data.base import Data
 from sfumato.data.folder import FolderPart
 from sfumato.data.frame import Frame, centred
@@ -135,6 +136,123 @@ def test_boxes_of_coco_are_cut_as_the_picture_is(tmp_path: Path) -> None:
     assert part.class_names["boxes"] == ("cat", "dog")  # by their numbers
     config, _ = BoxesConfig(width=8, heads=2).learn([], part.class_names["boxes"])
     assert Boxes(config).read(found["boxes"])[0][0] == 1
+
+
+def coco(names: list[str], **more: Any) -> str:
+    """A file of COCO's form: pictures of 32 pixels, each with one box whose class is its name."""
+    return json.dumps({
+        "images": [{"id": k, "file_name": name, "width": 32, "height": 32, **more} for k, name in enumerate(names)],
+        "categories": [{"id": k, "name": name} for k, name in enumerate(names)],
+        "annotations": [{"image_id": k, "category_id": k, "bbox": [0, 0, 16, 16]} for k, _ in enumerate(names)],
+    })  # fmt: skip
+
+
+def classes(part: FolderPart) -> dict[str, list[str]]:
+    """The classes of the boxes of each picture, by its name; none of those without boxes."""
+    several = [part.fields(k) for k in range(len(part))]
+    return {f["name"]: [box[0] for box in f["boxes"]] for f in several if "boxes" in f}
+
+
+def test_boxes_of_coco_go_to_the_picture_of_their_path(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for k, name in enumerate(("a/1", "b/1", "a/2", "b/3", "c/3")):
+        noise(tmp_path / "train" / f"{name}.png", seed=k)
+    noise(tmp_path / "val" / "9.png", seed=9)
+    table = tmp_path / "train" / "annotations.json"
+    table.write_text(coco(["b/1.png"]))
+    assert classes(opened(tmp_path)) == {"train/b/1.png": ["b/1.png"]}
+    table.write_text(coco(["b/1.png", "2.png", "3.png", "train/a/1.png", "c\\3.png"]))
+    with caplog.at_level(logging.WARNING):
+        found = classes(opened(tmp_path))
+        classes(opened(tmp_path))
+    assert found == {
+        "train/a/1.png": ["train/a/1.png"],
+        "train/a/2.png": ["2.png"],
+        "train/b/1.png": ["b/1.png"],
+        "train/b/3.png": ["3.png"],
+        "train/c/3.png": ["c\\3.png"],
+    }
+    table.write_text(coco(["1.png", "3.png", "2.png"]))
+    with caplog.at_level(logging.WARNING):
+        assert classes(opened(tmp_path)) == {"train/a/2.png": ["2.png"]}
+        opened(tmp_path)
+    assert caplog.text.count("annotations of 4 pictures are not read") == 1
+    assert "the first: a/1.png" in caplog.text
+
+
+def test_boxes_of_coco_that_are_cut_or_left_out_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    noise(tmp_path / "a.png", 32, 32)
+    noise(tmp_path / "b.png", 32, 32, 1)
+    boxes = [[0, 0, 8, 8], [28, 0, 9, 8], [31.5, 0, 1, 8], [40, 0, 8, 8], [8, 8, -8, 8], [8, 8, 0, 8], [-9, 0, 9, 8]]
+    whole = json.loads(coco(["a.png", "b.png"]))
+    whole["annotations"] = [{"image_id": 0, "category_id": 0, "bbox": box} for box in boxes]
+    (tmp_path / "annotations.json").write_text(json.dumps(whole))
+    with caplog.at_level(logging.WARNING):
+        parts = [opened(tmp_path, part) for part in ("train", "held_out")]
+    assert sum(len(p.fields(0)["boxes"]) for p in parts) == 3
+    told = (
+        "of 7 boxes 2 are empty or reversed and left out, 2 lie outside their picture and are left out, 1 reach beyond"
+    )
+    assert caplog.text.count(told) == 1
+
+
+def test_annotations_of_another_shape_leave_their_picture_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for k, name in enumerate(("a", "b", "c", "d")):
+        noise(tmp_path / f"{name}.png", 64, 32, k)
+    with Image.open(noise(tmp_path / "d.png", 64, 32, 3)) as picture:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        picture.save(tmp_path / "d.png", exif=exif)
+    table = tmp_path / "annotations.json"
+    table.write_text(coco([f"{name}.png" for name in "abcd"], width=128, height=64))  # shares, so another size does
+    with caplog.at_level(logging.WARNING):
+        names = [e.name for part in ("train", "held_out") for e in opened(tmp_path, part).entries]
+    assert sorted(names) == ["a.png", "b.png", "c.png"]
+    assert "1 of 4 pictures" in caplog.text
+    assert "d.png is 32x64 and its COCO annotation 128x64, which is another shape" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["map", "pair"])
+def test_maps_and_pairs_of_another_shape_leave_their_picture_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, field: str
+) -> None:
+    several = []
+    (tmp_path / "other").mkdir()
+    for k in range(6):
+        noise(tmp_path / f"{k}.png", 65, 33, k)
+        wide, high = ((32, 16), (64, 33), (130, 66), (65, 33), (32, 32), (33, 65))[k]
+        Image.new("L", (wide, high)).save(tmp_path / "other" / f"{k}.png")
+        several.append({"file_name": f"{k}.png", field: f"other/{k}.png"})
+    rows(tmp_path, several)
+    with caplog.at_level(logging.WARNING):
+        names = [e.name for part in ("train", "held_out") for e in opened(tmp_path, part).entries]
+    assert sorted(names) == ["0.png", "1.png", "2.png", "3.png"]
+    assert "2 of 6 pictures" in caplog.text
+    assert "4.png is 32x32 and its picture" in caplog.text
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (33, 65)).save(tmp_path / "other" / "4.png", exif=exif)  # seen, it is 65x33
+    names = [e.name for part in ("train", "held_out") for e in opened(tmp_path, part).entries]
+    assert "4.png" in names
+
+
+def test_a_turned_map_is_read_as_it_is_seen(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(halves(32, 32)).save(tmp_path / "a.png", exif=exif)
+    found = beside.numbers(tmp_path / "a.png", centred(32, 32), 32, beside.NO_CLASSES)
+    assert np.array_equal(found, halves(32, 32)[:, ::-1])
+
+
+def test_maps_of_large_numbers_and_of_floats_are_refused(tmp_path: Path) -> None:
+    for name, values in (("a.png", np.uint16(300)), ("b.tif", np.int32(-1)), ("c.tif", np.int32(70_000))):
+        Image.fromarray(np.full((8, 8), values)).save(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} holds class numbers .* go from 0 to 255"):
+            beside.numbers(tmp_path / name, centred(8, 8), 8, beside.NO_CLASSES)
+    Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "d.png")
+    assert (beside.numbers(tmp_path / "d.png", centred(8, 8), 8, beside.NO_CLASSES) == 200).all()
+    Image.fromarray(np.full((8, 8), 1.0, np.float32)).save(tmp_path / "e.tif")
+    with pytest.raises(ValueError, match=r"e\.tif holds floats"):
+        beside.numbers(tmp_path / "e.tif", centred(8, 8), 8, beside.NO_CLASSES)
 
 
 def test_boxes_in_rows_have_both_forms_and_a_file_that_is_no_coco_says_so(tmp_path: Path) -> None:

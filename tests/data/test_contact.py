@@ -79,3 +79,49 @@ def test_depth_that_is_lost_and_profiles_that_change_colours_are_counted(tmp_pat
 def test_classes_have_their_own_colours() -> None:
     colours = contact.hues(np.arange(30)[None])
     assert len({tuple(c) for c in colours[0].tolist()}) == 30
+
+
+def test_what_is_made_of_a_picture_is_drawn_beside_it(tmp_path: Path) -> None:
+    rows = []
+    (tmp_path / "other").mkdir()
+    for k in range(6):
+        array = np.full((32, 32, 3), 250, np.uint8)
+        array[:, :16] = (0, 40 * k, 200)
+        Image.fromarray(array).save(tmp_path / f"{k}.png")
+        Image.new("RGB", (32, 32), "green").save(tmp_path / "other" / f"{k}.png")
+        rows.append({"file_name": f"{k}.png", "pair": f"other/{k}.png", "label": ["a", "b"] if k else "c"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    more = {"degrade": {"factor": 8}, "masks": {"strokes": 0, "borders": 0}}
+    data = Data.model_validate({"kind": "folder", "path": str(tmp_path), "size": 32, "held_out": 0, **more})
+    part = data.open()
+    whole = np.array(contact.sheet(part, count=5, flip=1.0)).astype(int)
+    picture, pair, lowres, masked = (whole[:128, left : left + 128] for left in (0, 130, 260, 390))
+    assert (pair == [0, 128, 0]).all()
+    assert not (lowres == picture).all()
+    assert np.abs(lowres - picture).mean() < 30  # mirrored as the picture is
+    hole = (np.abs(masked - 127) <= 1).all(-1)
+    assert 0.02 < hole.mean() < 0.7
+    assert (masked == picture)[~hole].all()
+    told = dict(contact.facts(part))
+    assert told["made as they are shown"] == "lowres, masked"
+    assert told["classes"] == "3: a 5, b 5, c 1"
+
+
+def test_pictures_that_look_alike_are_told(tmp_path: Path) -> None:
+    for k in range(6):
+        small = np.random.default_rng(k).integers(0, 256, (7, 7, 3), dtype=np.uint8)
+        shown = Image.fromarray(small).resize((64, 64), Image.Resampling.BICUBIC)
+        shown.save(tmp_path / f"{k}.png")
+        if k < 2:
+            shown.resize((48, 48)).save(tmp_path / f"{k}-small.png")
+    data = Data.model_validate({"kind": "folder", "path": str(tmp_path), "size": 16, "held_out": 0.3})
+    told = dict(contact.facts(data.open()))["look alike"]
+    assert told == "4 pictures in 2 groups, such as 0-small.png and 0.png; each group is on one side of the split"
+    assert "look alike" not in dict(contact.facts(data.open("held_out")))
+    for name in ("0", "0-small", "1", "1-small", "2", "3"):
+        to = tmp_path / "apart" / ("val" if name in ("0", "3") else "train")
+        to.mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"{name}.png").rename(to / f"{name}.png")
+    data = Data.model_validate({"kind": "folder", "path": str(tmp_path / "apart"), "size": 16})
+    told = dict(contact.facts(data.open()))["look alike"]
+    assert told.endswith("such as train/0-small.png and val/0.png; groups on both sides of the split: 1")

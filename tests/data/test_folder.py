@@ -11,6 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.conditioning.bundle import Bundle
+from sfumato.conditioning.label import LabelConfig
 from sfumato.data import loader
 from sfumato.data.folder import FolderData
 
@@ -51,6 +53,28 @@ def test_metadata_gives_texts_and_labels(tmp_path: Path) -> None:
     part = FolderData(path=tmp_path, size=8, held_out=0).open()
     assert part.fields(0) == {"name": "b.jpg", "caption": ["blue", "azure"]}
     assert part.fields(1) == {"name": "x/a.jpg", "caption": ["red"], "label": 0, "group": "3"}
+
+
+def test_several_labels_of_a_picture_are_a_list(tmp_path: Path) -> None:
+    said = [["b", "a", "b"], "c", 7, ["c"], [], None]
+    for k, _ in enumerate(said):
+        paint(tmp_path / f"{k}.png", size=(20 + k, 20))
+    rows = [{"file_name": f"{k}.png", "label": label} for k, label in enumerate(said)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    part = FolderData(path=tmp_path, size=8, held_out=0).open()
+    assert part.labels == ("a", "b", "c", "7")
+    several = [part.fields(k) for k in range(len(said))]
+    assert [f.get("label") for f in several] == [[1, 0], 2, 3, 2, None, None]
+    assert [f.get("group") for f in several] == [["b", "a"], "c", "7", "c", None, None]
+    config, _ = LabelConfig(width=8).learn([f.get("label") for f in several], part.labels)
+    encoder = Bundle({"class": config.build({})})
+    batch = loader.batch(part, 0, range(6))
+    assert encoder({"label": batch.fields["label"]}, 6).vector.shape == (6, 8)
+    both = encoder({"label": [several[0]["label"], ["a", "b"]]}, 2).vector
+    assert torch.equal(both[0], both[1])
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "0.png", "label": {"a": 1}}')
+    with pytest.raises(ValueError, match="line 1: a label is a name or a number, or a list of them"):
+        FolderData(path=tmp_path, size=8, held_out=0).open()
 
 
 def test_a_csv_does_as_well(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Near-duplicates are found whatever their size, quality and brightness, and pictures that differ are left apart."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -54,3 +55,36 @@ def test_a_split_keeps_twins_on_one_side(tmp_path: Path, seed: int) -> None:
     sides = [{str(data.open(part).fields(k)["name"])[:2] for k in range(len(data.open(part)))} for part in data.parts]
     assert not sides[0] & sides[1]
     assert len(sides[0]) + len(sides[1]) == 30
+
+
+def digest(name: object) -> str:
+    return hashlib.blake2b(str(name).encode(), digest_size=16).hexdigest()
+
+
+@pytest.mark.parametrize("most", [1, 2, 5, 40])
+def test_groups_of_any_size_are_held_out_at_the_asked_share(most: int) -> None:
+    numbers = [k // most for k in range(4000 * most)]
+    digests = [digest(k) for k in range(len(numbers))]
+    sides = twins.deciding(digests, numbers)
+    out = [number for number, one in zip(numbers, sides, strict=True) if int(one[:16], 16) < 0.05 * 2**64]
+    assert len(out) % most == 0  # whole groups
+    assert 0.035 < len(out) / len(numbers) < 0.065
+    turned = twins.deciding(digests[::-1], numbers[::-1])
+    assert turned[::-1] == sides
+    more = twins.deciding([*digests, digest("new")], [*numbers, 1 << 30])
+    assert more[:-1] == sides  # others move none across
+    if most == 1:
+        assert sides == digests  # pictures that look like no other stay where they were
+        assert twins.deciding([*digests, digests[7]], [*numbers, 7])[7] == digests[7]  # and so do equal files
+
+
+def test_bursts_do_not_fill_what_is_held_out(tmp_path: Path) -> None:
+    for burst in range(12):
+        whole = picture(burst)
+        for k in range(6):
+            whole.resize((48 + k, 48)).save(tmp_path / f"{burst}-{k}.png")
+    held_out = Data.model_validate({"kind": "folder", "path": str(tmp_path), "held_out": 0.15, "size": 16}).open(
+        "held_out"
+    )
+    assert len(held_out) % 6 == 0
+    assert len(held_out) <= 24

@@ -6,15 +6,21 @@ of a map's classes, and their colours where maps are in colour, are in `classes.
 """
 
 import json
+import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
+from sfumato import image
 from sfumato.data.frame import Frame, Spot
+
+log = logging.getLogger(__name__)
+BEYOND = 1.0  # pixels by which boxes are cut without a word: annotators round
 
 COCO = ("annotations.json", "_annotations.coco.json", "instances*.json", "annotations/instances*.json")
 
@@ -34,6 +40,7 @@ class Told(NamedTuple):
 
     boxes: tuple[Spot, ...]
     captions: tuple[str, ...]
+    sides: tuple[float, float] | None = None  # (width, height) of the picture that the boxes are of
 
 
 def classes(*folders: Path) -> Classes:
@@ -59,17 +66,34 @@ def numbers(path: Path, frame: Frame, size: int, known: Classes) -> "np.ndarray[
     """A map as the frame shows it, (size, size) uint8 class numbers: never interpolated.
 
     A gray picture or one with a palette holds numbers; in colour they are told by the palette of `classes.json`. Raises
-    `ValueError` for unknown colours, and where a map cannot be read.
+    `ValueError` for unknown colours, numbers above 255, and where a map cannot be read.
     """
     try:
         with Image.open(path) as opened:
             opened.load()
-            whole = np.asarray(opened if opened.mode in ("L", "P", "1", "I", "I;16") else opened.convert("RGB"))
+            turned = ImageOps.exif_transpose(opened)
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a map ({error}); replace or remove it") from None
-    part = frame.cut(whole if whole.ndim == 2 else _indexed(whole, path, known))
+    if turned.mode == "F":
+        raise ValueError(
+            f"{path} holds floats and a map whole class numbers: save it gray, of 8 bits, or with a palette"
+        )
+    plain = turned.mode in ("L", "P", "1", *image.DEEP)
+    part = frame.cut(np.asarray(turned) if plain else _indexed(np.asarray(turned.convert("RGB")), path, known))
+    if part.min() < 0 or part.max() > 255:
+        raise ValueError(
+            f"{path} holds class numbers {part.min()} to {part.max()} and a map's go from 0 to 255: number its classes anew"
+        )
     side = Image.fromarray(part.astype(np.uint8)).resize((size, size), Image.Resampling.NEAREST)
     return np.array(side)
+
+
+def misfit(path: Path, what: str, sides: tuple[float, float]) -> str | None:
+    """What is wrong where the picture at `path` has not the shape of these sides, to a pixel of the smaller one."""
+    (wide, high), (w, h) = image.sides(path), sides
+    if abs(high * w - wide * h) <= max(wide, high, w, h):
+        return None
+    return f"{path} is {wide}x{high} and {what} {w:g}x{h:g}, which is another shape"
 
 
 def _indexed(colours: "np.ndarray[Any, Any]", path: Path, known: Classes) -> "np.ndarray[Any, Any]":
@@ -106,16 +130,42 @@ def coco(folder: Path) -> tuple[dict[str, Told], tuple[str, ...]]:
     told: dict[str, Told] = {}
     names: list[str] = []
     for path in sorted({p for pattern in COCO for p in folder.glob(pattern)}):
-        one, categories = _coco(path)
+        one, categories = _coco(path, path.stat().st_mtime_ns)
         for name, value in one.items():
             before = told.get(name, Told((), ()))
-            told[name] = Told(before.boxes + value.boxes, before.captions + value.captions)
+            both = before.boxes + value.boxes, before.captions + value.captions
+            told[name] = Told(*both, value.sides or before.sides)
         names += [n for n in categories if n not in names]
     return told, tuple(names)
 
 
+def matched(told: Mapping[str, Told], paths: Sequence[str]) -> tuple[dict[str, Told], list[str]]:
+    """What is told of each of these paths, and those of which nothing is, because it may be of another.
+
+    A name in a COCO file is the picture's path, or the end of it, or the path is the name's end: a `1.png` is read for
+    `images/1.png` where no other picture is called so, and never `b/1.png` for `a/1.png`.
+    """
+    found = {path: told[path] for path in paths if path in told}
+    named: dict[str, list[str]] = {}
+    for name in told:
+        if name not in found:
+            named.setdefault(PurePosixPath(name).name, []).append(name)
+    pairs = [
+        (path, name)
+        for path in paths
+        if path not in found
+        for name in named.get(PurePosixPath(path).name, ())
+        if path.endswith(f"/{name}") or name.endswith(f"/{path}")
+    ]
+    ways, takers = Counter(path for path, _ in pairs), Counter(name for _, name in pairs)
+    sure = {path: told[name] for path, name in pairs if ways[path] == takers[name] == 1}
+    return found | sure, sorted(path for path in ways if path not in sure)
+
+
 @lru_cache(maxsize=4)
-def _coco(path: Path) -> tuple[dict[str, Told], tuple[str, ...]]:
+def _coco(path: Path, stamp: int) -> tuple[dict[str, Told], tuple[str, ...]]:
+    """What one file says; while it does not change (`stamp`) it is read, and its faults are told, once."""
+    faults: Counter[str] = Counter()
     try:
         whole = json.loads(path.read_text(encoding="utf-8"))
         pictures = {row["id"]: row for row in whole["images"]}
@@ -126,19 +176,35 @@ def _coco(path: Path) -> tuple[dict[str, Told], tuple[str, ...]]:
             if "caption" in row:
                 captions[row["image_id"]].append(row["caption"].strip())
             elif row.get("bbox") and not row.get("iscrowd"):
-                spot = _spot(categories[row["category_id"]], row["bbox"], pictures[row["image_id"]])
+                spot, fault = _spot(categories[row["category_id"]], row["bbox"], pictures[row["image_id"]])
                 boxes[row["image_id"]] += [spot] if spot else []
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+                faults[fault] += 1
+        found = {
+            PurePosixPath(row["file_name"].replace("\\", "/")).as_posix(): Told(
+                tuple(boxes[key]),
+                tuple(captions[key]),
+                (float(row["width"]), float(row["height"])) if boxes[key] else None,
+            )
+            for key, row in pictures.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{path} is not of COCO's form ({type(error).__name__}: {error}); it wants images, annotations, categories"
         ) from None
-    found = {row["file_name"]: Told(tuple(boxes[key]), tuple(captions[key])) for key, row in pictures.items()}
+    if told := ", ".join(f"{count} {fault}" for fault, count in sorted(faults.items()) if fault):
+        log.warning("%s: of %d boxes %s", path, faults.total(), told)
     return found, tuple(categories[key] for key in sorted(categories))
 
 
-def _spot(name: str, box: Sequence[float], row: Mapping[str, Any]) -> Spot | None:
-    """A box [x, y, width, height] in pixels as shares, cut at the picture's edges; None where nothing is left of it."""
+def _spot(name: str, box: Sequence[float], row: Mapping[str, Any]) -> tuple[Spot | None, str]:
+    """A box [x, y, width, height] in pixels as shares, cut at the picture's edges, None where nothing is left of it; and
+    what is wrong with it."""
+    x, y, w, h = (float(v) for v in box)
     wide, high = float(row["width"]), float(row["height"])
-    x0, y0, x1, y1 = box[0] / wide, box[1] / high, (box[0] + box[2]) / wide, (box[1] + box[3]) / high
-    x0, y0, x1, y1 = (min(max(v, 0.0), 1.0) for v in (x0, y0, x1, y1))
-    return (name, x0, y0, x1, y1) if x1 > x0 and y1 > y0 else None
+    if not (w > 0 and h > 0):  # NaN too
+        return None, "are empty or reversed and left out"
+    x0, x1, y0, y1 = max(x, 0.0), min(x + w, wide), max(y, 0.0), min(y + h, high)
+    if not (x1 > x0 and y1 > y0):
+        return None, "lie outside their picture and are left out"
+    off = max(x0 - x, x + w - x1, y0 - y, y + h - y1)
+    return (name, x0 / wide, y0 / high, x1 / wide, y1 / high), "reach beyond it and are cut" if off > BEYOND else ""

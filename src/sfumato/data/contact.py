@@ -14,9 +14,12 @@ from PIL import Image, ImageDraw
 from sfumato import image
 from sfumato.data import loader
 from sfumato.data.base import Part
+from sfumato.data.folder import FolderPart
 
 CELL, COLUMNS, SHOWN = 128, 8, 40
 MAPPED = 0.45  # how much of a map's colour lies over its picture
+BESIDE = ("pair", "lowres", "masked")  # fields that are pictures, each drawn to the right of its own
+GRAY = 127.5  # what a model sees in a hole
 
 
 def sheet(part: Part, seed: int = 0, flip: float = 0.0, count: int = SHOWN) -> Image.Image:
@@ -27,16 +30,18 @@ def sheet(part: Part, seed: int = 0, flip: float = 0.0, count: int = SHOWN) -> I
     for k, picture in enumerate(image.to_pil(batch.images)):
         said = {name: values[k] for name, values in batch.fields.items()}
         cells.append(_cell(picture, said, flips[k], part))
-    rows = -(-len(cells) // COLUMNS)
-    whole = Image.new("RGB", (COLUMNS * (CELL + 4), rows * (CELL + 26)), "white")
+    wide = max(cell.width for cell in cells) + 4
+    columns = max(COLUMNS * (CELL + 4) // wide, 1)
+    rows = -(-len(cells) // columns)
+    whole = Image.new("RGB", (columns * wide, rows * (CELL + 26)), "white")
     for k, cell in enumerate(cells):
-        whole.paste(cell, (k % COLUMNS * (CELL + 4), k // COLUMNS * (CELL + 26)))
+        whole.paste(cell, (k % columns * wide, k // columns * (CELL + 26)))
     return whole
 
 
 def _cell(picture: Image.Image, said: dict[str, Any], flipped: bool, part: Part) -> Image.Image:
-    """One picture with its boxes, its map over it, and its words below."""
-    shown = image.over_white(picture).convert("RGB").resize((CELL, CELL), Image.Resampling.NEAREST)
+    """One picture with its boxes, its map over it, what is made of it beside it, and its words below."""
+    shown = _scaled(picture)
     if (numbers := said.get("map")) is not None:
         colours = Image.fromarray(hues(np.asarray(numbers))).resize((CELL, CELL), Image.Resampling.NEAREST)
         shown = Image.blend(shown, colours.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else colours, MAPPED)
@@ -45,11 +50,30 @@ def _cell(picture: Image.Image, said: dict[str, Any], flipped: bool, part: Part)
         x0, x1 = (1 - x1, 1 - x0) if flipped else (x0, x1)
         pen.rectangle([x0 * CELL, y0 * CELL, x1 * CELL - 1, y1 * CELL - 1], outline=(230, 30, 30))
         pen.text((x0 * CELL + 2, y0 * CELL), str(label), fill=(230, 30, 30))
-    cell = Image.new("RGB", (CELL, CELL + 22), "white")
-    cell.paste(shown, (0, 0))
-    words = said.get("caption") or (part.labels[said["label"]] if part.labels and said.get("label") is not None else "")
+    several = [shown, *(_other(said[field], flipped) for field in BESIDE if said.get(field) is not None)]
+    cell = Image.new("RGB", (len(several) * (CELL + 2) - 2, CELL + 22), "white")
+    for k, one in enumerate(several):
+        cell.paste(one, (k * (CELL + 2), 0))
+    words = said.get("caption") or ", ".join(_named(part, said.get("label")))
     ImageDraw.Draw(cell).text((0, CELL + 2), str(words)[:24] + ("  mirrored" if flipped else ""), fill=(60, 60, 60))
     return cell
+
+
+def _scaled(picture: Image.Image) -> Image.Image:
+    return image.over_white(picture).convert("RGB").resize((CELL, CELL), Image.Resampling.NEAREST)
+
+
+def _other(value: Any, flipped: bool) -> Image.Image:
+    """A picture (C, H, W) in [0, 255], or one with its mask (H, W), whose hole is gray."""
+    whole, hole = value if isinstance(value, tuple) else (value, None)
+    shown = whole.float() if hole is None else whole * (1 - hole) + GRAY * hole
+    return _scaled(image.to_pil((shown.flip(-1) if flipped else shown)[None] / 127.5 - 1)[0])
+
+
+def _named(part: Part, label: Any) -> list[str]:
+    """The names of a picture's classes: of none, one or several."""
+    numbers = label if isinstance(label, list) else [] if label is None else [label]
+    return [part.labels[k] for k in numbers] if part.labels else []
 
 
 def hues(numbers: "np.ndarray[Any, Any]") -> "np.ndarray[Any, np.dtype[np.uint8]]":
@@ -65,7 +89,7 @@ def facts(part: Part) -> list[tuple[str, str]]:
     rows = [("pictures", f"{count:,} of {part.channels} channels, {part.size}x{part.size} as the network sees them")]
     known = [part.fields(k) for k in range(0, count, max(count // 2000, 1))]
     if part.labels:
-        counts = Counter(part.labels[f["label"]] for f in known if f.get("label") is not None)
+        counts = Counter(name for f in known for name in _named(part, f.get("label")))
         told = ", ".join(f"{name} {n:,}" for name, n in counts.most_common(12))
         rows.append(("classes", f"{len(part.labels)}: {told}{', ...' if len(counts) > 12 else ''}"))
     for field in ("caption", "boxes", "map", "pair"):
@@ -75,6 +99,10 @@ def facts(part: Part) -> list[tuple[str, str]]:
             rows.append(
                 (field, f"{100 * having / len(known):.0f} %" + (f" ({', '.join(named[:12])})" if named else ""))
             )
+    if part.derivations:
+        rows.append(("made as they are shown", ", ".join(derive.field for derive in part.derivations)))
+    if isinstance(part, FolderPart) and (alike := part.alike()):
+        rows.append(("look alike", alike))
     if changed := conversions([p for k in range(count) if isinstance(p := part.stored(k), Path)]):
         rows.append(("converted", ", ".join(f"{name}: {n:,}" for name, n in changed.most_common())))
     return rows

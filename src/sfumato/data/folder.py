@@ -14,7 +14,7 @@ import io
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
@@ -42,10 +42,11 @@ class Entry(NamedTuple):
     file: Path
     name: str  # its path inside the folder
     captions: tuple[str, ...] = ()
-    group: str | None = None  # its class
+    group: str | tuple[str, ...] | None = None  # its class, or several
     map: Path | None = None
     pair: Path | None = None
     boxes: tuple[Spot, ...] | None = None
+    sides: tuple[float, float] | None = None  # of the picture that the boxes are of, where these are in pixels
 
 
 class Seen(NamedTuple):
@@ -77,7 +78,8 @@ class FolderData(Data):
             raise ValueError(f"there is no folder {self.path}; give the folder of your pictures as data.path")
         root = unwrapped(self.path)
         entries = listed(root)
-        seen = _surveyed(root, tuple(entries), tuple(_stamp(entry.file) for entry in entries), self.channels)
+        stamps = tuple(_stamp(path) for e in entries for path in (e.file, e.map, e.pair) if path is not None)
+        seen = _surveyed(root, tuple(entries), stamps, self.channels)
         kept = [entry for entry in entries if entry.name in seen]
         out = self._out(root, kept, seen)
         chosen = [entry for entry in kept if (entry.name in out) == (part == "held_out")]
@@ -90,7 +92,12 @@ class FolderData(Data):
         known = beside.classes(root, root / "train")
         names = _categories(root, entries)
         crops = self.crops if part == "train" else 1
-        return FolderPart(chosen, labels(entries), digests, self.size, self.channels, crops, self.closest, known, names)
+        said = labels(entries)
+        found = FolderPart(chosen, said, digests, self.size, self.channels, crops, self.closest, known, names)
+        if part == "train":
+            told = [e.name for e in kept], tuple(seen[e.name].looks for e in kept), out
+            found.alike = lambda: twins.alike(told[0], _grouped(told[1]), told[2])
+        return found
 
     def _out(self, root: Path, entries: Sequence[Entry], seen: dict[str, Seen]) -> set[str]:
         """Names of the pictures that are held out. Those that look the same are on one side, and others move none across."""
@@ -98,16 +105,20 @@ class FolderData(Data):
             return {entry.name for entry in entries if not entry.name.startswith("train/")}
         if self.held_out == 0:
             return set()
-        first = _decided(root, tuple((e.name, seen[e.name]) for e in entries))
+        digests, numbers = [seen[e.name].digest for e in entries], _grouped(tuple(seen[e.name].looks for e in entries))
+        first = dict(zip((e.name for e in entries), twins.deciding(digests, numbers), strict=True))
         if len(set(first.values())) == 1:  # all look alike: then by their files
-            first = {e.name: seen[e.name].digest for e in entries}
+            first = dict(zip(first, digests, strict=True))
         lowest = min(first.values())
         share = {name for name, digest in first.items() if int(digest[:16], 16) < self.held_out * 2**64}
         return share or {name for name, digest in first.items() if digest == lowest}
 
 
 class FolderPart(Part):
-    """Pictures decoded on demand; each family is one picture and the squares of it that are shown."""
+    """Pictures decoded on demand; each family is one picture and the squares of it that are shown.
+
+    The fields `label` and `group` are lists for a picture of several classes.
+    """
 
     def __init__(
         self,
@@ -125,6 +136,7 @@ class FolderPart(Part):
         self.channels, self.size, self.crops, self.closest = channels, size, crops, closest
         self.class_names = {field: names for field, names in (("map", known.names), ("boxes", categories)) if names}
         self.palettes = {"map": known.palette} if known.palette else {}
+        self.alike: Callable[[], str] = str  # says which pictures of the folder look alike
         self.families = [range(k * crops, (k + 1) * crops) for k in range(len(entries))]
         told = [(e.name, digests[e.name], e.captions, e.group) for e in entries]
         more: list[Any] = [channels] if channels != 3 else []
@@ -169,8 +181,10 @@ class FolderPart(Part):
             found["frame"] = self._told(index)
         if entry.captions:
             found["caption"] = list(entry.captions)
-        if entry.group is not None:
+        if isinstance(entry.group, str):
             found |= {"label": self.labels.index(entry.group), "group": entry.group}
+        elif entry.group is not None:
+            found |= {"label": [self.labels.index(name) for name in entry.group], "group": list(entry.group)}
         if entry.pair is not None:
             found["pair"] = self._shown(index, entry.pair)
         if entry.map is not None or entry.boxes is not None:
@@ -213,7 +227,8 @@ def aside(root: Path) -> list[Path]:
 
 def labels(entries: Sequence[Entry]) -> tuple[str, ...]:
     """The names of the classes, numbers in the order of numbers: those of all parts, so that an index means one class."""
-    names = {entry.group for entry in entries if entry.group is not None}
+    groups = [(e.group,) if isinstance(e.group, str) else e.group or () for e in entries]
+    names = {name for group in groups for name in group}
     return tuple(sorted(names, key=lambda name: (int(name) if name.isdecimal() else -1, name)))
 
 
@@ -234,15 +249,27 @@ def _annotated(folder: Path, entries: list[Entry]) -> list[Entry]:
     told, _ = beside.coco(folder)
     if not told:
         return entries
-    by_name = {Path(name).name: value for name, value in told.items()}
+    inner = [e.file.relative_to(folder).as_posix() if e.file.is_relative_to(folder) else e.name for e in entries]
+    known, doubtful = beside.matched(told, inner)
+    if doubtful:
+        _warn(
+            f"{folder}: annotations of {len(doubtful)} pictures are not read, for several pictures or annotations are "
+            f"called so; the first: {doubtful[0]}"
+        )
     found = []
-    for entry in entries:
-        value = told.get(entry.name) or by_name.get(entry.file.name)
-        if value is not None:
+    for entry, path in zip(entries, inner, strict=True):
+        if (value := known.get(path)) is not None:
             group = None if entry.group in ("images", "train", "val") else entry.group
-            entry = entry._replace(boxes=value.boxes, captions=entry.captions + value.captions, group=group)
+            captions = entry.captions + value.captions
+            entry = entry._replace(boxes=value.boxes, captions=captions, group=group, sides=value.sides)
         found.append(entry)
     return found
+
+
+@lru_cache(maxsize=64)
+def _warn(text: str) -> None:
+    """Say it once, though the parts are opened one after the other."""
+    log.warning(text)
 
 
 def _listed(folder: Path, root: Path) -> list[Entry]:
@@ -288,7 +315,7 @@ def _row(source: Path, number: int, row: Any, root: Path) -> Entry:
     captions = (said,) if isinstance(said, str) else said
     if not isinstance(captions, list | tuple) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{source}, line {number}: a caption is a text or a list of texts; got {said!r}")
-    group, file = row.get("label"), source.parent / name
+    file, group = source.parent / name, _group(row.get("label"), f"{source}, line {number}")
     inner = file.relative_to(root).as_posix() if file.is_relative_to(root) else name
     more: dict[str, Any] = {field: source.parent / row[field] for field in ("map", "pair") if row.get(field)}
     for path in more.values():
@@ -296,7 +323,16 @@ def _row(source: Path, number: int, row: Any, root: Path) -> Entry:
             raise ValueError(f"{source}, line {number}: there is no file {path}")
     if isinstance(row.get("boxes"), list):
         more["boxes"] = beside.spots(row["boxes"], f"{source}, line {number}")
-    return Entry(file, inner, tuple(captions), None if group in (None, "") else str(group), **more)
+    return Entry(file, inner, tuple(captions), group, **more)
+
+
+def _group(said: Any, where: str) -> str | tuple[str, ...] | None:
+    """The class that a row names, several where it lists them, or None. Raises `ValueError` for another thing."""
+    several = said if isinstance(said, list) else [said]
+    if any(isinstance(one, list | dict) for one in several):
+        raise ValueError(f"{where}: a label is a name or a number, or a list of them; got {said!r}")
+    names = tuple(dict.fromkeys(str(one) for one in several if one not in (None, "")))
+    return names if len(names) > 1 else names[0] if names else None
 
 
 def table(path: Path) -> list[Any]:
@@ -342,19 +378,16 @@ def _tried(entry: Entry, channels: int) -> Seen | str:
     """What is seen of a picture, or the fault."""
     try:
         looks = twins.signature(image.pixels(entry.file, channels, least=64))
+        sides = image.sides(entry.file)
+        faults = [beside.misfit(path, f"its picture {entry.file}", sides) for path in (entry.map, entry.pair) if path]
+        faults += [beside.misfit(entry.file, "its COCO annotation", entry.sides)] if entry.sides else []
+        if fault := next(filter(None, faults), None):
+            return fault
         return Seen(hashlib.blake2b(entry.file.read_bytes(), digest_size=16).hexdigest(), looks)
     except (ValueError, OSError) as error:
         return str(error)
 
 
 @lru_cache(maxsize=4)
-def _decided(root: Path, seen: tuple[tuple[str, Seen], ...]) -> dict[str, str]:
-    """Name -> the hash that decides its side: the lowest of those that look like it."""
-    numbers = twins.groups([one.looks for _, one in seen])
-    lowest: dict[int, str] = {}
-    for (_, one), number in zip(seen, numbers, strict=True):
-        lowest[number] = min(lowest.get(number, one.digest), one.digest)
-    digests = {one.digest for _, one in seen}
-    if (alike := len(digests) - len(lowest)) > 0:
-        log.info("%s: %d pictures look like another one; those that do are on one side of the split", root, alike)
-    return {name: lowest[number] for (name, _), number in zip(seen, numbers, strict=True)}
+def _grouped(looks: tuple[tuple[int, int], ...]) -> list[int]:
+    return twins.groups(looks)

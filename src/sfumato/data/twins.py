@@ -5,6 +5,8 @@ neighbour (Krawetz's difference hash, in both directions). Two pictures are twin
 twins of twins are one group. A held-out picture whose twin is trained on measures nothing.
 """
 
+import hashlib
+from collections.abc import Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,21 @@ def signature(array: "np.ndarray[Any, Any]") -> tuple[int, int]:
     return int.from_bytes(np.packbits(across).tobytes(), "big"), int.from_bytes(np.packbits(down).tobytes(), "big")
 
 
-def groups(signatures: "list[tuple[int, int]]", near: int = NEAR) -> list[int]:
+def deciding(digests: Sequence[str], numbers: Sequence[int]) -> list[str]:
+    """For each picture the hash that decides its side of a split: its file's own, or one for its whole group.
+
+    The lowest of several hashes is low, so that large groups would nearly all be held out: it is hashed once more.
+    """
+    several: dict[int, set[str]] = {}
+    for digest, number in zip(digests, numbers, strict=True):
+        several.setdefault(number, set()).add(digest)
+    drawn = {number: min(found) for number, found in several.items()}
+    for number in (n for n, found in several.items() if len(found) > 1):
+        drawn[number] = hashlib.blake2b(drawn[number].encode(), digest_size=16).hexdigest()
+    return [drawn[number] for number in numbers]
+
+
+def groups(signatures: "Sequence[tuple[int, int]]", near: int = NEAR) -> list[int]:
     """For each picture the number of its group, that of the group's first picture.
 
     Pictures without any structure, all of whose bits are 0, are nobody's twins. Compares all with all, a million pairs
@@ -50,3 +66,17 @@ def groups(signatures: "list[tuple[int, int]]", near: int = NEAR) -> list[int]:
                 first, second = sorted((root(one), root(other)))
                 parent[second] = first
     return [root(k) for k in range(len(words))]
+
+
+def alike(names: Sequence[str], numbers: Sequence[int], out: Set[str]) -> str:
+    """How many pictures look like another one, and whether `out`, those held out, do; empty where none does."""
+    found: dict[int, list[str]] = {}
+    for name, number in zip(names, numbers, strict=True):
+        found.setdefault(number, []).append(name)
+    several = [group for group in found.values() if len(group) > 1]
+    if not several:
+        return ""
+    torn = [group for group in several if 0 < len(out & set(group)) < len(group)]
+    first = (torn or several)[0]
+    sides = f"groups on both sides of the split: {len(torn):,}" if torn else "each group is on one side of the split"
+    return f"{sum(map(len, several)):,} pictures in {len(several):,} groups, such as {first[0]} and {first[1]}; {sides}"
