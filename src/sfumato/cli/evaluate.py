@@ -13,10 +13,14 @@ def command(
         Path, typer.Argument(help="a model folder or the run folder around it, a first stage, or a folder of images")
     ],
     data: Annotated[
-        str | None, typer.Option(help="`emoji` or a folder; by default the data of the run's recipe")
+        str | None,
+        typer.Option(help="`emoji` or a folder, which is measured whole; by default what the run's recipe holds out"),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=0, help="pixels a side of --data, --reference and images (64; 0: as they are)")
+        int | None,
+        typer.Option(
+            min=0, help="pixels a side of --data, --reference and images (the model's; 0, or no model: as they are)"
+        ),
     ] = None,
     features: Annotated[
         Path | None, typer.Option(help="feature network: TorchScript, Inception's weights, a DINOv2 or CLIP folder")

@@ -15,6 +15,7 @@ from sfumato.data.folder import SUFFIXES
 from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation import run
 from sfumato.evaluation.likelihood import likelihood
+from sfumato.evaluation.outside import Outside, stands
 from sfumato.evaluation.report import report
 from sfumato.evaluation.run import Looking, Tell
 from sfumato.evaluation.source import FolderPictures, Modelled, PartPictures, Rebuilt, Sampled, Source
@@ -78,30 +79,62 @@ def evaluate(asked: Asked, look: Looking, device: torch.device, tell: Tell) -> t
     stage = (yaml.safe_load(text) or {}).get("stage")
     if stage is None and _pictures(folder):
         return _images(asked, look, tell)
-    fields = run.read_data(folder)
-    if asked.data is not None:
-        fields = _fields(asked.data, asked.size if asked.size is not None else 64)
-    if fields is None:
-        raise ValueError(f"there is no recipe beside {folder} that names its data; say which with --data")
+    recipe = run.read_data(folder)
     if stage == "autoencoder":
-        return _first_stage(asked, Codec.load(folder).to(device), fields, look, tell)
+        return _first_stage(asked, Codec.load(folder).to(device), recipe, look, tell)
+    if recipe is None and asked.data is None:
+        raise ValueError(_unsaid(folder))
     if stage == "family":
-        return _family(asked, families.load(folder, device), fields, look, tell)
-    return _model(asked, LatentDiffusion.load(folder, device), fields, look, tell)
+        return _family(asked, families.load(folder, device), recipe, look, tell)
+    return _model(asked, LatentDiffusion.load(folder, device), recipe, look, tell)
 
 
-def _fields(data: str, size: int) -> dict[str, Any]:
-    return {"kind": "emoji", "size": size} if data == "emoji" else {"kind": "folder", "path": data, "size": size}
+def _unsaid(folder: Path) -> str:
+    return f"there is no recipe beside {folder} that names its data; say which with --data"
+
+
+def _data(asked: Asked, recipe: dict[str, Any] | None, size: int, channels: int) -> Data:
+    """What a model is measured on: the data of its run, or those that the command names, at the model's size.
+
+    A folder other than the run's is held out whole, beside the run's data; where these are gone, it stands for them.
+    """
+    size = asked.size or size
+    if asked.data is None or _same(asked.data, recipe):
+        assert recipe is not None
+        return Data.model_validate(recipe | ({"size": size} if asked.data is not None else {}))
+    derived = {k: recipe[k] for k in ("degrade", "masks", "embed") if recipe and recipe.get(k)}
+    if asked.data == "emoji":
+        return Data.model_validate({"kind": "emoji", "size": size, **derived})
+    fields = {"path": asked.data, "size": size, **({"channels": channels} if channels != 3 else {}), **derived}
+    if not stands(recipe):
+        return Data.model_validate({"kind": "folder", **fields})
+    return Outside.model_validate({**fields, "trained": recipe})
+
+
+def _same(data: str, recipe: dict[str, Any] | None) -> bool:
+    """Whether these words name the data of a recipe."""
+    if recipe is None or data == "emoji":
+        return recipe is not None and recipe.get("kind") == "emoji"
+    return "path" in recipe and Path(data).resolve() == Path(recipe["path"]).resolve()
+
+
+def _originals(asked: Asked, codec: Codec, recipe: dict[str, Any] | None) -> Source:
+    """The pictures that a first stage rebuilds: its run's held-out ones, or a folder whole, at the run's size or as they
+    are where there was no run."""
+    size = asked.size if asked.size is not None else (recipe or {}).get("size", 0 if asked.data != "emoji" else 64)
+    if asked.data is not None and asked.data != "emoji" and not (size and _same(asked.data, recipe)):
+        return FolderPictures(Path(asked.data), size or None, codec.factor, codec.image_channels)
+    return run.held_out(_data(asked, recipe, size or 64, codec.image_channels))
 
 
 def _pictures(folder: Path) -> bool:
     return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))
 
 
-def real(words: str, size: int | None) -> Source:
+def real(words: str, size: int | None, channels: int = 3) -> Source:
     """The reference that a command names: the emoji's training part, or all pictures of a folder."""
     if words != "emoji":
-        return FolderPictures(Path(words), size)
+        return FolderPictures(Path(words), size, channels=channels)
     return PartPictures(Data.model_validate({"kind": "emoji", "size": size or 64}).open("train"), "emoji, train")
 
 
@@ -115,40 +148,42 @@ def _images(asked: Asked, look: Looking, tell: Tell) -> tuple[dict[str, Any], Sh
 
 
 def _first_stage(
-    asked: Asked, codec: Codec, fields: dict[str, Any], look: Looking, tell: Tell
+    asked: Asked, codec: Codec, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
     if asked.reference is not None:
         raise ValueError("reconstructions are measured against their originals; leave --reference out")
-    if asked.data is not None and asked.data != "emoji" and asked.size == 0:
-        source: Source = FolderPictures(Path(asked.data), None, codec.factor)
-    else:
-        source = run.held_out(Data.model_validate(fields))
+    if recipe is None and asked.data is None:
+        raise ValueError(_unsaid(asked.target))
+    source = _originals(asked, codec, recipe)
     found = run.evaluate_codec(codec, source, look, tell)
-    again = Rebuilt(codec, source)
+    again, seen = Rebuilt(codec, source), look.of(codec.image_channels)
     return found, lambda path: report(
-        path, found, title=str(asked.target), again=again, perceptual=look.perceptual, images=again, reference=source
+        path, found, title=str(asked.target), again=again, perceptual=seen.perceptual, images=again, reference=source
     )
 
 
 def _family(
-    asked: Asked, family: Family, fields: dict[str, Any], look: Looking, tell: Tell
+    asked: Asked, family: Family, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
-    data = Data.model_validate(fields)
+    shape = family.shape
+    data = _data(asked, recipe, shape.size, shape.channels)
     train = data.open("train")
-    reference = real(asked.reference, family.shape.size) if asked.reference is not None else None
+    reference = real(asked.reference, shape.size, shape.channels) if asked.reference is not None else None
     against = reference or PartPictures(train, f"{run.titled(data)}, train")
     samples = Modelled(family, asked.images, run.SEED, asked.guidance, train)
-    found = run.evaluate_images(samples, against, look, tell)
+    codec = next(iter(family.parts().values()), None)
+    found = run.evaluate_images(samples, against, look, tell, codec)
     apart = data.open("held_out")
     found["likelihood"] = likelihood(family, apart)
     return found, lambda path: report(path, found, title=str(asked.target), images=samples, reference=against)
 
 
 def _model(
-    asked: Asked, model: LatentDiffusion, fields: dict[str, Any], look: Looking, tell: Tell
+    asked: Asked, model: LatentDiffusion, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
-    data = Data.model_validate(fields)
-    reference = real(asked.reference, model.size) if asked.reference is not None else None
+    channels = model.codec.image_channels
+    data = _data(asked, recipe, model.size, channels)
+    reference = real(asked.reference, model.size, channels) if asked.reference is not None else None
     found = run.evaluate_model(
         model,
         data,

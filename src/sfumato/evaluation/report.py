@@ -99,7 +99,7 @@ def sentences(found: Mapping[str, Any]) -> list[str]:
         said.append(f"pairs rounded to 8 bits, MS-SSIM over {record['pairs']['ms_ssim_scales']} scales; {name}{looked}")
     if "features" in record:
         said.append(protocol.sentence(record))
-    return said
+    return [*said, found["left_out"]] if "left_out" in found else said
 
 
 def text(found: Mapping[str, Any]) -> str:

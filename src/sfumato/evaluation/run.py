@@ -20,6 +20,7 @@ from sfumato.evaluation.gather import gather
 from sfumato.evaluation.generation import table
 from sfumato.evaluation.latents import statistics
 from sfumato.evaluation.memorising import listed, memorising, nearest
+from sfumato.evaluation.outside import Outside
 from sfumato.evaluation.reconstruction import Perceptual, empty, measured, scales, summary
 from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source
 from sfumato.features.network import FeatureNetwork, colour
@@ -29,6 +30,7 @@ from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
 from sfumato.training.validation import LIMIT, TIMES, denoising
 
+COLOURS = (1, 3, 4)  # channels of pictures that networks look at
 SEED = 12_345  # of the first sample of the caption match; the next count up
 PERCEPTUAL = {
     "f4ce691b23bb70caace21b5a250f505654088c6b0554d8366d71a5a287ebe861": "SqueezeNet perceptual distance",
@@ -46,14 +48,30 @@ class Looking:
     cache: Path | None = None  # of features
     workers: int = 1
 
+    def of(self, channels: int) -> "Looking":
+        """What of it looks at pictures of so many channels: no network does at other than 1, 3 or 4."""
+        return self if channels in COLOURS else Looking(cache=self.cache, workers=self.workers)
+
+    def left_out(self, channels: int) -> str | None:
+        """The sentence that says what does not look at such pictures, None where all does."""
+        networks = [self.perceptual and self.perceptual.name]
+        networks += [network and network.description.name for network in (self.network, self.clip and self.clip[0])]
+        names = [name for name in networks if name]
+        if channels in COLOURS or not names:
+            return None
+        return f"left out: {', '.join(names)}; networks look at 1, 3 or 4 channels, these pictures have {channels}"
+
 
 def held_out(data: Data) -> Source:
     """The held-out pictures of a data set."""
-    return PartPictures(data.open("held_out"), f"{titled(data)}, held out")
+    name = data.path.resolve().name if isinstance(data, Outside) else f"{titled(data)}, held out"
+    return PartPictures(data.open("held_out"), name)
 
 
 def titled(data: Data) -> str:
     """What a protocol calls a data set: its kind, or its folder's name."""
+    if isinstance(data, Outside):
+        return titled(data.trained)
     path = getattr(data, "path", None)
     return path.resolve().name if isinstance(path, Path) else data.kind_name()
 
@@ -65,6 +83,7 @@ def evaluate_codec(
     look, say = look or Looking(), tell or (lambda text: None)
     source = held_out(data) if isinstance(data, Data) else data
     empty(source)
+    note, look = look.left_out(codec.image_channels), look.of(codec.image_channels)
     say(f"reconstruction of {len(source):,} pictures")
     again = Rebuilt(codec, source)
     rows = measured(again, look.perceptual)
@@ -74,6 +93,7 @@ def evaluate_codec(
         "latents": statistics(codec, source),
         "subject": {"autoencoder": codec.fingerprint()},
         "pictures": rows,
+        **({"left_out": note} if note else {}),
     }
     extra: dict[str, Any] = {}
     if look.network is not None:
@@ -117,12 +137,20 @@ def _apart(found: dict[str, Any], measures: dict[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in measures["protocol"].items() if k not in ("measures", "sfumato")}
 
 
-def evaluate_images(images: Source, reference: Source, look: Looking, tell: Tell | None = None) -> dict[str, Any]:
-    """A folder of images against a reference. Raises `ValueError` without a feature network."""
+def evaluate_images(
+    images: Source, reference: Source, look: Looking, tell: Tell | None = None, codec: Codec | None = None
+) -> dict[str, Any]:
+    """Images against a reference, and where they were made through a codec what it makes of as many of the reference.
+
+    Raises `ValueError` without a feature network.
+    """
     if look.network is None:
         raise ValueError("a folder of images is measured through a feature network; give its file with --features")
     found: dict[str, Any] = {"subject": {}}
-    measures = table(look.network, reference, {"images": images}, cache=look.cache, workers=look.workers, tell=tell)
+    subjects: dict[str, Source] = {"images": images}
+    if codec is not None:
+        subjects["reconstructions"] = Rebuilt(codec, Chosen(reference, len(images)))
+    measures = table(look.network, reference, subjects, cache=look.cache, workers=look.workers, tell=tell)
     extra = _apart(found, measures)
     if look.clip is not None:
         found["alignment"], more = aligned({"images": images, "real": reference}, look)
@@ -157,8 +185,10 @@ def evaluate_model(
     look, say = look or Looking(), tell or (lambda text: None)
     source = held_out(data)
     empty(source)
+    note, look = look.left_out(model.codec.image_channels), look.of(model.codec.image_channels)
     say("reconstruction")
     found: dict[str, Any] = {"reconstruction": summary(measured(Rebuilt(model.codec, source), look.perceptual))}
+    found |= {"left_out": note} if note else {}
     say("held-out denoising loss")
     found["denoising"] = denoising(model, data.open("held_out"))
     settings = {

@@ -81,13 +81,14 @@ class PartPictures(Source):
 class FolderPictures(Source):
     """All pictures under a folder, whatever parts it has: as they are, or their largest centred square at `size`.
 
-    Pictures as they are lose what is left over beside a `multiple` of their sides, at both ends alike.
+    Pictures as they are lose what is left over beside a `multiple` of their sides, at both ends alike. Channels are read
+    as by `data/folder.py`: 1 gray, 3 colour over white, 4 with transparency, others from arrays.
     """
 
-    def __init__(self, folder: Path, size: int | None = None, multiple: int = 1) -> None:
+    def __init__(self, folder: Path, size: int | None = None, multiple: int = 1, channels: int = 3) -> None:
         if not folder.is_dir():
             raise ValueError(f"there is no folder {folder}; give a folder of pictures")
-        self.title, self.size, self.multiple = folder.resolve().name, size, multiple
+        self.title, self.size, self.multiple, self.channels = folder.resolve().name, size, multiple, channels
         self.entries = listed(unwrapped(folder))
         digest = hashlib.sha256()
         for entry in self.entries:
@@ -103,6 +104,7 @@ class FolderPictures(Source):
             "name": self.title,
             "size": self.size or "as they are",
             **({"multiple": self.multiple} if self.multiple > 1 else {}),
+            **({"channels": self.channels} if self.channels != 3 else {}),
             "count": len(self),
             "fingerprint": self.digest,
         }
@@ -112,8 +114,9 @@ class FolderPictures(Source):
 
     def _picture(self, path: Path) -> Tensor:
         if self.size is not None:
-            return image.to_tensor(image.fitted(image.read(path, least=2 * self.size), self.size))
-        whole = image.to_tensor(image.read(path))
+            whole = image.pixels(path, self.channels, least=2 * self.size)
+            return image.squared(whole, self.size).float() / 127.5 - 1.0
+        whole = image.to_tensor(image.pixels(path, self.channels))
         sides = [n // self.multiple * self.multiple for n in whole.shape[1:]]
         if not all(sides):
             raise ValueError(f"{path} is smaller than {self.multiple} pixels a side; leave it out, or give --size")

@@ -1,0 +1,27 @@
+"""A folder of pictures that a run has never seen, beside the data that it learned from."""
+
+from pathlib import Path
+from typing import Any
+
+from sfumato.data.base import Data, Part
+from sfumato.data.folder import FolderData, aside, unwrapped
+
+
+class Outside(Data):
+    """All pictures under `path` are held out (of a folder with parts, those apart from `train`); the rest is the run's."""
+
+    path: Path
+    trained: Data
+    channels: int = 3
+
+    def read(self, part: str) -> Part:
+        if part == "train":
+            return self.trained.read(part)
+        parts = self.path.is_dir() and aside(unwrapped(self.path))
+        folder = FolderData(path=self.path, size=self.size, channels=self.channels, held_out=0)
+        return folder.read("held_out" if parts else "train")
+
+
+def stands(recipe: dict[str, Any] | None) -> bool:
+    """Whether the data that a run's recipe names are there still."""
+    return recipe is not None and (recipe.get("kind") != "folder" or Path(str(recipe.get("path"))).is_dir())

@@ -1,0 +1,136 @@
+"""What a command's words mean: which pictures are measured, at which size, in how many channels."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor, nn
+
+from sfumato.autoencoder.base import FirstStage
+from sfumato.autoencoder.codec import Codec
+from sfumato.evaluation import doors, run
+from sfumato.evaluation.doors import Asked
+from sfumato.evaluation.reconstruction import Perceptual
+from sfumato.evaluation.report import text
+from sfumato.evaluation.run import Looking
+from sfumato.families.base import Family, Shape
+from sfumato.features.network import Description, FeatureNetwork
+from sfumato.model import LatentDiffusion
+from sfumato.streams import Stream
+from tests.conftest import CODER
+
+CPU = torch.device("cpu")
+
+
+def pictures(path: Path, count: int, width: int = 50) -> Path:
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        Image.fromarray(rng.integers(0, 256, (34, width, 3), dtype=np.uint8)).save(path / f"{k:02d}.png")
+    return path
+
+
+def stage(path: Path, image_channels: int = 3, size: int | None = None, data: Path | None = None) -> Path:
+    """A fresh first stage's folder, with a recipe beside it where a size is told."""
+    torch.manual_seed(0)
+    coder = {**CODER, "image_channels": image_channels}
+    Codec(FirstStage.model_validate({"kind": "kl", "coder": coder})).save(path / "model")
+    if size is not None:
+        told = {
+            "data": {"kind": "folder", "path": str(data or path / "gone"), "size": size, "channels": image_channels}
+        }
+        (path / "recipe.yaml").write_text(yaml.safe_dump(told))
+    return path
+
+
+def looking() -> Looking:
+    network = FeatureNetwork(nn.Flatten(), Description(name="pixels", size=4))
+    distance = Perceptual("far", lambda a, b: (a - b).abs().mean((1, 2, 3)), {"name": "far"})
+    return Looking(network, distance)
+
+
+def told(asked: Asked, look: Looking | None = None) -> dict[str, Any]:
+    return doors.evaluate(asked, look or Looking(), CPU, lambda said: None)[0]
+
+
+def test_a_folder_that_is_named_is_measured_whole_at_the_run_s_size(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "real", 12)
+    for made, size in ((stage(tmp_path / "a", size=16), 16), (stage(tmp_path / "b"), "as they are")):
+        result = told(Asked(made, data=str(folder)))
+        record = result["protocol"]["data"]
+        assert (record["size"], record["count"]) == (size, 12)
+        assert len(result["pictures"]) == 12
+    own = stage(tmp_path / "c", size=16, data=folder)
+    few = len(told(Asked(own))["pictures"])
+    assert few == len(told(Asked(own, data=str(folder)))["pictures"]) < 12
+    assert told(Asked(own, data=str(folder), size=24))["protocol"]["data"]["size"] == 24
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_pictures_of_any_channels_are_measured(channels: int, tmp_path: Path) -> None:
+    made = stage(tmp_path / "run", image_channels=channels)
+    folder = pictures(tmp_path / "real", 6)
+    if channels == 2:
+        for path in folder.iterdir():
+            np.save(path.with_suffix(".npy"), np.asarray(Image.open(path))[..., :2])
+            path.unlink()
+    found = told(Asked(made, data=str(folder), size=16), looking())
+    assert found["reconstruction"]["psnr"] > 0
+    assert ("far" in found["reconstruction"], "features" in found) == (channels != 2, channels != 2)
+    assert ("left out: far, pixels; networks look at 1, 3 or 4 channels, these pictures have 2" in text(found)) == (
+        channels == 2
+    )
+
+
+def test_a_folder_beside_a_model_is_held_out_whole_and_the_run_s_data_stay_its_training_set(
+    model_folder: Path, tmp_path: Path
+) -> None:
+    folder = pictures(tmp_path / "real", 12)
+    model, recipe = LatentDiffusion.load(model_folder), run.read_data(model_folder)
+    asked = Asked(model_folder, data=str(folder))
+    data = doors._data(asked, recipe, model.size, 3)
+    assert (len(data.open("held_out")), data.open("held_out").size) == (12, 32)
+    assert data.open("train").fingerprint == doors._data(Asked(model_folder), recipe, 32, 3).open("train").fingerprint
+    assert (run.held_out(data).told()["name"], run.titled(data)) == ("real", "emoji")
+    assert recipe is not None
+    gone = {**recipe, "kind": "folder", "path": str(tmp_path / "gone")}
+    alone = doors._data(dataclasses.replace(asked, size=16), gone, model.size, 1)
+    assert (len(alone.open("held_out")) < 12, alone.open("train").channels, alone.size) == (True, 1, 16)
+    (folder / "val").mkdir()
+    (folder / "train").mkdir()
+    (folder / "00.png").rename(folder / "val" / "00.png")
+    (folder / "01.png").rename(folder / "train" / "01.png")
+    assert len(data.open("held_out")) == 1
+
+
+class Stub(Family):
+    """Gray pictures, by way of codes."""
+
+    shape, labels = Shape(3, 32), ()
+
+    def __init__(self, codec: Codec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def parts(self) -> Mapping[str, Codec]:
+        return {"autoencoder": self.codec}
+
+    def learned(self, turn: str) -> Sequence[nn.Module]:
+        return []
+
+    def sample(self, noise: Stream, labels: Tensor, guidance: float = 1.0) -> Tensor:
+        return torch.zeros(len(labels), 3, 32, 32)
+
+
+def test_a_family_of_codes_has_its_reconstructions_as_a_ceiling(codec: Codec) -> None:
+    recipe = {"kind": "emoji", "size": 32}
+    asked = Asked(Path("stub"), images=8)
+    rows = doors._family(asked, Stub(codec), recipe, looking(), lambda said: None)[0]["features"]
+    assert [row["images"] for row in rows] == ["images", "reconstructions", "real, one half against the other"]
+    assert [row["count"] for row in rows[:2]] == [8, 8]
