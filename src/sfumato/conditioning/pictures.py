@@ -44,12 +44,16 @@ def picture(value: Any, channels: int, field: str) -> Tensor:
 
 
 def mask(value: Any, field: str) -> Tensor:
-    """A PIL mask, an array or a tensor (H, W) or (1, H, W), bool, uint8 or in [0, 1] -> (1, H, W) in [0, 1].
+    """A PIL mask, an array or a tensor (H, W) or (1, H, W), bool, uint8, uint16 or in [0, 1] -> (1, H, W) in [0, 1].
 
     Raises `ValueError` for another thing or values out of range.
     """
+    if isinstance(value, Image.Image) and value.mode == "F":
+        raise ValueError(f"the mask of {field} is a picture of floats: save it gray, or give an array of 0 to 1")
     if isinstance(value, Image.Image):
-        value = np.array(value.convert("L"))
+        value = image.deep(value) / 65535 if value.mode in image.DEEP else np.array(value.convert("L"))
+    if isinstance(value, np.ndarray) and value.dtype == np.uint16:
+        value = value.astype(np.float32) / 65535
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value))
     if not isinstance(value, Tensor) or value.ndim not in (2, 3) or (value.ndim == 3 and value.shape[0] != 1):
@@ -66,7 +70,7 @@ def classes(value: Any, field: str) -> Tensor:
     Raises `ValueError` for another thing: colours are not numbers of classes.
     """
     if isinstance(value, Image.Image):
-        if value.mode not in ("P", "L", "I", "I;16", "1"):
+        if value.mode not in ("P", "L", "1", *image.DEEP):
             raise ValueError(
                 f"{field} is a picture of mode {value.mode}; a class map holds a class number a pixel: save it gray or "
                 "with a palette"

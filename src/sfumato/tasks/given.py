@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,14 +27,14 @@ def picture(model: LatentDiffusion, value: Any, field: str = "picture") -> Tenso
 
 
 def opened(value: Any, field: str) -> Image.Image:
-    """A path or a PIL picture as a PIL picture in its own mode. Raises `ValueError` where it is none."""
+    """A path or a PIL picture as a PIL picture in its own mode, turned as its EXIF says. Raises `ValueError` for no picture."""
     if not isinstance(value, Path):
-        found: Image.Image = value
+        found: Image.Image = ImageOps.exif_transpose(value)
         return found
     try:
         with Image.open(value) as file:
             file.load()
-            return file.copy()
+            return ImageOps.exif_transpose(file)
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{value} cannot be read as a {field} ({error}); replace it") from None
 
@@ -42,14 +42,16 @@ def opened(value: Any, field: str) -> Image.Image:
 def mask(value: Any, size: tuple[int, int]) -> Tensor:
     """A path or a PIL picture -> (1, H, W) in [0, 1], 1 where there is a hole.
 
-    Where it has transparency and one colour, what is opaque is the hole. Raises `ValueError` unless it is `size` (H, W).
+    Where it has transparency and one colour, what is opaque is the hole. One of 16 bits is as fine. Raises `ValueError`
+    unless it is `size` (H, W).
     """
     shown = opened(value, "mask")
     if shown.mode in ("RGBA", "LA") and len(set(shown.convert("L").getextrema())) == 1:
         shown = shown.getchannel("A")
     elif shown.mode in ("RGBA", "LA", "P", "PA"):
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "black"), shown.convert("RGBA"))
-    found = pictures.mask(shown.convert("L"), "the picture")
+    deep = shown.mode in (*image.DEEP, "F")  # which `convert` would cut at 255
+    found = pictures.mask(shown if deep else shown.convert("L"), "the picture")
     if tuple(found.shape[-2:]) != size:
         raise ValueError(
             f"the mask is {found.shape[-1]}x{found.shape[-2]} and the picture {size[1]}x{size[0]}; make them equal"

@@ -1,0 +1,77 @@
+"""What users hand in: masks of any depth, and pictures of any mode as they are seen."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfumato.conditioning import pictures
+from sfumato.tasks import given
+
+RAMP = np.array([[0, 300, 32768], [65535, 257, 65000]], np.uint16)
+
+
+def reads(channels: int) -> Any:
+    """What of a model says how many channels its pictures have."""
+    return SimpleNamespace(codec=SimpleNamespace(image_channels=channels))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_masks_of_16_bits_keep_their_softness(tmp_path: Path, name: str) -> None:
+    Image.fromarray(RAMP).save(tmp_path / name)
+    expected = torch.from_numpy(RAMP.astype(np.float32) / 65535)[None]
+    torch.testing.assert_close(given.mask(tmp_path / name, (2, 3)), expected)
+    for value in (Image.fromarray(RAMP), Image.fromarray(RAMP.astype(np.int32)), RAMP):
+        torch.testing.assert_close(pictures.mask(value, "picture"), expected)
+    soft = Image.fromarray((RAMP // 257).astype(np.uint8))
+    torch.testing.assert_close(given.mask(soft, (2, 3)), torch.from_numpy(np.array(soft) / 255).float()[None])
+
+
+def test_masks_of_floats_and_of_another_size_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.full((2, 3), 0.5, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match="is a picture of floats: save it gray"):
+        given.mask(tmp_path / "a.tif", (2, 3))
+    with pytest.raises(ValueError, match="the mask is 3x2 and the picture 4x4"):
+        given.mask(Image.fromarray(RAMP), (4, 4))
+
+
+def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter right
+    Image.fromarray(np.array([[255, 0, 0], [0, 0, 0]], np.uint8)).save(tmp_path / "a.png", exif=exif)
+    with Image.open(tmp_path / "a.png") as opened:
+        for value in (tmp_path / "a.png", opened):
+            assert given.mask(value, (3, 2))[0].tolist() == [[0, 1], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("opened", [False, True])
+def test_pictures_of_every_mode_are_read_as_they_are_seen(tmp_path: Path, channels: int, opened: bool) -> None:
+    def read(shown: Image.Image, name: str, **more: Any) -> "np.ndarray[Any, Any]":
+        shown.save(tmp_path / name, **more)
+        if not opened:
+            found = given.picture(reads(channels), tmp_path / name)
+        else:
+            with Image.open(tmp_path / name) as file:
+                found = given.picture(reads(channels), file)
+        assert found.shape == (channels, 4, 4)
+        return ((found + 1) * 127.5).numpy()[:, 0, 0]
+
+    gray = np.full((4, 4), 40_000, np.uint16)
+    assert read(Image.fromarray(gray), "a.png") == pytest.approx(
+        [40_000 / 257] * channels, abs=0.51 if opened else 1e-3
+    )
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert read(clear, "b.png") == pytest.approx([255] * channels, abs=1e-3)
+    assert read(Image.new("RGBA", (4, 4), (0, 0, 0, 51)), "c.png") == pytest.approx([204] * channels, abs=1)
+    assert read(clear.convert("LA"), "d.png") == pytest.approx([255] * channels, abs=1e-3)
+    first, second = Image.new("RGB", (4, 4), "white"), Image.new("RGB", (4, 4), "black")
+    assert read(first, "e.gif", save_all=True, append_images=[second]) == pytest.approx([255] * channels, abs=1e-3)
+    palette = Image.new("P", (4, 4), 1)
+    palette.putpalette([0, 0, 0, 90, 90, 90] + [0] * 762)
+    assert read(palette, "f.png") == pytest.approx([90] * channels, abs=1)
+    assert read(palette, "g.png", transparency=1) == pytest.approx([255] * channels, abs=1)
