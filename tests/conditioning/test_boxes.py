@@ -74,6 +74,17 @@ def test_boxes_of_data_without_names_ask_for_them() -> None:
     assert config.labels == ("a", "b")  # type: ignore[attr-defined]
 
 
+def test_boxes_that_would_stop_training_are_told_before_it() -> None:
+    with pytest.raises(
+        ValueError, match=r"1 of 2 pictures have too many boxes, one has 4 .* reads 3; give it `most: 4`"
+    ):
+        BoxesConfig(most=3).learn([[DOG], None, [DOG, CAT] * 2], ())
+    BoxesConfig(most=4).learn([[DOG], None, [DOG, CAT] * 2], ())
+    for names in ({"labels": ("cat",)}, {}):
+        with pytest.raises(ValueError, match="unknown class 'dog'"):
+            BoxesConfig(**names).learn([[DOG, CAT]], ("cat",))
+
+
 def test_crops_and_mirrors_move_boxes() -> None:
     assert cropped([DOG, CAT], (0.5, 0.5, 1.0, 1.0)) == []
     (left,) = cropped([("dog", 0.25, 0.25, 0.75, 0.75)], (0.5, 0.0, 1.0, 1.0))

@@ -68,6 +68,19 @@ def test_data_without_what_a_conditioner_reads_are_refused() -> None:
         LabelConfig().learn([], ())
 
 
+def test_captions_that_are_too_long_are_told_before_training() -> None:
+    long = " ".join(f"word{k}" for k in range(60))
+    with pytest.raises(
+        ValueError, match=r"1 of 5 different texts of 'caption' are too long: 'word0 word1 .*'\.\.\. has \d+"
+    ):
+        TextConfig(vocabulary=200).learn([[t] for t in [*TEXTS, long, long]], ())
+    with pytest.raises(ValueError, match=r"give it `length: (\d+)`") as told:
+        TextConfig(vocabulary=200).learn([long, None, TEXTS], ())
+    length = int(str(told.value).split("`length: ")[1].split("`")[0])
+    config, files = TextConfig(vocabulary=200, length=length).learn([long, None, TEXTS], ())
+    assert config.build(files)([long]).tokens is not None  # type: ignore[attr-defined]
+
+
 def test_labels_are_read_by_name_and_by_number() -> None:
     by_name, by_number = label()(["dog"]), label()([1])
     assert by_name.vector is not None

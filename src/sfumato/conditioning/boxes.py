@@ -32,9 +32,19 @@ class BoxesConfig(ConditionerConfig):
     heads: PositiveInt = 4
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["BoxesConfig", dict[str, str]]:
-        names = self.labels or tuple(labels) or tuple(sorted(_names(values)))
+        said = _labels(values)
+        names = self.labels or tuple(labels) or tuple(sorted(one for one in said if isinstance(one, str)))
         if not names:
             raise ValueError(f"the data have no {self.field!r} with named classes: give boxes, or name `labels`")
+        for one in said:  # training would stop when it is first shown
+            index(one, names, "class")
+        counts = [len(value) for value in values if value is not None]
+        if (most := max(counts, default=0)) > self.most:
+            many = sum(count > self.most for count in counts)
+            raise ValueError(
+                f"{many} of {len(counts)} pictures have too many {self.field}, one has {most} and this conditioner reads "
+                f"{self.most}; give it `most: {most}`, or leave some out"
+            )
         return self.model_copy(update={"labels": names}), {}
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Boxes":
@@ -169,8 +179,6 @@ def _part(window: Window, size: tuple[int, int]) -> tuple[float, float, float, f
     )
 
 
-def _names(values: Sequence[Any]) -> set[str]:
-    found = set()
-    for value in values:
-        found |= {b.label for b in map(box, value) if isinstance(b.label, str)}
-    return found
+def _labels(values: Sequence[Any]) -> list[Any]:
+    """The different classes that boxes name, by name or number, in the order of the data."""
+    return list(dict.fromkeys(one.label for value in values if value is not None for one in map(box, value)))

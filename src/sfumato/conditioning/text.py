@@ -16,6 +16,7 @@ from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions
 from sfumato.nn.attention import TransformerBlock
 
 TOKENIZER = "tokenizer.json"
+AT_ONCE = 4096  # texts whose tokens are counted together
 
 
 class TextConfig(ConditionerConfig):
@@ -34,7 +35,24 @@ class TextConfig(ConditionerConfig):
         texts = list(_flat(values))
         if not texts:
             raise ValueError(f"the data have no {self.field!r}: put a NAME.txt beside each picture, or metadata.jsonl")
-        return self, {TOKENIZER: train_tokenizer(texts, self.vocabulary)}
+        tokenizer = train_tokenizer(texts, self.vocabulary)
+        self._check(sorted(set(texts)), tokenizer)
+        return self, {TOKENIZER: tokenizer}
+
+    def _check(self, texts: Sequence[str], tokenizer: str) -> None:
+        """Raise `ValueError` where texts have more tokens than are read: training would stop when one is first shown."""
+        from tokenizers import Tokenizer
+
+        reader, counts = Tokenizer.from_str(tokenizer), list[int]()
+        for begin in range(0, len(texts), AT_ONCE):
+            counts += [len(found.ids) for found in reader.encode_batch(texts[begin : begin + AT_ONCE])]
+        most = max(counts)
+        if most > self.length:
+            many = sum(count > self.length for count in counts)
+            raise ValueError(
+                f"{many} of {len(texts)} different texts of {self.field!r} are too long: {texts[counts.index(most)][:60]!r}"
+                f"... has {most} tokens and this conditioner reads {self.length}; give it `length: {most}`, or shorten them"
+            )
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Text":
         if TOKENIZER not in files:
