@@ -45,6 +45,26 @@ def test_blind_is_another_each_time_worse_than_bicubic_and_still_the_picture() -
     assert float(off.max()) < 80
 
 
+def test_blind_does_all_four_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    def noted(name: str) -> None:
+        real = getattr(degrade, name)
+        monkeypatch.setattr(degrade, name, lambda *given: done.append(name) or real(*given))
+
+    for name in ("blurred", "_resized", "noisy", "compressed"):
+        noted(name)
+    whole, config, orders, ends = smooth(32), DegradeConfig(how="blind", factor=2), set(), set()
+    for k in range(200):
+        done.clear()
+        config(whole, draws(k))
+        assert sorted(done[:4]) == ["_resized", "blurred", "compressed", "noisy"]
+        orders.add(tuple(done[:4]))
+        ends.add(tuple(done[4:]))
+    assert len(orders) == 24
+    assert ends == {("_resized",), ("_resized", "compressed")}
+
+
 def test_each_worsening_does_what_it_says() -> None:
     x = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     assert float(degrade.blurred(x, draws(0), 3.0).std()) < 0.6 * float(x.std())
