@@ -44,6 +44,7 @@ def test_images_are_counted_in_thousands_and_millions() -> None:
         (["training.images=3G"], "50k or 2M"),
         (["backbone.kind=unett"], "unknown kind 'unett'; known kinds: dit, unet"),
         (["training.images"], "key.sub=value"),
+        (["training.images=["], "not YAML"),
         (["stage.x=1"], "stage"),
         (["prediction=epsilon"], "prediction"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from sfumato import files
@@ -158,7 +159,7 @@ def test_a_run_on_a_full_disk_ends_with_a_sentence_and_goes_on_later(tmp_path: P
 
 
 def test_nan_stops_with_a_message_and_the_good_checkpoint_intact(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from sfumato.autoencoder.kl import KLAutoencoder
 
@@ -174,6 +175,12 @@ def test_nan_stops_with_a_message_and_the_good_checkpoint_intact(
     found = checkpoint.newest(tmp_path / "state")
     assert found is not None
     assert all(bool(t.isfinite().all()) for t in found[0]["weights"].values())
+    monkeypatch.undo()  # and what it says to do can be done
+    gentler = autoencoder_recipe(rate=1e-3, precision="fp32")
+    train(gentler, tmp_path, device="cpu", quiet=True, resume=True)
+    assert "goes on with training.rate=0.001" in caplog.text
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["rate"] == 1e-3
+    assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["images"] == gentler.training.images
 
 
 def test_a_folder_with_another_run_is_not_written_over(tmp_path: Path) -> None:

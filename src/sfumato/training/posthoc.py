@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor, nn
 
 from sfumato import files
@@ -24,7 +23,7 @@ from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.training.autoencoder import stack
 from sfumato.training.ema import exponent
-from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, Recipe, parse
+from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, Recipe, load_yaml, parse
 
 FACTS = "averages.json"
 
@@ -118,7 +117,7 @@ def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion | Family, list[nn
     path = run / "recipe.yaml"
     if not path.is_file() or not (run / "model" / "model.yaml").is_file():
         raise ValueError(f"{run} is no finished run: it needs recipe.yaml and model/; give the folder of --run")
-    recipe = parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    recipe = parse(load_yaml(str(path)), str(path))
     if isinstance(recipe, AutoencoderRecipe):
         codec = Codec.load(run / "model")
         return recipe, codec, list(codec.autoencoder.parameters())

@@ -253,7 +253,10 @@ def override(fields: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
             if not isinstance(step, dict):
                 raise ValueError(f"{change!r}: {place} is not a mapping in this recipe, so nothing in it can be set")
             inner = step
-        inner[last] = yaml.safe_load(value)
+        try:
+            inner[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise ValueError(f"{change!r}: the value is not YAML; put it in quotes") from None
     return fields
 
 

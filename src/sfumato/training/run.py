@@ -1,6 +1,7 @@
 """From a recipe to a run folder: open the data, build what is trained, hand both to the loop."""
 
 import json
+import logging
 import os
 import platform
 import shutil
@@ -22,6 +23,7 @@ from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn.recompute import recompute
 from sfumato.training import checkpoint
+from sfumato.training import recipe as recipes
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
@@ -50,6 +52,10 @@ REMEDIES = {
     "near": "let `data.embed: {network: FILE, neighbours: 20}` make it",
     "label": "sort the pictures into class folders",
 }
+
+log = logging.getLogger(__name__)
+# What a resumed run may change: what alters no bit, and what one lowers after a loss that was not finite.
+FREE = ("workers", "checkpointing", "rate", "clip")
 
 
 def train(
@@ -239,16 +245,18 @@ def _agreed(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> 
     if distributed.chief():
         return recipe
     path = folder / "recipe.yaml"
-    return parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    return parse(recipes.load_yaml(str(path)), str(path))
 
 
 def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:
     """The recipe with every measured choice made, written to the run folder; on resume, the one that stands there."""
     path = folder / "recipe.yaml"
     if resume and path.is_file():
-        stored = parse(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-        free = {name: getattr(recipe.training, name) for name in ("workers", "checkpointing")}  # which change no bit
-        stored = _with(stored, **free)
+        written = parse(recipes.load_yaml(str(path)), str(path))
+        free = {name: getattr(recipe.training, name) for name in FREE}
+        stored = _with(written, **free)
+        if recipe.training.precision != "auto":  # what to do after a NaN is to go on with a lower rate, or in float32
+            stored = _with(stored, precision=recipe.training.precision)
         chosen = recipe.model_copy(update={"training": _precise(recipe, stored.training.precision)})
         if not recipe.training.batch:
             chosen = _with(chosen, batch=stored.training.batch)
@@ -258,6 +266,9 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
             raise ValueError(
                 f"{path} holds another recipe than the one given; resume with that one, or use a new run folder"
             )
+        if stored != written:
+            _tell(written, stored)
+            files.write(path, yaml.safe_dump(dump(stored), sort_keys=False, allow_unicode=True))
         return stored
     if checkpoint.found(folder / "state") or (folder / "model" / "model.yaml").is_file():
         raise ValueError(f"{folder} holds a run already; add --resume to go on, or choose another folder")
@@ -267,6 +278,13 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     files.write(path, yaml.safe_dump(dump(settled), sort_keys=False, allow_unicode=True))
     files.write(folder / "environment.json", json.dumps(environment(where), indent=1))
     return settled
+
+
+def _tell(before: Recipe, after: Recipe) -> None:
+    """Say which settings a resumed run goes on with in place of its first ones."""
+    one, other = before.training.model_dump(), after.training.model_dump()
+    for name in (n for n in one if one[n] != other[n]):
+        log.warning("goes on with training.%s=%s; until now it was %s", name, other[name], one[name])
 
 
 def _precise(recipe: Recipe, name: str) -> object:
