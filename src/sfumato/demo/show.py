@@ -25,7 +25,7 @@ SEEN = [
     "cat face",
     "red apple",
     "sun",
-    "man farmer: light skin tone",
+    "woman farmer: light skin tone",
 ]
 FREE = [
     "blue cat face",
@@ -34,7 +34,7 @@ FREE = [
     "orange dog face",
     "pink car",
     "smiling red apple",
-    "yellow square",
+    "yellow triangle",
     "robot firefighter",
 ]
 SCALES = (1.0, 2.0, 4.0, 7.0)
