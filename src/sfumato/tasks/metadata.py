@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from sfumato import files
 from sfumato.tasks.requests import TITLES, Request
 
 A1111, OURS = "parameters", "sfumato"
@@ -79,12 +80,12 @@ def infotext(s: dict[str, Any]) -> str:
 
 
 def save(picture: Image.Image, path: Path) -> None:
-    """Write a PNG with the settings in `picture.info` inside."""
+    """Write a PNG with the settings in `picture.info` inside, whole or not at all. Raises as `files.write`."""
     chunks = PngInfo()
     for name in (A1111, OURS):
         if name in picture.info:
             chunks.add_itxt(name, picture.info[name])
-    picture.save(path, "PNG", pnginfo=chunks)
+    files.write(path, lambda part: picture.save(part, "PNG", pnginfo=chunks))
 
 
 def attach(picture: Image.Image, s: dict[str, Any]) -> Image.Image:
