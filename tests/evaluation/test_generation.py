@@ -16,6 +16,7 @@ from sfumato.evaluation import generation, protocol, run
 from sfumato.evaluation.gather import gather, key
 from sfumato.evaluation.report import report, text
 from sfumato.evaluation.source import Chosen, FolderPictures, PartPictures, Rebuilt, Sampled, Source
+from sfumato.features import inception
 from sfumato.features.network import Description, FeatureNetwork
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
@@ -132,8 +133,13 @@ def test_a_table_has_its_ceiling_and_every_name_its_network(tmp_path: Path, code
     }
     assert measures <= set(halves)
     assert not [n for n in halves if "FID" in n or "KID" in n]
-    published = generation.table(network("Inception"), real, {"images": bad})["rows"][0]
-    assert {"FID", "sFID", "KID", "Inception score", "precision"} <= set(published)
+    published = network("Inception")
+    named_alike = generation.table(published, real, {"images": bad})["rows"][0]
+    assert "Fréchet distance (Inception)" in named_alike
+    assert not {"FID", "KID"} & set(named_alike)
+    published.description = published.description.model_copy(update={"sha256": inception.SHA256})
+    by_hash = generation.table(published, real, {"images": bad})["rows"][0]
+    assert {"FID", "sFID", "KID", "Inception score", "precision"} <= set(by_hash)
     assert found["protocol"]["images"] == 40
     assert found["protocol"]["reference"]["chosen"] == 80
     assert "Small" in protocol.sentence(found["protocol"])

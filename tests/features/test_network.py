@@ -2,6 +2,7 @@
 
 import multiprocessing
 import warnings
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import files
+from sfumato.features import inception, network
 from sfumato.features.files import script
 from sfumato.features.network import Description, FeatureNetwork, opened
 
@@ -105,8 +107,75 @@ def test_a_network_goes_to_other_processes(tmp_path: Path) -> None:
         assert torch.equal(pool.apply(_mean, (network,)), torch.ones(1, 3))
 
 
-def test_the_published_inception_is_known_by_its_name_and_resizes_itself(tmp_path: Path) -> None:
-    network = opened(save(Bytes(), tmp_path / "inception-2015-12-05.pt"))
-    assert network.description.name == "Inception"
-    rows = network([torch.full((3, 16, 16), 1.0), torch.full((3, 8, 12), -1.0)])["pooled"]
-    torch.testing.assert_close(rows, torch.tensor([[255.0] * 3, [0.0] * 3]))
+class Block(nn.Module):
+    def __init__(self, of: int) -> None:
+        super().__init__()
+        self.conv, self.tower = nn.Conv2d(of, 9, 1), nn.Conv2d(of, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x), self.tower(x)], 1)
+
+
+class Graph(nn.Module):
+    """The published file's form and words, with few layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        stem = nn.Conv2d(3, 4, 5, 16)
+        self.layers = nn.Sequential(OrderedDict(conv=stem, mixed_6=Block(4), pool2=nn.AvgPool2d(19)))
+        self.output = nn.Linear(12, 10)
+
+    def forward(
+        self, img: Tensor, return_features: bool = False, use_fp16: bool = False, no_output_bias: bool = False
+    ) -> Tensor:
+        height, width = img.shape[2], img.shape[3]
+        theta = torch.eye(2, 3)
+        theta[0, 2] += theta[0, 0] / width - theta[0, 0] / 299
+        theta[1, 2] += theta[1, 1] / height - theta[1, 1] / 299
+        grid = nn.functional.affine_grid(theta[None].repeat(len(img), 1, 1), [len(img), 3, 299, 299], False)
+        x = nn.functional.grid_sample(img.float(), grid, "bilinear", "border", False)
+        features = self.layers((x - 128) / 128).reshape(len(img), -1)
+        if return_features:
+            return features
+        return (
+            nn.functional.linear(features, self.output.weight) if no_output_bias else self.output(features)
+        ).softmax(1)
+
+
+def test_the_published_inception_is_known_by_its_hash_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(Graph(), tmp_path / "inception-2015-12-05.pt")
+    stranger = opened(path)
+    assert (stranger.description.name, stranger.description.published) == ("inception-2015-12-05", False)
+    pictures = [torch.rand(3, 64, 48) * 2 - 1, torch.rand(3, 299, 299) * 2 - 1]
+    assert set(stranger(pictures)) == {"pooled"}
+    known = network.KNOWN[inception.SHA256]
+    monkeypatch.setattr(inception, "SHA256", files.sha256(path))
+    monkeypatch.setitem(network.KNOWN, files.sha256(path), known)
+    made = opened(path)
+    assert (made.description.name, made.description.published) == ("Inception", True)
+    assert made.told()["resize"] == "by the network itself to 299 x 299, bilinear, not antialiased"
+    found, whole = made(pictures), Graph().eval()
+    for k, picture in enumerate(pictures):
+        seen = made.prepared(picture)[None]
+        values = nn.functional.interpolate((seen.float() - 128) / 128, 299) if k else None
+        torch.testing.assert_close(found["pooled"][k], whole(seen, True)[0])
+        torch.testing.assert_close(found["logits"][k].softmax(0), whole(seen, no_output_bias=True)[0])
+        if values is not None:
+            block = whole.layers.mixed_6.conv(whole.layers.conv(values))
+            torch.testing.assert_close(found["spatial"][k], block[0, :7].flatten())
+    assert found["spatial"].shape == (2, 7 * 19 * 19)
+
+
+def test_an_inception_that_is_built_otherwise_gives_its_pooled_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(Bytes(), tmp_path / "renamed.pt")
+    known = network.KNOWN[inception.SHA256]
+    monkeypatch.setattr(inception, "SHA256", files.sha256(path))
+    monkeypatch.setitem(network.KNOWN, files.sha256(path), known)
+    made = opened(path)
+    rows = made([torch.full((3, 16, 16), 1.0), torch.full((3, 8, 12), -1.0)])
+    assert set(rows) == {"pooled"}
+    assert made.told()["outputs"] == ["pooled"]
+    torch.testing.assert_close(rows["pooled"], torch.tensor([[255.0] * 3, [0.0] * 3]))

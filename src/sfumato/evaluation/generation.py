@@ -18,7 +18,7 @@ from sfumato.evaluation.gather import Gathered, gather
 from sfumato.evaluation.inception import SPLITS, inception_score
 from sfumato.evaluation.manifold import DENSE, NEIGHBOURS, manifold
 from sfumato.evaluation.source import Source
-from sfumato.features.network import PUBLISHED, FeatureNetwork
+from sfumato.features.network import Description, FeatureNetwork
 
 Row = dict[str, Any]
 Extreme = tuple[int, int, float]  # an image, the real one nearest to it in features, their distance
@@ -26,14 +26,14 @@ SHOWN = 8  # pictures of each kind in `extremes`
 FINITE = {"FID": "Fréchet distance", "sFID": "spatial Fréchet distance", "KID": "kernel distance"}
 
 
-def named(measure: str, network: str) -> str:
-    """The name of a measure of this network's features: `FID` is only Inception's."""
-    if network == PUBLISHED:
+def named(measure: str, network: Description) -> str:
+    """The name of a measure of this network's features: `FID` is only that of the published file."""
+    if network.published:
         return measure
-    return f"{FINITE.get(measure, measure)} ({network})"
+    return f"{FINITE.get(measure, measure)} ({network.name})"
 
 
-def against(real: Gathered, fake: Gathered, network: str) -> Row:
+def against(real: Gathered, fake: Gathered, network: Description) -> Row:
     """All measures that these features allow, by name; a kernel distance has its standard deviation over subsets."""
     row: Row = {}
     if "pooled" in real:
@@ -66,7 +66,7 @@ def table(
     """
     if len(reference) < 4:
         raise ValueError(f"a reference needs four images, for its halves are compared too; got {len(reference)}")
-    name = network.description.name
+    described = network.description
     say = tell or (lambda text: None)
 
     def seen(title: str, source: Source) -> Gathered:
@@ -78,11 +78,13 @@ def table(
     extremes: dict[str, list[Extreme]] = {}
     for title, source in subjects.items():
         fake = seen(title, source)
-        rows.append({"images": title, "count": len(source), "against": len(reference), **against(real, fake, name)})
+        rows.append(
+            {"images": title, "count": len(source), "against": len(reference), **against(real, fake, described)}
+        )
         extremes = extremes or extreme(real, fake)
     one, two = halves(real)
     counts = {"count": len(next(iter(one.values()))), "against": len(next(iter(two.values())))}
-    rows.append({"images": "real, one half against the other", **counts, **against(two, one, name)})
+    rows.append({"images": "real, one half against the other", **counts, **against(two, one, described)})
     count = len(next(iter(subjects.values()))) if subjects else 0
     return {
         "rows": rows,

@@ -5,9 +5,8 @@ says the size, the filter (always antialiased), the range of values and what the
 beside the network (`inception.pt` and `inception.yaml`), or is known by the file's SHA-256, or is the default: values
 in [-1, 1], 224 pixels, bicubic, one pooled output. `told()` is what protocols keep.
 
-The published Inception network is known by the name under which it is passed around as TorchScript,
-`inception-2015-12-05.pt`: it takes bytes of any size, which it resizes itself, and the keyword `return_features`. Only
-the network named `Inception` gives numbers that are called FID, KID and Inception score.
+The published Inception network (`inception.py`) is known by its SHA-256 as well. Only it gives numbers that are called
+FID, sFID, KID and Inception score, whatever another is named; a file of its name is called as it is, no more.
 """
 
 from collections.abc import Sequence
@@ -22,10 +21,10 @@ from torch.nn import functional as F
 
 from sfumato import files, image
 from sfumato.config import Config, explain
+from sfumato.features import inception
 from sfumato.features.files import script
 
 Output = Literal["pooled", "spatial", "logits"]
-PUBLISHED = "Inception"
 SPATIAL = 7  # channels of the spatial map that sFID looks at (Nash et al., 2021)
 
 
@@ -41,15 +40,33 @@ class Description(Config):
     bytes: bool = False  # takes uint8 instead; mean and std do not count
     outputs: tuple[Output, ...] = Field(("pooled",), min_length=1)
     call: dict[str, bool] = {}  # keywords of the network's forward
+    resizes: str | None = None  # what the network itself does to sizes
+
+    @property
+    def published(self) -> bool:
+        """Whether its numbers are FID and the like: whether the file is the published one."""
+        return self.sha256 == inception.SHA256
 
 
 KNOWN = {
+    inception.SHA256: Description(
+        name="Inception",
+        size=None,
+        bytes=True,
+        call={"return_features": True},
+        resizes=f"by the network itself to {inception.SIDE} x {inception.SIDE}, bilinear, not antialiased",
+    ),
     "77e6cb610ae4bf9434f65a83d8861421ca06a24d016aee3d46c6b8058ced1a08": Description(name="MobileNetV2"),
 }
 
-
-NAMED = {
-    "inception-2015-12-05": Description(name=PUBLISHED, size=None, bytes=True, call={"return_features": True}),
+NAMED = {  # of the published file's name, but another file
+    "inception-2015-12-05": Description(
+        name="inception-2015-12-05",
+        size=None,
+        bytes=True,
+        call={"return_features": True},
+        resizes="by the network itself",
+    ),
 }
 
 
@@ -74,11 +91,12 @@ class FeatureNetwork(nn.Module):
     def told(self) -> dict[str, Any]:
         """What a protocol keeps of the network."""
         d = self.description
+        ready = f"{d.resize}, antialiased, to {d.size} x {d.size}" if d.size else "none"
         values = "uint8" if d.bytes else f"(x - {list(d.mean)}) / {list(d.std)} of x in [0, 1]"
         return {
             "name": d.name,
             "sha256": d.sha256,
-            "resize": f"{d.resize}, antialiased, to {d.size} x {d.size}" if d.size else "none",
+            "resize": d.resizes if d.resizes and not d.size else ", then ".join(r for r in (ready, d.resizes) if r),
             "values": values,
             "outputs": list(d.outputs),
             **({"call": dict(d.call)} if d.call else {}),
@@ -153,7 +171,10 @@ def opened(path: Path, sha256: str | None = None) -> FeatureNetwork:
     described = description(path, found)
     if described.sha256 is None:
         described = described.model_copy(update={"sha256": sha256 or found})
-    return FeatureNetwork(script(path, sha256 or described.sha256), described, path)
+    network = script(path, sha256 or described.sha256)
+    if described.published and (all_of_it := inception.whole(network)) is not None:
+        network, described = all_of_it, described.model_copy(update={"outputs": ("pooled", "spatial", "logits")})
+    return FeatureNetwork(network, described, path)
 
 
 def description(path: Path, sha256: str) -> Description:
