@@ -18,6 +18,7 @@ VERBS = {
     "semantic": "Make a picture from a map that says what is where.",
     "panorama": "Make a picture larger than the model was trained on.",
     "evaluate": "Measure a model folder on held-out data.",
+    "fetch": "Download a published feature network by its name.",
     "convert": "Turn foreign weights into a model folder.",
     "ema": "Rebuild another average of the weights after a run, or compare several.",
     "bench": "Measure what feeds a training step, and say what the bottleneck is.",

@@ -1,0 +1,86 @@
+"""Published networks by name: where they are, what they must be, whose terms hold. Nothing else in the package downloads."""
+
+import hashlib
+import shutil
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from sfumato import files
+from sfumato.features import inception
+
+CHUNK = 1 << 20
+PATIENCE = 60  # seconds without a byte
+
+
+class Published(NamedTuple):
+    """A file that others publish."""
+
+    url: str
+    sha256: str
+    licence: str
+    use: str  # where its path is wanted
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return self.url.rpartition("/")[2]
+
+
+TABLE = {
+    "inception": Published(
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+        inception.SHA256,
+        "Google's weights (Apache-2.0), converted by NVIDIA: see the terms of stylegan2-ada-pytorch",
+        "sfumato evaluate --features: FID, sFID, KID, Inception score",
+    ),
+    "vgg16": Published(
+        "https://download.pytorch.org/models/vgg16-397923af.pth",
+        "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
+        "PyTorch's weights of VGG16 (BSD-3-Clause)",
+        "LPIPS: objective.perceptual.network, sfumato evaluate --perceptual",
+    ),
+    "lpips": Published(
+        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
+        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
+        "BSD-2-Clause",
+        "LPIPS: objective.perceptual.heads, sfumato evaluate --perceptual-heads",
+    ),
+}
+
+
+def fetch(name: str, folder: Path, tell: Callable[[str], None]) -> Path:
+    """Download a published file into a folder, unless it is there; it stands there whole and as expected, or not at all.
+
+    Raises `ValueError` for an unknown name, for another file at its place, and where what comes is not the expected file;
+    `OSError` where nothing comes.
+    """
+    if name not in TABLE:
+        raise ValueError(f"there is no published file {name!r}; known: {', '.join(TABLE)}")
+    row = TABLE[name]
+    path = folder / row.file
+    tell(f"{name}: {row.use}. {row.licence}. SHA-256 {row.sha256}")
+    if path.is_file():
+        if files.sha256(path) != row.sha256:
+            raise ValueError(f"{path} is there and is another file; move it away and fetch again")
+        tell(f"{path} is there already")
+        return path
+    tell(f"downloading {row.url} to {path}")
+    files.write(path, lambda part: _download(row, part))
+    return path
+
+
+def _download(row: Published, path: Path) -> None:
+    try:
+        with urllib.request.urlopen(row.url, timeout=PATIENCE) as found, path.open("wb") as file:
+            shutil.copyfileobj(found, file, CHUNK)
+    except urllib.error.URLError as error:
+        raise ValueError(
+            f"{row.url} does not answer ({error.reason}); fetch it by other means: it is only a file"
+        ) from None
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != row.sha256:
+        raise ValueError(f"{row.url} gave a file of SHA-256 {digest}, expected was {row.sha256}; nothing was kept")
