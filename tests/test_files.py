@@ -49,6 +49,18 @@ def test_a_sealed_folder_notices_what_happened_to_it(tmp_path: Path) -> None:
         files.opened(tmp_path, "autoencoder")
 
 
+def test_a_model_yaml_that_ends_too_soon_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        files.save_tensors(tmp_path / f"{name}.safetensors", {"w": torch.zeros(2)})
+    files.seal(tmp_path, {"stage": "diffusion", "size": 64, "autoencoder": "abc"})
+    lines = (tmp_path / "model.yaml").read_text().splitlines(keepends=True)
+    assert len(lines) == 7
+    for kept in range(len(lines)):
+        (tmp_path / "model.yaml").write_text("".join(lines[:kept]))
+        with pytest.raises(ValueError, match=r"damaged|stage None"):
+            files.opened(tmp_path, "diffusion")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("format: 99", "upgrade"), ("a: [", "damaged"), ("a: 1", "no format"), (None, "no model.yaml")],

@@ -166,7 +166,11 @@ def opened(folder: Path, stage: str) -> dict[str, Any]:
         raise ValueError(
             f"{folder} holds a model of stage {fields.get('stage')!r}; one of stage {stage!r} is needed here"
         )
-    for name, expected in fields.get("files", {}).items():
+    listed = fields.get("files")
+    weights = {p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors") if _sealed(p, folder)}
+    if not isinstance(listed, dict) or not listed or not weights <= set(listed):
+        raise ValueError(f"{path} is damaged: it does not tell the hashes of its files; copy the folder again, whole")
+    for name, expected in listed.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing; copy the folder again, whole")
         if sha256(folder / name) != expected:
