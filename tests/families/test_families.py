@@ -15,7 +15,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.families import base
 from sfumato.families.autoregressive import AutoregressiveConfig
-from sfumato.families.base import Drawn, FamilyConfig, Shape
+from sfumato.families.base import Drawn, FamilyConfig, Shape, single
 from sfumato.families.gan import Gan, GanConfig
 from sfumato.families.vae import VaeConfig
 from sfumato.streams import Stream
@@ -287,3 +287,8 @@ def test_a_family_is_evaluated_by_the_command(codes: Path, tmp_path: Path, capsy
     code, out, _ = call("show", tmp_path / "a", capsys=capsys)
     assert code == 0
     assert "transformer" in out
+
+
+@pytest.mark.parametrize(("label", "read"), [(3, 3), ([2, 1], 2), ([], 0), (None, 0)])
+def test_a_family_reads_one_class_of_a_picture(label: object, read: int) -> None:
+    assert single(label) == read

@@ -95,8 +95,8 @@ class FolderData(Data):
         said = labels(entries)
         found = FolderPart(chosen, said, digests, self.size, self.channels, crops, self.closest, known, names)
         if part == "train":
-            told = [e.name for e in kept], tuple(seen[e.name].looks for e in kept), out
-            found.alike = lambda: twins.alike(told[0], _grouped(told[1]), told[2])
+            looks = tuple(seen[e.name].looks for e in kept)
+            found.alike = partial(_alike, [e.name for e in kept], looks, out)
         return found
 
     def _out(self, root: Path, entries: Sequence[Entry], seen: dict[str, Seen]) -> set[str]:
@@ -386,6 +386,10 @@ def _tried(entry: Entry, channels: int) -> Seen | str:
         return Seen(hashlib.blake2b(entry.file.read_bytes(), digest_size=16).hexdigest(), looks)
     except (ValueError, OSError) as error:
         return str(error)
+
+
+def _alike(names: Sequence[str], looks: tuple[tuple[int, int], ...], out: set[str]) -> str:
+    return twins.alike(names, _grouped(looks), out)
 
 
 @lru_cache(maxsize=4)

@@ -3,7 +3,7 @@
 import torch
 
 from sfumato.data.base import Part
-from sfumato.families.base import Family
+from sfumato.families.base import Family, single
 
 LIMIT = 512
 
@@ -16,7 +16,7 @@ def likelihood(family: Family, part: Part, limit: int = LIMIT) -> dict[str, floa
         indices = range(begin, min(begin + 32, len(part), limit))
         images = torch.stack([part.image(k) for k in indices]).float() / 127.5 - 1.0
         device = next(family.parameters()).device
-        labels = torch.tensor([int(part.fields(k).get("label") or 0) for k in indices], device=device)
+        labels = torch.tensor([single(part.fields(k).get("label")) for k in indices], device=device)
         found = family.bits(images.to(device), labels)
         if found is None:
             return None

@@ -18,7 +18,7 @@ from sfumato import files, image, streams
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
 from sfumato.data.folder import listed, unwrapped
-from sfumato.families.base import Family
+from sfumato.families.base import Family, single
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
@@ -241,7 +241,7 @@ class Modelled(Source):
         self.classes = [0] * count
         if family.labels and part is not None:
             order = streams.generator(seed, "conditions of samples").permutation(len(part)).tolist()
-            self.classes = [int(part.fields(order[k % len(order)]).get("label") or 0) for k in range(count)]
+            self.classes = [single(part.fields(order[k % len(order)]).get("label")) for k in range(count)]
         self.digest = files.fingerprint(family.state_dict())
 
     def __len__(self) -> int:

@@ -46,6 +46,12 @@ class Drawn(NamedTuple):
         return streams.uniform(shape, self.seed, purpose, self.positions).to(self.images)
 
 
+def single(label: Any) -> int:
+    """The class that a family reads of a picture: the first of several, 0 where there is none."""
+    first = next(iter(label), None) if isinstance(label, list | tuple) else label
+    return 0 if first is None else int(first)
+
+
 class Family(nn.Module, ABC):
     """A generative model of pictures."""
 

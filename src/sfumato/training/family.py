@@ -10,7 +10,7 @@ from torch import nn
 from sfumato import image
 from sfumato.data import loader
 from sfumato.data.base import Part
-from sfumato.families.base import Drawn, Family, save
+from sfumato.families.base import Drawn, Family, save, single
 from sfumato.streams import Stream
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import FamilyRecipe, TrainingConfig
@@ -35,7 +35,7 @@ class Modelling(Objective):
         t = self.recipe.training
         rows = loader.batch(self.train, t.seed, positions, flip=t.flip)
         labels = rows.fields.get("label", [None] * len(positions)) if self.family.labels else [None] * len(positions)
-        known = torch.tensor([0 if k is None else int(k) for k in labels], device=self.device)
+        known = torch.tensor([single(k) for k in labels], device=self.device)
         return Drawn(rows.images.to(self.device, self.dtype), known, tuple(positions), t.seed)
 
     def begin(self) -> None:
