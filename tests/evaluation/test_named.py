@@ -1,6 +1,7 @@
 """What a command's words mean: which pictures are measured, at which size, in how many channels."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from PIL import Image
 from torch import Tensor, nn
 
+from sfumato import cli, files
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.evaluation import doors, run
@@ -21,9 +23,11 @@ from sfumato.evaluation.report import text
 from sfumato.evaluation.run import Looking
 from sfumato.families.base import Family, Shape
 from sfumato.features.network import Description, FeatureNetwork
+from sfumato.features.perceptual import PerceptualConfig
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from tests.conftest import CODER
+from tests.features.test_perceptual import vgg_files
 
 CPU = torch.device("cpu")
 
@@ -134,3 +138,33 @@ def test_a_family_of_codes_has_its_reconstructions_as_a_ceiling(codec: Codec) ->
     rows = doors._family(asked, Stub(codec), recipe, looking(), lambda said: None)[0]["features"]
     assert [row["images"] for row in rows] == ["images", "reconstructions", "real, one half against the other"]
     assert [row["count"] for row in rows[:2]] == [8, 8]
+
+
+def test_lpips_is_asked_for_by_its_two_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    network, heads = vgg_files(tmp_path)
+    folder, made = pictures(tmp_path / "real", 2), stage(tmp_path / "run", size=32)
+    hashes = {"--perceptual-sha256": files.sha256(network), "--heads-sha256": files.sha256(heads)}
+    words = ["evaluate", made, "--data", folder, "--perceptual", network, "--perceptual-heads", heads]
+    cli.main([str(w) for w in (*words, *(w for pair in hashes.items() for w in pair))])
+    found = json.loads(capsys.readouterr().out)
+    value = found["reconstruction"]["LPIPS (vgg16, heads)"]
+    assert found["ceiling"]["LPIPS (vgg16, heads)"] == 0.0 < value
+    told = found["protocol"]["perceptual"]
+    assert (told["sha256"], told["heads"]) == tuple(hashes.values())
+    config = PerceptualConfig.model_validate({"kind": "lpips", "network": network, "heads": heads})
+    codec, source = Codec.load(made / "model"), doors.FolderPictures(folder, 32)
+    real, again = (torch.stack(x) for x in (source.pictures([0, 1]), doors.Rebuilt(codec, source).pictures([0, 1])))
+    rounded = [x.add(1).mul(127.5).round() / 127.5 - 1 for x in (real, again)]
+    assert value == pytest.approx(float(config.build()(*rounded).mean()), rel=1e-4)
+    monkeypatch.setattr(run, "LPIPS", {"sha256": told["sha256"], "heads": told["heads"]})
+    assert run.perceptual(network, heads=heads).name == "LPIPS (VGG16)"
+    for wrong, sentence in (
+        ([*words, "--heads-sha256", "0" * 64], "heads.safetensors has SHA-256"),
+        ([*words, "--perceptual-sha256", "0" * 64], "vgg16.pth has SHA-256"),
+        ([*words[:4], "--perceptual-heads", heads], "name the file with --perceptual"),
+    ):
+        with pytest.raises(SystemExit):
+            cli.main([str(w) for w in wrong])
+        assert sentence in capsys.readouterr().err

@@ -28,9 +28,14 @@ def command(
     reference: Annotated[
         str | None, typer.Option(help="`emoji` or a folder of real images; by default the training part")
     ] = None,
-    perceptual: Annotated[Path | None, typer.Option(help="TorchScript network of a perceptual distance")] = None,
+    perceptual: Annotated[
+        Path | None, typer.Option(help="network of a perceptual distance: TorchScript, or with heads VGG16's weights")
+    ] = None,
+    perceptual_heads: Annotated[Path | None, typer.Option(help="the calibrated heads of LPIPS")] = None,
     clip: Annotated[Path | None, typer.Option(help="CLIP folder, for the CLIP score of captioned images")] = None,
     sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --features must have")] = None,
+    perceptual_sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --perceptual must have")] = None,
+    heads_sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --perceptual-heads must have")] = None,
     images: Annotated[int, typer.Option(min=4, help="images to generate for --features and --clip")] = 1000,
     captions: Annotated[int, typer.Option(min=1, help="captions a part in the caption match")] = 512,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 25,
@@ -70,7 +75,9 @@ def command(
         grid,
         devices.precision(precision, where),
     )
-    look = doors.looking(features, sha256, perceptual, clip, cache, workers, where)
+    look = doors.looking(
+        features, sha256, perceptual, clip, cache, workers, where, perceptual_sha256, perceptual_heads, heads_sha256
+    )
     speaks = distributed.chief()
     found, show = doors.evaluate(asked, look, where, lambda said: typer.echo(said, err=True) if speaks else None)
     if not speaks:

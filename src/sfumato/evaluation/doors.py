@@ -53,8 +53,13 @@ def looking(
     cache: Path | None,
     workers: int,
     device: torch.device,
+    perceptual_sha256: str | None = None,
+    heads: Path | None = None,
+    heads_sha256: str | None = None,
 ) -> Looking:
     """The networks of these files, on the device. Raises `ValueError` for what is missing or not the expected file."""
+    if perceptual is None and (heads or perceptual_sha256 or heads_sha256):
+        raise ValueError("a perceptual distance needs its network; name the file with --perceptual")
     sides = None
     if clip is not None:
         from sfumato.features import vision
@@ -62,7 +67,7 @@ def looking(
         sides = networks.opened(clip).to(device), vision.reader(clip).to(device)
     return Looking(
         networks.opened(features, sha256).to(device) if features is not None else None,
-        run.perceptual(perceptual, device=device) if perceptual is not None else None,
+        run.perceptual(perceptual, perceptual_sha256, device, heads, heads_sha256) if perceptual is not None else None,
         sides,
         cache,
         workers,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato import files, image
 from sfumato.autoencoder.codec import Codec
@@ -23,6 +23,8 @@ from sfumato.evaluation.memorising import listed, memorising, nearest
 from sfumato.evaluation.outside import Outside
 from sfumato.evaluation.reconstruction import Perceptual, empty, measured, scales, summary
 from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source
+from sfumato.features.fetch import TABLE
+from sfumato.features.lpips import LpipsConfig
 from sfumato.features.network import FeatureNetwork, colour
 from sfumato.features.torchscript import ScriptConfig
 from sfumato.model import LatentDiffusion
@@ -35,6 +37,7 @@ SEED = 12_345  # of the first sample of the caption match; the next count up
 PERCEPTUAL = {
     "f4ce691b23bb70caace21b5a250f505654088c6b0554d8366d71a5a287ebe861": "SqueezeNet perceptual distance",
 }
+LPIPS = {"sha256": TABLE["vgg16"].sha256, "heads": TABLE["lpips"].sha256}  # the published files of LPIPS
 Tell = Callable[[str], None]
 
 
@@ -309,15 +312,30 @@ def _matches(
             yield name, matcher.match(data.open(source), draw, codec, captions)
 
 
-def perceptual(path: Path, sha256: str | None = None, device: torch.device | str = "cpu") -> Perceptual:
-    """The perceptual distance of a TorchScript network (B, 3, H, W) -> (B, N): the squared distance of two outputs.
+def perceptual(
+    path: Path,
+    sha256: str | None = None,
+    device: torch.device | str = "cpu",
+    heads: Path | None = None,
+    heads_sha256: str | None = None,
+) -> Perceptual:
+    """The perceptual distance of a TorchScript network (B, 3, H, W) -> (B, N): the squared distance of two outputs; with
+    `heads`, LPIPS over the VGG16 at `path`.
 
-    Pairs are rounded to 8 bits first, as for the other measures. It bears the file's name, or the one known of its
-    hash. Raises `ValueError` as `features.files.script` does.
+    Pairs are rounded to 8 bits first, as for the other measures. It bears the files' names, or the one known of their
+    hashes. Raises `ValueError` as `features.files.script` and `features.lpips.weights` do.
     """
-    network = ScriptConfig(network=path, sha256=sha256).build().to(device)
-    found = files.sha256(path)
-    name = PERCEPTUAL.get(found, f"perceptual distance ({path.stem})")
+    if heads is None:
+        if heads_sha256 is not None:
+            raise ValueError("a SHA-256 of heads needs the heads; name their file with --perceptual-heads")
+        network: nn.Module = ScriptConfig(network=path, sha256=sha256).build().to(device)
+        told: dict[str, Any] = {"sha256": files.sha256(path)}
+        name = PERCEPTUAL.get(told["sha256"], f"perceptual distance ({path.stem})")
+    else:
+        config = LpipsConfig(network=path, sha256=sha256, heads=heads, heads_sha256=heads_sha256)
+        network = config.build().to(device)
+        told = {"sha256": files.sha256(path), "heads": files.sha256(heads)}
+        name = "LPIPS (VGG16)" if told == LPIPS else f"LPIPS ({path.stem}, {heads.stem})"
 
     @torch.no_grad()
     def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -325,7 +343,7 @@ def perceptual(path: Path, sha256: str | None = None, device: torch.device | str
         squared: Tensor = network(*seen)
         return squared
 
-    return Perceptual(name, distance, {"name": name, "sha256": found})
+    return Perceptual(name, distance, {"name": name, **told})
 
 
 def read_data(folder: Path) -> dict[str, Any] | None:
