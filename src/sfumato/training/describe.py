@@ -35,7 +35,8 @@ def folder(path: Path) -> tuple[str, list[Row]]:
 
 
 def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
-    """A recipe's resolved YAML and table. Without its first stage a denoiser has no shape, and the table says so."""
+    """A recipe's resolved YAML and table. Where the first stage or the data are not known, a denoiser has no shape, and
+    the table says so."""
     read = recipes.read(source, changes)
     text = yaml.safe_dump(recipes.dump(read), sort_keys=False, allow_unicode=True)
     if isinstance(read, AutoencoderRecipe):
@@ -44,10 +45,25 @@ def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
         return text, _family(read)
     if isinstance(read, DistillationRecipe):
         return text, both(LatentDiffusion.load(read.teacher))
-    if not (read.autoencoder / "model.yaml").is_file():
+    codec = _planned(read.autoencoder)
+    if codec is None:
         return text, [("denoiser", f"train the first stage first: {read.autoencoder} is not there", "", "", "")]
-    config, texts = fitted(read, read.data.open("train"))
-    return text, both(LatentDiffusion(Codec.load(read.autoencoder), config, read.data.size, texts))
+    try:
+        part = read.data.open("train")
+    except ValueError as error:  # its shape hangs on classes and words of data that are not there yet
+        return text, [*first_stage(codec, read.data.size), ("denoiser", str(error), "", "", "")]
+    config, texts = fitted(read, part)
+    return text, both(LatentDiffusion(codec, config, read.data.size, texts))
+
+
+def _planned(path: Path) -> Codec | None:
+    """The first stage in a model folder, or with fresh weights the one that the recipe of its run's name will give."""
+    if (path / "model.yaml").is_file():
+        return Codec.load(path)
+    if path.name != "model" or path.parent.name not in recipes.shipped():
+        return None
+    found = recipes.read(path.parent.name)
+    return Codec(found.autoencoder) if isinstance(found, AutoencoderRecipe) else None
 
 
 def _family(read: FamilyRecipe) -> list[Row]:
