@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.multiprocessing import spawn
@@ -19,7 +20,7 @@ from sfumato.features.network import Description, FeatureNetwork
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
-from sfumato.training import latents
+from sfumato.training import latents, validation
 from sfumato.training.recipe import Recipe
 from sfumato.training.run import train
 
@@ -48,6 +49,9 @@ def trained(recipes: dict[str, Recipe], folder: Path) -> None:
         train(recipe, folder / name, device="cpu", quiet=True, resume=True)
 
 
+loss = validation._loss
+
+
 def used(model_folder: Path, folder: Path) -> None:
     """Encode, sample and measure; what was found goes to files of the folder."""
     model = LatentDiffusion.load(model_folder)
@@ -59,6 +63,10 @@ def used(model_folder: Path, folder: Path) -> None:
     request = Generate(prompt=["red heart", "cat face", "sun", "tree", "apple"], steps=3, batch=2, seed=1)
     sampled = Sampled(model, request, 40, part)
     found["samples"] = run.evaluate_images(sampled, PartPictures(part, "emoji"), look)
+    batches: list[range] = []
+    with mock.patch.object(validation, "_loss", lambda *given: (batches.append(given[3]), loss(*given))[1]):
+        found["denoising"] = validation.denoising(model, part, limit=128)
+    assert len(batches) == 2 * 2 // distributed.place()[1]  # with the own words and with others'
     pictures = torch.cat([made.pictures for made in generate(model, request)])
     if distributed.chief():
         torch.save({"rows": stored.rows(range(len(stored)), [True] * len(stored)), "pictures": pictures}, folder / "t")

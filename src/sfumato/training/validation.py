@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato import streams
+from sfumato import distributed, streams
 from sfumato.conditioning.base import Draws
 from sfumato.data.base import Part
 from sfumato.model import LatentDiffusion
 
 TIMES = 8  # evenly through (0, 1), each picture at every one
 LIMIT = 256  # pictures
+AT_ONCE = 64  # of a batch, each worked out by one of the run's processes
 
 
 @torch.no_grad()
@@ -23,22 +24,23 @@ def denoising(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> dict[st
     """Mean L_LDM over at most `limit` pictures of a part: `loss`, and `shuffled` with the conditions half the part away.
 
     A model that listens to its conditions has a clearly higher `shuffled` loss. Neighbours in a data set are often
-    variants of one picture, whose words say nearly the same: those would understate it.
+    variants of one picture, whose words say nearly the same: those would understate it. Every process has to ask.
     """
     count = min(len(part), limit)
     if not count:
         raise ValueError("there are no held-out pictures to denoise; hold some out, or add a `val` folder")
     wanted = set(model.conditions.fields.values())
-    totals, shuffled = 0.0, 0.0
-    for begin in range(0, count, 64):
-        rows = range(begin, min(begin + 64, count))
+
+    def losses(begin: int) -> tuple[float, float]:
+        rows = range(begin, min(begin + AT_ONCE, count))
         images = torch.stack([part.image(k) for k in rows]).float() / 127.5 - 1.0
         latents = model.codec.encode(images.to(model.device))
         fields = _fields(part, rows, wanted)
         turned = _fields(part, [(k + len(part) // 2) % len(part) for k in rows], wanted)
-        totals += _loss(model, latents, fields, rows)
-        shuffled += _loss(model, latents, turned, rows)
-    return {"loss": totals / count, "shuffled": shuffled / count, "count": count}
+        return _loss(model, latents, fields, rows), _loss(model, latents, turned, rows)
+
+    own, others = zip(*distributed.spread(losses, range(0, count, AT_ONCE)), strict=True)
+    return {"loss": sum(own) / count, "shuffled": sum(others) / count, "count": count}
 
 
 def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list[Any]]:
