@@ -64,6 +64,34 @@ def test_published_first_stages_have_their_published_size(name: str, parameters:
     assert sum(p.numel() for p in model.parameters()) == parameters
 
 
+@pytest.mark.parametrize(
+    ("name", "batch", "steps"),
+    [
+        ("kl-f4", 10, 50_001),
+        ("kl-f8", 4, 50_001),
+        ("kl-f16", 6, 50_001),
+        ("kl-f32", 6, 50_001),
+        ("vq-f4", 8, 0),
+        ("vq-f4-noattn", 8, 11),
+        ("vq-f8", 10, 1),
+        ("vq-f8-n256", 10, 250_001),
+        ("vq-f16", 14, 250_001),
+    ],
+)
+def test_published_first_stages_learn_as_they_did(name: str, batch: int, steps: int) -> None:
+    """Two batches a step, 4.5e-6 a picture of them, the critic from the published step on, no care for a codebook."""
+    read = recipe.read(name)
+    assert isinstance(read, recipe.AutoencoderRecipe)
+    t, critic = read.training, read.objective.critic
+    assert critic is not None
+    assert (t.batch, t.accumulate) == (2 * batch, 2)
+    assert t.rate == pytest.approx(4.5e-6 * t.batch)
+    assert critic.rate == t.rate
+    assert critic.start == steps * t.batch < t.images
+    book = getattr(read.autoencoder, "codebook", None)
+    assert book is None or (book.decay, book.kmeans, book.patience) == (None, False, None)
+
+
 def test_the_penalty_is_the_kl_divergence_over_image_values(codec: Codec) -> None:
     images = torch.zeros(2, 3, 16, 16)
     encoded = codec.autoencoder.encode(images)
