@@ -32,6 +32,20 @@ def test_every_command_of_the_readme_exists() -> None:
             assert word in recipe.shipped()
 
 
+def test_what_the_readme_tells_make_is_what_make_knows_and_what_it_does_is_told_without_it() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    known = set(re.findall(r"^([A-Z]+) *\?=", makefile, re.MULTILINE))
+    commands = re.findall(r"make demo((?: [A-Z]+=[^\s`]+)+)", TEXT)
+    assert len(commands) > 1
+    for words in commands:
+        names = re.findall(r"([A-Z]+)=", words)
+        assert {*names} <= known
+        assert "MINUTES" not in names or "OUT" in names, "a folder holds one demo"
+    without = TEXT[TEXT.index("Without `make`") : TEXT.index("## Ten lines")]
+    for words in ("--extra-index-url", '-e ".[dev]"', "ruff check .", "ruff format --check .", "mypy", "pytest -q"):
+        assert words in without
+
+
 def test_the_readme_is_short_and_names_no_missing_file() -> None:
     assert len(TEXT.splitlines()) < 200
     for name in re.findall(r"`((?:docs|benchmarks|tests)/[\w./-]*)`", TEXT):
