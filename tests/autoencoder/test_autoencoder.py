@@ -1,30 +1,42 @@
 """The first stage: any factor, any channels, a penalty with a meaning, a codec that refuses what is not its own."""
 
+import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
+from torch import nn
 
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.training import recipe
 
+GOLDEN = Path(os.environ.get("SFUMATO_GOLDEN", "../shared/golden"))
 CODER = {"stem": 1, "width": 8, "blocks": 1, "middle_blocks": 1, "groups": 4}
 
 
 @given(
-    st.sampled_from([2, 4, 8, 16]),
+    st.sampled_from(["kl", "vq"]),
+    st.sampled_from([1, 2, 4, 8, 16, 32]),
     st.integers(0, 3),
     st.integers(1, 9),
-    st.sampled_from([1, 3, 4]),
+    st.sampled_from([1, 3, 4, 6]),
     st.booleans(),
 )
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=40)
+@example("kl", 1, 0, 3, 3, False)
+@example("vq", 1, 0, 3, 3, False)
+@example("kl", 32, 0, 9, 1, True)
+@example("vq", 32, 0, 9, 1, True)
 def test_any_factor_stem_and_channels(
-    factor: int, halvings: int, channels: int, image_channels: int, refine: bool
+    kind: str, factor: int, halvings: int, channels: int, image_channels: int, refine: bool
 ) -> None:
     stem = max(factor >> halvings, 1)
     coder = {
@@ -35,9 +47,11 @@ def test_any_factor_stem_and_channels(
         "image_channels": image_channels,
         "refine": 4 * refine,
     }
-    model = FirstStage.model_validate({"kind": "kl", "coder": coder}).build()
+    book = {"codebook": {"size": 8}} if kind == "vq" else {}
+    model = FirstStage.model_validate({"kind": kind, "coder": coder, **book}).build()
     images = torch.zeros(1, image_channels, 2 * factor, factor)
     encoded = model.encode(images)
+    assert (encoded.codes is None) == (kind == "kl")
     assert encoded.latent.shape == (1, channels, 2, 1)
     assert model.decode(encoded.latent).shape == images.shape
 
@@ -177,3 +191,80 @@ def test_the_decoder_starts_without_a_grid_of_its_stem(codec: Codec) -> None:
     """Equal latents decode to equal pixels away from the border; a plain shuffle would draw its blocks."""
     picture = codec.autoencoder.decode(torch.ones(1, 4, 12, 12)).detach()[..., 40:56, 40:56]
     assert float(picture.std((-1, -2)).max()) < 1e-4
+
+
+def published(config: dict[str, Any], side: str) -> Iterator[str]:
+    """Where the published names of a side's layers begin, in the order of ours."""
+    levels, blocks = list(range(len(config["ch_mult"]))), config["num_res_blocks"]
+    middle = [f"{side}.mid.{name}" for name in ("block_1", "attn_1", "block_2")]
+    yield f"{side}.conv_in"
+    if side == "decoder":
+        yield from middle
+        levels, blocks = levels[::-1], blocks + 1
+    for level in levels:
+        at = f"{side}.{'down' if side == 'encoder' else 'up'}.{level}"
+        for block in range(blocks):
+            yield f"{at}.block.{block}"
+            if config["resolution"] // 2**level in config["attn_resolutions"]:
+                yield f"{at}.attn.{block}"
+        if level != levels[-1]:
+            yield f"{at}.{'downsample' if side == 'encoder' else 'upsample'}"
+    if side == "encoder":
+        yield from middle
+    yield from (f"{side}.norm_out", f"{side}.conv_out")
+
+
+NAMES = {"skip": "nin_shortcut", "attention.to_q": "q", "attention.to_k": "k", "attention.to_v": "v",
+         "attention.to_out": "proj_out"}  # fmt: skip
+
+
+def taken(model: nn.Module, held: dict[str, torch.Tensor], config: dict[str, Any]) -> None:
+    """Give a first stage the published weights, every one of them."""
+    left = {n.removeprefix("state_dict."): t for n, t in held.items() if n.startswith("state_dict.")}
+    for side in ("encoder", "decoder"):
+        layers = [m for layer in getattr(model, side) for m in (layer if isinstance(layer, nn.Sequential) else [layer])]
+        layers = [layer for layer in layers if list(layer.parameters())]
+        for layer, prefix in zip(layers, published(config, side), strict=True):
+            for name, weight in layer.named_parameters():
+                place, _, kind = name.rpartition(".")
+                found = left.pop(".".join(part for part in (prefix, NAMES.get(place, place), kind) if part))
+                weight.data.copy_(found.reshape(weight.shape))
+    for name, layer in (("quant_conv", model.into), ("post_quant_conv", model.out)):
+        for kind in ("weight", "bias"):
+            getattr(layer, kind).data.copy_(left.pop(f"{name}.{kind}"))
+    if "quantize.embedding.weight" in left:
+        model.codebook.embedding.weight.data.copy_(left.pop("quantize.embedding.weight"))
+    assert not left
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the tensors of the published implementation are not here")
+@pytest.mark.parametrize("kind", ["kl", "vq"])
+@torch.no_grad()
+def test_published_weights_give_the_published_latents_and_pictures(kind: str) -> None:
+    with safe_open(GOLDEN / f"ae_{kind}.safetensors", "pt") as opened:
+        whole = json.loads(opened.metadata()["case"])["config"]
+        held = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+    config = whole["ddconfig"]
+    coder = {
+        "factor": 2 ** (len(config["ch_mult"]) - 1),
+        "channels": config["z_channels"],
+        "width": config["ch"],
+        "multipliers": config["ch_mult"],
+        "attention": [config["resolution"] // side for side in config["attn_resolutions"]],
+    }
+    book = {"codebook": {"size": whole["n_embed"], "decay": None, "legacy": True}} if kind == "vq" else {}
+    model = FirstStage.model_validate({"kind": kind, "coder": coder, **book}).build().eval()
+    taken(model, held, config)
+    images = held["inputs.x"]
+    encoded = model.encode(images)
+    near = {"atol": 1e-5, "rtol": 0}
+    if kind == "kl":
+        assert encoded.moments is not None
+        mean, log_variance = encoded.moments.chunk(2, 1)
+        torch.testing.assert_close(mean, held["outputs.mean"], **near)
+        torch.testing.assert_close(log_variance, held["outputs.logvar"], **near)
+        torch.testing.assert_close(encoded.penalty * images[0].numel(), held["outputs.kl"], rtol=1e-5, atol=0)
+        torch.testing.assert_close(model.decode(mean), held["outputs.dec_mode"], **near)
+    else:
+        torch.testing.assert_close(encoded.moments, held["outputs.z"], **near)
+        torch.testing.assert_close(model.decode(encoded.moments), held["outputs.dec"], **near)
