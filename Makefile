@@ -1,9 +1,11 @@
 # Two commands are enough: `make demo` and `make test`. Both make their own virtual environment first.
+# MINUTES=60 OUT=runs/hour makes a longer demo in a folder of its own.
 # INDEX=URL adds a package index; PyTorch's CPU-only builds are at https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 VENV   ?= .venv
 INDEX  ?=
 MINUTES ?= 10
+OUT ?= runs/demo
 export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ PIP_INDEX := $(if $(INDEX),--extra-index-url $(INDEX))
 
 .PHONY: demo test fast lint types check setup clean
 demo: $(VENV)/installed
-	$(BIN)/sfumato demo --minutes $(MINUTES) --resume
+	$(BIN)/sfumato demo --minutes $(MINUTES) --out "$(OUT)" --resume
 
 test: $(VENV)/developed check
 	$(BIN)/python -m pytest -q

@@ -34,7 +34,7 @@ class Page:
     """What there is to show; every part may still be missing."""
 
     folder: Path
-    status: str = "starting"
+    status: str = ""  # a line above everything
     live: bool = True
     sections: list[str] = field(default_factory=list)
     title: str = "Sfumato"
@@ -72,9 +72,10 @@ class Page:
         self.sections.append(f"<pre>{html.escape(text)}</pre>")
 
     def write(self) -> Path:
-        """Write the file; while `live`, the page reloads itself every ten seconds."""
+        """Write the file, whole or not at all; while `live`, the page reloads itself every ten seconds."""
         refresh = '<meta http-equiv="refresh" content="10">' if self.live else ""
-        banner = f'<p class="live">{html.escape(self.status)} This page reloads itself.</p>' if self.live else ""
+        said = " ".join([self.status, *(["This page reloads itself."] if self.live else [])]).strip()
+        banner = f'<p class="live">{html.escape(said)}</p>' if said else ""
         page = (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8">{refresh}'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'

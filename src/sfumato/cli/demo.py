@@ -1,5 +1,6 @@
 """`sfumato demo`: the whole road once."""
 
+import time
 from pathlib import Path
 from typing import Annotated
 
@@ -17,6 +18,7 @@ def command(
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress lines")] = False,
 ) -> None:
     """Train, sample, measure and write the page."""
+    begun = time.perf_counter()
     from sfumato.demo.run import demo
 
-    demo(minutes, out, resume=resume, open_page=open_page, device=device, quiet=quiet)
+    demo(minutes, out, resume=resume, open_page=open_page, device=device, quiet=quiet, begun=begun)

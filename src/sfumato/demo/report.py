@@ -4,6 +4,7 @@ It is written first when the first preview is there and again with every later o
 itself.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,20 @@ class Page(page.Page):
         "A latent diffusion model trained from scratch on this machine: first stage and denoiser both, "
         "on captioned emoji of 64 x 64 pixels."
     )
+
+    def ran(self, *words: object) -> None:
+        """The command that makes what stands above it, as a shell reads it."""
+        self.command(shlex.join(map(str, words)))
+
+    def trained(self, stage: str) -> None:
+        """The command that trains a stage of the demo again, beside it: a folder holds one run."""
+        folder = self.folder / stage
+        self.ran("sfumato", "train", folder / "recipe.yaml", "--run", f"{folder}-again")
+
+    def generated(self, prompts: Sequence[str], *more: object) -> None:
+        """The command that makes these prompts' pictures from seed 7 on, in the precision of this page."""
+        words = [word for prompt in prompts for word in ("--prompt", prompt)]
+        self.ran("sfumato", "generate", self.folder / "model", *words, "--seed", 7, *more, "--precision", "auto")
 
 
 def curves(runs: Sequence[tuple[str, Path, Sequence[str]]]) -> Image.Image | None:

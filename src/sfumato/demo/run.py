@@ -1,12 +1,13 @@
 """The demo from start to end: plan, first stage, latents, denoiser, numbers, page."""
 
 import json
+import shlex
 import shutil
 import time
 import webbrowser
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ FIRST, SECOND = "first-stage", "denoiser"
 
 @dataclass
 class Clock:
-    """Seconds a stage, kept in the demo's folder so that a resumed demo adds up."""
+    """Seconds a stage, kept in the demo's folder: a resumed demo adds up, and what is only done again counts once."""
 
     path: Path
+    begun: float = field(default_factory=time.perf_counter)  # when this session began
+    finished: bool = False  # before it did: what was trained took what it took
+    told: float = 0.0  # seconds of this session that stages have
 
     def read(self) -> dict[str, float]:
         """The seconds so far."""
@@ -42,51 +46,109 @@ class Clock:
         return found
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add what passes within to a stage's seconds, also when it is interrupted."""
+    def stage(self, name: str, again: bool = False) -> Iterator[None]:
+        """Add what passes within to a stage's seconds, also when it is interrupted; or set them where all is done `again`."""
         begin = time.perf_counter()
         try:
             yield
         finally:
-            kept = self.read()
-            kept[name] = round(kept.get(name, 0.0) + time.perf_counter() - begin, 2)
+            self._note(name, time.perf_counter() - begin, again)
+
+    def rest(self) -> None:
+        """Add what passed outside of all stages: imports, reconstructions, the page."""
+        self._note("rest", time.perf_counter() - self.begun - self.told, False)
+
+    def _note(self, name: str, passed: float, again: bool) -> None:
+        self.told += passed
+        kept = self.read()
+        if again or not self.finished or name not in kept:
+            kept[name] = round(passed if again else kept.get(name, 0.0) + passed, 2)
             files.write(self.path, json.dumps(kept))
 
 
-def demo(minutes: float, folder: Path, *, resume: bool, open_page: bool, device: str, quiet: bool = False) -> Path:
-    """Run the demo in `folder` and return the page's path. Raises `ValueError` where another demo is there."""
+def demo(
+    minutes: float,
+    folder: Path,
+    *,
+    resume: bool,
+    open_page: bool,
+    device: str,
+    quiet: bool = False,
+    begun: float | None = None,
+) -> Path:
+    """Run the demo in `folder` and return the page's path; `begun` is when its seconds count from, by `perf_counter`.
+
+    Raises `ValueError` where another demo is there, and `KeyboardInterrupt` as `stoppable` does.
+    """
     where = devices.pick(device)
-    clock = Clock(folder / "seconds.json")
-    plan = Plan.load(folder)
-    if plan is not None and not resume:
-        raise ValueError(
-            f"{folder} holds a demo already; add --resume to go on with it, or choose another folder with --out"
-        )
-    if plan is not None and plan.minutes != minutes:
-        raise ValueError(
-            f"{folder} holds a demo of {plan.minutes:g} minutes; resume with --minutes {plan.minutes:g}, or use --out"
-        )
-    if plan is None:
-        say.print(f"Measuring this machine, then training for about {minutes:g} minutes.")
-        with clock.stage("measuring"):
-            plan = measured(minutes, folder, where)
-        plan.save(folder)
-    first, second = plans.recipes(plan, folder)
+    plan = agreed(minutes, folder, resume)
+    begun = time.perf_counter() if begun is None else begun
+    clock = Clock(folder / "seconds.json", begun, (folder / "results.json").is_file())
+    again = ["sfumato", "demo", "--minutes", told(minutes), "--out", str(folder), "--resume"]
     opened = Opener(open_page)
 
     def progress(images: int, preview: Path | None) -> None:
         if preview is not None:
-            opened(live(folder, plan, clock))
+            opened(live(folder))
 
-    with clock.stage("first_stage"):
-        train(first, folder / FIRST, resume=resume, device=device, quiet=quiet, watch=progress)
-    with clock.stage("encode"):
-        codec = Codec.load(folder / FIRST / "model").to(where)
-        cached(codec, second.data.open("train"), folder / "latents", second.training.flip > 0)
-    with clock.stage("denoiser"):
-        train(second, folder / SECOND, resume=resume, device=device, quiet=quiet, watch=progress)
-    shutil.copytree(folder / SECOND / "model", folder / "model", dirs_exist_ok=True)
-    return finish(folder, plan, clock, second.data, where)
+    with stoppable(folder, clock, [*again, *(["--device", device] if device != "auto" else [])]):
+        if plan is None:
+            say.print(f"Measuring this machine, then training for about {minutes:g} minutes.")
+            with clock.stage("measuring"):
+                plan = measured(minutes, folder, where)
+            plan.save(folder)
+        first, second = plans.recipes(plan, folder)
+        with clock.stage("first_stage"):
+            train(first, folder / FIRST, resume=resume, device=device, quiet=quiet, watch=progress)
+        with clock.stage("encode"):
+            codec = Codec.load(folder / FIRST / "model").to(where)
+            cached(codec, second.data.open("train"), folder / "latents", second.training.flip > 0)
+        with clock.stage("denoiser"):
+            train(second, folder / SECOND, resume=resume, device=device, quiet=quiet, watch=progress)
+        shutil.copytree(folder / SECOND / "model", folder / "model", dirs_exist_ok=True)
+        return finish(folder, plan, clock, second.data, where)
+
+
+def told(minutes: float) -> str:
+    """Minutes as the command line takes them, to the last digit."""
+    return str(minutes).removesuffix(".0")
+
+
+def agreed(minutes: float, folder: Path, resume: bool) -> Plan | None:
+    """The plan that is in the folder, None where there is none yet. Raises `ValueError` where another demo is there."""
+    plan = Plan.load(folder)
+    elsewhere = "choose another folder with --out FOLDER (`make demo OUT=FOLDER`)"
+    if plan is not None and not resume:
+        raise ValueError(f"{folder} holds a demo already; add --resume to go on with it, or {elsewhere}")
+    if plan is not None and plan.minutes != minutes:
+        own = told(plan.minutes)
+        raise ValueError(
+            f"{folder} holds a demo of {own} minutes; go on with --minutes {own} (`make demo MINUTES={own}`), "
+            f"or {elsewhere}"
+        )
+    return plan
+
+
+@contextmanager
+def stoppable(folder: Path, clock: Clock, again: Sequence[str]) -> Iterator[None]:
+    """After whatever stops what is within, the page says so and how to go on, and reloads itself no more.
+
+    Raises `KeyboardInterrupt` with the command that goes on.
+    """
+    onward = f"`{shlex.join(again)}` goes on"
+    try:
+        yield
+    except BaseException as error:
+        why = f"stopped by an error, {error}"
+        if isinstance(error, KeyboardInterrupt):
+            why = str(error).partition(";")[0] or "stopped"
+        with suppress(OSError):  # a full disk may be what stopped it
+            clock.rest()
+            if not clock.finished and (folder / Page.file).is_file():
+                live(folder, f"{why[:1].upper()}{why[1:]}; {onward}.")
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(f"{why}; {onward}, and so does the same `make demo`") from error
+        raise
 
 
 def measured(minutes: float, folder: Path, where: torch.device) -> Plan:
@@ -127,10 +189,10 @@ class Opener:
             self.wanted = False
 
 
-def live(folder: Path, plan: Plan, clock: Clock) -> Path:
-    """The page while training runs."""
+def live(folder: Path, stopped: str = "") -> Path:
+    """The page while training runs, or after it was `stopped`, which says how."""
     second = (folder / SECOND / "samples").is_dir()
-    page = Page(folder, status=f"Training the {'denoiser' if second else 'first stage'}.")
+    page = Page(folder, status=stopped or f"Training the {'denoiser' if second else 'first stage'}.", live=not stopped)
     if second:
         growing(page, 6)
     newest = sorted((folder / FIRST / "samples").glob("*.png"))[-1:]
@@ -151,6 +213,7 @@ def growing(page: Page, rows: int) -> None:
     page.heading("Growing sharper", "The same eight prompts from the same noise, while the denoiser learns.")
     for path in paths:
         page.figure(path, f"after {int(path.stem):,} images")
+    page.trained(SECOND)
 
 
 def losses(page: Page) -> None:
@@ -159,24 +222,26 @@ def losses(page: Page) -> None:
     if plot is not None:
         page.heading("Curves")
         page.figure(plot, "losses against images seen")
-        page.command(f"tensorboard --logdir {page.folder}")
+        page.ran("tensorboard", "--logdir", page.folder)
 
 
 def finish(folder: Path, plan: Plan, clock: Clock, data: Data, where: torch.device) -> Path:
     """Sample, measure, and write `results.json` and the last page."""
-    pipeline = Pipeline.load(folder / "model", device=str(where), precision="auto")
     page = Page(folder, live=False)
-    with clock.stage("samples"):
+    with clock.stage("samples", again=True):
+        pipeline = Pipeline.load(folder / "model", device=str(where), precision="auto")
         show.prompts(page, pipeline, data)
         show.guidance(page, pipeline)
         show.interpolation(page, pipeline)
     say.print("Measuring: reconstruction, held-out loss, caption match.")
-    with clock.stage("evaluation"):
+    with clock.stage("evaluation", again=True):
         model = LatentDiffusion.load(folder / "model", where)  # with its whole weights: losses are measured too
         found = evaluate_model(model, data, captions=plan.captions, dtype=devices.precision("auto", where))
-    show.reconstructions(page, pipeline, data, Path("emoji-autoencoder"))
+    show.reconstructions(page, pipeline, data)
     growing(page, 8)
     losses(page)
+    page.write()  # once more with its numbers, of which the seconds are one
+    clock.rest()
     seconds = clock.read()
     results = {
         "seconds": {"total": round(sum(seconds.values()), 1), **seconds},
@@ -209,7 +274,9 @@ def tables(page: Page, results: dict[str, Any]) -> None:
         for other in ("ceiling", "baseline", "chance"):
             rows.append([f"    {other}", percent(cell[other], "top1"), percent(cell[other], "top10")])
     page.table(["", "top 1", "top 10"], rows)
-    page.command(f"sfumato evaluate {page.folder}/{SECOND} --captions {results['plan']['captions']} --precision auto")
+    page.ran(
+        "sfumato", "evaluate", page.folder / SECOND, "--captions", results["plan"]["captions"], "--precision", "auto"
+    )
     rebuilt, loss = results["reconstruction"], results["denoising"]
     page.heading("Numbers and times")
     page.table(
@@ -225,4 +292,4 @@ def tables(page: Page, results: dict[str, Any]) -> None:
             *([name.replace("_", " "), f"{value:.1f} s"] for name, value in results["seconds"].items()),
         ],
     )
-    page.command(f"sfumato demo --minutes {results['plan']['minutes']:g} --out {page.folder}")
+    page.ran("sfumato", "demo", "--minutes", told(results["plan"]["minutes"]), "--out", f"{page.folder}-again")

@@ -1,7 +1,5 @@
 """The pictures of the demo's page that a finished model makes: prompts, guidance, an interpolation."""
 
-from pathlib import Path
-
 import torch
 from PIL import Image
 
@@ -11,11 +9,8 @@ from sfumato.demo.report import Page
 from sfumato.evaluation.captions import chosen
 from sfumato.evaluation.reconstruction import rebuilt
 from sfumato.page import enlarge
-from sfumato.streams import Stream
-from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate
-from sfumato.tasks.walk import walk
 
 SEEN = [
     "red heart",
@@ -61,7 +56,7 @@ def prompts(page: Page, pipeline: Pipeline, data: Data) -> None:
     ):
         page.heading(title, text)
         page.tiles(pictures(pipeline, words), words)
-        page.command(f'sfumato generate {page.folder}/model --prompt "{words[0]}" --seed 7')
+        page.generated(words)
 
 
 def guidance(page: Page, pipeline: Pipeline) -> None:
@@ -70,23 +65,20 @@ def guidance(page: Page, pipeline: Pipeline) -> None:
     for prompt in ("red heart", "woman firefighter: dark skin tone"):
         made = [pictures(pipeline, [prompt], scale)[0] for scale in SCALES]
         page.tiles(made, [f"{prompt}, guidance {scale:g}" for scale in SCALES])
-    page.command(f'sfumato generate {page.folder}/model --prompt "red heart" --seed 7 --guidance 4')
+    page.generated(["red heart"], "--guidance", SCALES[-1])
 
 
-@torch.no_grad()
 def interpolation(page: Page, pipeline: Pipeline, steps: int = 10) -> None:
     """One prompt, its noise turned from one seed's to another's."""
-    model = pipeline.model
-    noise = Stream([7, 8]).normal(model.latent_shape(), 0)
-    x = torch.stack([between(noise[0], noise[1], k / (steps - 1)) for k in range(steps)]).to(model.device)
-    words = ["grinning face"] * steps
-    made = model.pictures(walk(model, x, Generate(), {"caption": words}))
+    made = pipeline.generate(Generate(prompt=["grinning face"], seed=7, until=8, count=steps))
+    strip = image.sheet(torch.stack([image.to_tensor(picture) for picture in made]), steps)
     page.heading("Between two noises", "One prompt; the noise turns from seed 7's to seed 8's along a great circle.")
-    page.figure(enlarge(image.sheet(made, steps), 2), "grinning face, spherical interpolation of the latent noise")
+    page.figure(enlarge(strip, 2), "grinning face, spherical interpolation of the latent noise")
+    page.generated(["grinning face"], "--until", 8, "--count", steps)
 
 
 @torch.no_grad()
-def reconstructions(page: Page, pipeline: Pipeline, data: Data, recipe: Path) -> None:
+def reconstructions(page: Page, pipeline: Pipeline, data: Data) -> None:
     """Held-out originals above what the first stage makes of them."""
     part = data.open("held_out")
     step = max(len(part) // 14, 1)
@@ -97,4 +89,4 @@ def reconstructions(page: Page, pipeline: Pipeline, data: Data, recipe: Path) ->
         "Held-out emoji above, and what is left of them after 64 x 64 x 3 numbers became 8 x 8 x 16 and came back.",
     )
     page.figure(enlarge(image.sheet(torch.cat([originals, again]), len(originals)), 2), "originals, reconstructions")
-    page.command(f"sfumato train {recipe} --run {page.folder}/first-stage")
+    page.trained("first-stage")
