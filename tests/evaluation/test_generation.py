@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato import image
+from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.emoji import EmojiData
 from sfumato.evaluation import generation, protocol, run
@@ -21,6 +22,7 @@ from sfumato.features.network import Description, FeatureNetwork
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
+from tests.conftest import CODER
 from tests.features.test_network import save
 
 
@@ -202,11 +204,20 @@ def test_a_page_holds_tables_pictures_and_protocol(codec: Codec, tmp_path: Path)
     assert "40 images against 40 of emoji, train" in told
 
 
-def test_a_codebook_is_on_the_page(tmp_path: Path, codec: Codec) -> None:
-    found = run.evaluate_codec(codec, emoji(8))
-    found["latents"]["codes"] = {"used": 3, "size": 4, "share": 0.75, "perplexity": 2.5, "drawn": 100}
+def test_a_codebook_is_on_the_page(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    codec = Codec(FirstStage.model_validate({"kind": "vq", "coder": CODER, "codebook": {"size": 5}})).eval()
+    codec.autoencoder.codebook.embedding.weight.data.normal_()
+    source = emoji(8)
+    found = run.evaluate_codec(codec, source)
+    told = codec.autoencoder.codes(torch.stack(source.pictures(range(8)))).flatten()
+    shares = told.bincount().double() / len(told)
+    used = int((shares > 0).sum())
+    codes = found["latents"]["codes"]
+    assert (codes["used"], codes["drawn"]) == (used, 8 * 2 * 2)
+    assert codes["perplexity"] == pytest.approx(float(torch.distributions.Categorical(shares).entropy().exp()))
     page = report(tmp_path / "page.html", found, title="codes").read_text()
-    assert "3 of 4 (75.0 %)" in page
+    assert f"{used} of 5 ({20 * used:.1f} %)" in page
 
 
 def test_samples_stand_beside_reconstructions_and_real_images(model_folder: Path, tmp_path: Path) -> None:

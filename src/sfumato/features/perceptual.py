@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.config import Choice
+from sfumato.device import at_least_single
 
 
 class PerceptualConfig(Choice):
@@ -38,7 +39,7 @@ class Perceptual(nn.Module, ABC):
         return super().train(False)
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, C, H, W) and the like, in [-1, 1] -> (B,), in float32 whatever the precision around.
+        """(B, C, H, W) and the like, in [-1, 1] -> (B,), in float32 whatever the precision around (float64 in proofs).
 
         One channel counts as gray, of more than three the first three are looked at. Raises `ValueError` for two
         channels and for pictures that are too small for the network.
@@ -49,11 +50,11 @@ class Perceptual(nn.Module, ABC):
                 f"{a.shape[3]}x{a.shape[2]}: train on larger ones, or leave objective.perceptual out"
             )
         with torch.autocast(a.device.type, enabled=False):
-            return self.distance(colour(a.float()), colour(b.float()))
+            return self.distance(colour(at_least_single(a)), colour(at_least_single(b)))
 
     @abstractmethod
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
-        """(B, 3, H, W) float32 in [-1, 1], twice -> (B,)."""
+        """(B, 3, H, W) of at least float32 in [-1, 1], twice -> (B,)."""
 
 
 def frozen(network: nn.Module) -> nn.Module:
