@@ -30,6 +30,19 @@ def test_a_denoisers_held_out_loss_is_told_and_its_best_model_kept(first_stage: 
     assert denoising(last, recipe.data.open("held_out"))["loss"] == pytest.approx(found[96], abs=2e-5)
 
 
+def test_what_is_judged_comes_from_all_of_the_part(
+    first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = diffusion_recipe(first_stage, images=32)
+    run.train(recipe, tmp_path / "a", device="cpu", quiet=True)
+    part, shown = recipe.data.open("held_out"), list[int]()
+    inner = type(part).image
+    monkeypatch.setattr(type(part), "image", lambda self, k: (shown.append(k), inner(self, k))[1])
+    denoising(LatentDiffusion.load(tmp_path / "a" / "model"), part, limit=8)
+    assert shown == [k * len(part) // 8 for k in range(8)]
+    assert shown[-1] > 0.8 * len(part)
+
+
 def test_the_best_survives_an_interruption(first_stage: Path, tmp_path: Path) -> None:
     recipe = diffusion_recipe(first_stage, held_out=16, best=True)
     run.train(recipe, tmp_path / "a", device="cpu", quiet=True)

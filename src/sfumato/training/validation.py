@@ -30,9 +30,10 @@ def denoising(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> dict[st
     if not count:
         raise ValueError("there are no held-out pictures to denoise; hold some out, or add a `val` folder")
     wanted = set(model.conditions.fields.values())
+    chosen = [k * len(part) // count for k in range(count)]  # from all of it: folders are sorted by class
 
     def losses(begin: int) -> tuple[float, float]:
-        rows = range(begin, min(begin + AT_ONCE, count))
+        rows = chosen[begin : begin + AT_ONCE]
         images = torch.stack([part.image(k) for k in rows]).float() / 127.5 - 1.0
         latents = model.codec.encode(images.to(model.device))
         fields = _fields(part, rows, wanted)
@@ -53,7 +54,7 @@ def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list
     return found
 
 
-def _loss(model: LatentDiffusion, latents: Tensor, fields: dict[str, list[Any]], rows: range) -> float:
+def _loss(model: LatentDiffusion, latents: Tensor, fields: dict[str, list[Any]], rows: Sequence[int]) -> float:
     size = (latents.shape[-2], latents.shape[-1])
     cond = model.conditions(fields, len(rows), size=size, draws=Draws.training(0, rows))
     total = 0.0
