@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sfumato import paths
+from sfumato.device import processors
 
 NAME = "lane"
 MOST = 4  # Python's own part of a step runs one lane at a time, so more lanes would wait for one another
@@ -59,6 +60,21 @@ def rows_side_by_side(function: Callable[[slice], Tensor], rows: int, device: to
     return torch.cat(side_by_side(one, parts, count))
 
 
+def one_thread_each(function: Callable[[Given], Made], items: Sequence[Given]) -> list[Made]:
+    """`[function(item) for item in items]`, each on one thread, as many at a time as there are processors; without gradients."""
+
+    def alone(item: Given) -> Made:
+        with torch.no_grad():
+            return function(item)
+
+    return list(_singles(processors()).map(alone, items))
+
+
+@functools.cache
+def _singles(count: int) -> ThreadPoolExecutor:
+    return threads(count, 1, f"{NAME}-single")
+
+
 @functools.cache
 def _pool(count: int, whole: int) -> ThreadPoolExecutor:
     return threads(count, max(whole // count, 1), NAME)
@@ -82,4 +98,5 @@ def threads(count: int, each: int, name: str) -> ThreadPoolExecutor:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not cross a fork
+    for _made in (_pool, _singles):
+        os.register_at_fork(after_in_child=_made.cache_clear)  # threads do not cross a fork

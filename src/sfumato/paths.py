@@ -1,7 +1,7 @@
 """Which way through a network: the fastest for this device, type and shape, or the plain one.
 
-Fast paths change rounding, never arithmetic: attention as two products for short rows, group norms in the layout that
-their kernel likes, the batch's rows side by side on the cores. Within `plain()` none is taken and the networks are
+Fast paths change rounding, never arithmetic: attention as two products, weight gradients by parts of the batch, group norms
+in the layout that their kernel likes (`nn/choose.py` says when), the batch's rows side by side on the cores. Within `plain()` none is taken and the networks are
 only torch's own operations, one for each line of their definition: for export, and to tell which path is to blame.
 """
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sfumato.backbones.base import Backbone, BackboneConfig, Conditions, Sizes, beside
 from sfumato.device import at_least_single
 from sfumato.nn.attention import MapAttention, SpatialTransformer
-from sfumato.nn.conv import Change, Down, Downsample, ResBlock, Up, Upsample, zeroed
+from sfumato.nn.conv import Change, Conv2d, Down, Downsample, ResBlock, Up, Upsample, zeroed
 from sfumato.nn.embed import TimeEmbedding
 from sfumato.nn.norm import norm
 from sfumato.nn.recompute import levels
@@ -94,14 +94,14 @@ class UNet(Backbone):
                     f"direct_vector wants a vector of {self.embedding}; the conditioners give {sizes.vector}"
                 )
             self.vector = nn.Identity() if config.direct_vector else nn.Linear(sizes.vector, self.embedding)
-        self.into = nn.Conv2d(channels + sizes.image, config.width, 3, padding=1)
+        self.into = Conv2d(channels + sizes.image, config.width, 3, padding=1)
         skips = self._way_down()
         width = config.width * config.multipliers[-1]
         middle = (self._block(width, width), self._attention(width), self._block(width, width))
         self.middle = nn.ModuleList([Stage(middle[0], middle[1]), Stage(middle[2], None)])
         self._way_up(width, skips)
         self.norm = norm(config.width * config.multipliers[0], config.groups)
-        self.out = zeroed(nn.Conv2d(config.width * config.multipliers[0], channels, 3, padding=1))
+        self.out = zeroed(Conv2d(config.width * config.multipliers[0], channels, 3, padding=1))
 
     def _block(self, channels: int, out: int, change: Change = "none") -> ResBlock:
         c = self.config

@@ -4,24 +4,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato import paths
-from sfumato.nn.conv import zeroed
+from sfumato.nn import choose
+from sfumato.nn.conv import Conv2d, zeroed
 from sfumato.nn.norm import norm
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt(d)) v for (B, H, N, d) queries and (B, H, M, d) keys; `mask` (B, M) is True where a key counts.
+    """softmax(q k' / sqrt(d)) v for (B, H, N, d) queries and (B, H, M, d) keys; `mask` (B, M) is True where a key counts."""
+    if not choose.products(q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+    with torch.autocast("cpu", enabled=False):  # which would have the softmax read and write float32
+        q = q * q.shape[-1] ** -0.5
+        if torch.is_grad_enabled() or choose.scores(q, k) <= choose.SCORES:
+            return _products(q, k.transpose(-1, -2), v, None if mask is None else ~mask[:, None, None, :])
+        return _by_parts(q, k.transpose(-1, -2), v, mask)
 
-    On the CPU short rows run faster as two plain products than through the fused kernel.
-    """
-    allowed = None if mask is None else mask[:, None, None, :]
-    if not paths.fast() or q.device.type != "cpu" or q.shape[-2] > 64:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=allowed)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    if allowed is not None:
-        scores = scores.masked_fill(~allowed, torch.finfo(scores.dtype).min)
-    result: Tensor = scores.softmax(-1).to(v.dtype) @ v
-    return result
+
+def _products(q: Tensor, keys: Tensor, v: Tensor, shut: Tensor | None) -> Tensor:
+    """(..., N, d) scaled queries, (..., d, M) keys, (..., M, d) values; `shut` is True where a key does not count."""
+    scores = q @ keys
+    if shut is not None:
+        scores = scores.masked_fill(shut, torch.finfo(scores.dtype).min)
+    return scores.softmax(-1) @ v
+
+
+def _by_parts(q: Tensor, keys: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """The same for some heads, or some queries of one head, at a time: fresh memory costs more than the products."""
+    batch, heads, rows, _ = q.shape
+    shut = None if mask is None else ~mask[:, None, None, :].expand(-1, heads, 1, -1).flatten(0, 1)
+    q, keys, v = q.flatten(0, 1), keys.flatten(0, 1), v.flatten(0, 1)
+    each = rows * keys.shape[-1] * q.element_size()  # bytes of a head
+    at_once, fewer = max(choose.SCORES // each, 1), max(rows * choose.SCORES // each, 1)
+    found = torch.empty(*q.shape[:-1], v.shape[-1], dtype=v.dtype)
+    for k in range(0, len(q), at_once):
+        part = slice(k, k + at_once)
+        for n in range(0, rows, fewer):
+            some = None if shut is None else shut[part]
+            found[part, n : n + fewer] = _products(q[part, n : n + fewer], keys[part], v[part], some)
+    return found.reshape(batch, heads, rows, -1)
 
 
 class Attention(nn.Module):
@@ -104,9 +124,9 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.norm = norm(channels, groups, eps=1e-6)
         self.linear = linear
-        self.into = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.into = nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1)
         self.blocks = nn.ModuleList(TransformerBlock(channels, heads, context, expansion) for _ in range(depth))
-        self.out = zeroed(nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1))
+        self.out = zeroed(nn.Linear(channels, channels) if linear else Conv2d(channels, channels, 1))
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         h = self.norm(x)

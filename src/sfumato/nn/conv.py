@@ -1,11 +1,13 @@
 """Residual blocks and the ways between resolutions, from which the coder and the U-Net are made."""
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato import lanes
+from sfumato.nn import choose
 from sfumato.nn.norm import norm
 
 Down = Literal["unshuffle", "strided", "asymmetric"]
@@ -21,6 +23,56 @@ def zeroed(module: M) -> M:
     return module
 
 
+class Conv2d(nn.Conv2d):
+    """torch's own, with a weight gradient that takes its time on no device: see `choose.apart`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.padding_mode != "zeros" or isinstance(self.padding, str) or not choose.apart(input, self.weight):
+            return super().forward(input)
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
+        if dtype != torch.bfloat16:
+            return super().forward(input)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        how = (self.stride, self.padding, self.dilation, self.groups)
+        with torch.autocast("cpu", enabled=False):
+            result: Tensor = _Apart.apply(input.to(dtype), self.weight.to(dtype), bias, how)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _Apart(torch.autograd.Function):
+    """A convolution whose weight gradient is a sum over parts of the batch, each worked out by one thread."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, how: Any) -> Tensor:  # type: ignore[override]
+        return F.conv2d(x, weight, bias, *how)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        x, weight, bias, ctx.how = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.how
+        rest = ([weight.shape[0]] if ctx.biased else None, stride, padding, dilation, False, [0, 0], groups)
+        into, own, weights = ctx.needs_input_grad[0], torch.ops.aten.convolution_backward, [ctx.needs_input_grad[1]]
+        weights.append(ctx.biased and ctx.needs_input_grad[2])
+        if torch.is_grad_enabled():  # a gradient of this gradient is wanted: torch knows how
+            return *own(gradient, x, weight, *rest, [into, *weights]), None
+        found = [own(gradient, x, weight, *rest, [True, False, False])[0] if into else None, None, None]
+        if any(weights):  # the library works both out at once, asked for one or not
+            count = min(len(x), torch.get_num_threads())
+            parts = list(zip(gradient.tensor_split(count), x.tensor_split(count), strict=True))
+            made = lanes.one_thread_each(lambda p: own(*p, weight, *rest, [False, *weights])[1:], parts)
+            found[1:] = [
+                torch.stack(several).sum(0, dtype=torch.float32).to(x.dtype) if w else None
+                for several, w in zip(zip(*made, strict=True), weights, strict=True)
+            ]
+        return *found, None
+
+
 class Downsample(nn.Module):
     """(B, C, H, W) -> (B, out, H/2, W/2).
 
@@ -33,9 +85,9 @@ class Downsample(nn.Module):
         super().__init__()
         self.how = how
         if how == "unshuffle":
-            self.conv = nn.Conv2d(4 * channels, out, 1)
+            self.conv = Conv2d(4 * channels, out, 1)
         else:
-            self.conv = nn.Conv2d(channels, out, 3, stride=2, padding=1 if how == "strided" else 0)
+            self.conv = Conv2d(channels, out, 3, stride=2, padding=1 if how == "strided" else 0)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.how == "unshuffle":
@@ -52,7 +104,7 @@ class Upsample(nn.Module):
     def __init__(self, channels: int, out: int, how: Up = "shuffle") -> None:
         super().__init__()
         self.how = how
-        self.conv = nn.Conv2d(channels, 4 * out, 1) if how == "shuffle" else nn.Conv2d(channels, out, 3, padding=1)
+        self.conv = Conv2d(channels, 4 * out, 1) if how == "shuffle" else Conv2d(channels, out, 3, padding=1)
         if how == "shuffle":
             smooth_(self.conv, 2)
 
@@ -97,12 +149,12 @@ class ResBlock(nn.Module):
         super().__init__()
         self.change, self.scale_shift = change, scale_shift
         self.norm1 = norm(channels, groups, eps)
-        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.conv1 = Conv2d(channels, out, 3, padding=1)
         self.embed = nn.Linear(embedding, (2 if scale_shift else 1) * out) if embedding else None
         self.norm2 = norm(out, groups, eps)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = zeroed(nn.Conv2d(out, out, 3, padding=1))
-        self.skip = nn.Conv2d(channels, out, 1) if channels != out else nn.Identity()
+        self.conv2 = zeroed(Conv2d(out, out, 3, padding=1))
+        self.skip = Conv2d(channels, out, 1) if channels != out else nn.Identity()
 
     def _resize(self, x: Tensor) -> Tensor:
         if self.change == "down":

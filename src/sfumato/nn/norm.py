@@ -1,8 +1,8 @@
 """Group normalisation that is fast and safe in every memory format.
 
 torch's kernels are uneven on the CPU: bfloat16 group norm over channels-last maps is up to 30 times slower than over
-contiguous ones, and its backward in channels-last crashes for small maps when the input needs no gradient. So the
-layer here makes its input contiguous on the CPU where that pays, and computes the statistics in float32 (as every
+contiguous ones, and its backward in channels-last crashes for small maps when the input's gradient is not asked for. So
+the layer here makes its input contiguous where `choose.turned` says so, and computes the statistics in float32 (as every
 published latent diffusion model does) unless autocast already runs the kernel, which accumulates in float32 itself.
 """
 
@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato import paths
-
-LARGE = 1024  # places of a map from which the CPU's half-precision kernel is as fast in channels-last
+from sfumato.nn import choose
 
 
 def last(x: Tensor) -> bool:
@@ -61,19 +60,20 @@ class GroupNorm(nn.GroupNorm):
             return F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
         if not torch.is_grad_enabled() and last(input):
             return self._last(input)
-        if input.device.type == "cpu" and (input.dtype != torch.float32 or not input.requires_grad):
+        if input.device.type != "cpu":
+            single = F.group_norm(input.float(), self.num_groups, self.weight, self.bias, self.eps).to(input.dtype)
+            return single.contiguous(memory_format=torch.channels_last) if last(input) else single
+        if choose.turned(input):
             input = input.contiguous()
         weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
-        if input.device.type == "cpu":
-            with torch.autocast("cpu", enabled=False):
-                return F.group_norm(input, self.num_groups, weight, bias, self.eps)
-        return F.group_norm(input.float(), self.num_groups, self.weight, self.bias, self.eps).to(input.dtype)
+        with torch.autocast("cpu", enabled=False):
+            return F.group_norm(input, self.num_groups, weight, bias, self.eps)
 
     def _last(self, input: Tensor) -> Tensor:
         """Of a channels-last map, as one; without gradients, so the crash is far. Small maps go through the other layout."""
         weight, bias = self.weight.to(input.dtype), self.bias.to(input.dtype)
         with torch.autocast(input.device.type, enabled=False):
-            if input.device.type != "cpu" or input.dtype == torch.float32 or input[0, 0].numel() >= LARGE:
+            if not choose.turned(input):
                 return F.group_norm(input, self.num_groups, weight, bias, self.eps)
             found = F.group_norm(input.contiguous(), self.num_groups, weight, bias, self.eps)
         return found.contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sfumato.nn.conv import Downsample
+from sfumato.nn.conv import Conv2d, Downsample
 
 
 def shares(length: int, out: int) -> Tensor:
@@ -36,9 +36,9 @@ class Rescaler(nn.Module):
     def __init__(self, channels: int, width: int, stages: int) -> None:
         super().__init__()
         self.stages = stages
-        self.into = nn.Conv2d(channels, width, 1)
+        self.into = Conv2d(channels, width, 1)
         self.down = nn.ModuleList(Downsample(width, width) for _ in range(stages))
-        self.out = nn.Conv2d(width, width, 3, padding=1)
+        self.out = Conv2d(width, width, 3, padding=1)
 
     def before(self, size: tuple[int, int]) -> tuple[int, int]:
         """The sides of the input for an output of `size`."""
