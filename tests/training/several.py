@@ -1,7 +1,9 @@
 """What each of several processes runs in the tests of `test_distributed.py`."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +23,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
 from sfumato.training import latents, validation
+from sfumato.training.loop import Interrupted
 from sfumato.training.recipe import Recipe
 from sfumato.training.run import train
 
@@ -47,6 +50,18 @@ def trained(recipes: dict[str, Recipe], folder: Path) -> None:
     """Train every recipe into a folder of its name."""
     for name, recipe in recipes.items():
         train(recipe, folder / name, device="cpu", quiet=True, resume=True)
+
+
+def stopped(recipes: dict[str, Recipe], folder: Path) -> None:
+    """Train every recipe until its first report, as if the user then stopped one of the processes."""
+    for name, recipe in recipes.items():
+
+        def stop(images: int, preview: Path | None, first: int = recipe.training.report) -> None:
+            if images == first and preview is None:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        with contextlib.suppress(Interrupted):
+            train(recipe, folder / name, device="cpu", quiet=True, watch=stop)
 
 
 loss = validation._loss

@@ -17,7 +17,7 @@ from sfumato import distributed, files
 from sfumato.training import checkpoint
 from sfumato.training.recipe import Recipe, dump
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
-from tests.training.several import together, trained, used
+from tests.training.several import stopped, together, trained, used
 
 STEPS, BATCH = 50, 16
 
@@ -40,6 +40,10 @@ def recipes(first_stage: Path, precision: str, steps: int = STEPS) -> dict[str, 
         "vq": vq,
         "diffusion": diffusion_recipe(first_stage, **some),
     }
+
+
+def with_training(recipe: Recipe, **settings: object) -> Recipe:
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update=settings)})
 
 
 def state(run: Path) -> dict[str, torch.Tensor]:
@@ -97,6 +101,19 @@ def test_two_processes_take_the_steps_of_one(first_stage: Path, tmp_path: Path) 
         assert models[0] == models[1]
 
 
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(whole: Path, first_stage: Path, tmp_path: Path) -> None:
+    """25 steps on two processes and 25 on one."""
+    asked = {n: r for n, r in recipes(first_stage, "fp64").items() if n != "kl"}
+    half = {n: with_training(r, report=STEPS // 2 * BATCH) for n, r in asked.items()}
+    together(2, stopped, half, tmp_path)
+    for name in asked:
+        assert [int(p.name) for p in checkpoint.found(tmp_path / name / "state")] == [STEPS // 2 * BATCH]
+    trained(half, tmp_path)
+    for name in asked:
+        assert farthest(state(whole / name), state(tmp_path / name)) < 1e-9
+
+
 def command(run: Path, recipe: Path, processes: int) -> list[str]:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--rdzv-backend=c10d"]
     where = ["--rdzv-endpoint=localhost:0", "-m"]
@@ -130,6 +147,41 @@ def test_when_one_process_dies_all_stop_and_the_others_can_go_on(tmp_path: Path)
     _, said = alone.communicate(timeout=60)
     assert "--resume" in said
     assert alone.returncode == 130
+
+
+# A process of several whose second step fails as Python says, in the process of rank 1 alone.
+FAILING = """
+import sys
+from sfumato import distributed
+from sfumato.cli import main
+from sfumato.training.autoencoder import Reconstruction
+make = Reconstruction.batch
+def batch(self, positions):
+    if distributed.place()[0] == 1 and positions[0] >= 16:
+        raise {error}("this picture is bad")
+    return make(self, positions)
+Reconstruction.batch = batch
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("error", ["ValueError", "KeyError"])
+def test_when_one_process_fails_all_stop_with_its_error(error: str, tmp_path: Path) -> None:
+    """An error that the command says in a sentence, and one that it does not expect."""
+    path, run, script = (tmp_path / name for name in ("recipe.yaml", "run", "failing.py"))
+    path.write_text(yaml.safe_dump(dump(autoencoder_recipe(images=200_000))))
+    script.write_text(FAILING.format(error=error))
+    words = command(run, path, 2)
+    place = words.index("sfumato")
+    words[place - 1 : place + 1] = [str(script)]
+    begun = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    until(lambda: begun.poll() is not None or len(children(begun.pid)) == 2, 60)
+    members = children(begun.pid)
+    _, said = begun.communicate(timeout=120)
+    assert begun.returncode != 0
+    assert "this picture is bad" in said
+    assert not [pid for pid in members if alive(pid)]
 
 
 def until(done: object, seconds: float) -> None:
