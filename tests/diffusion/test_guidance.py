@@ -1,7 +1,7 @@
 """Guidance against its formulas, by hand; and one batched forward for all the branches of a network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +10,7 @@ from oracles import gaussian
 from torch import Tensor
 
 from sfumato.diffusion import grid
-from sfumato.diffusion.combinators import keeping, within
+from sfumato.diffusion.combinators import clamped, keeping, tiled, within
 from sfumato.diffusion.guidance import Branches, apg, autoguided, cfg_zero, cfgpp, guided, weighted
 from sfumato.diffusion.samplers import Denoise, adaptive, ddim, last
 from sfumato.diffusion.samplers.base import times
@@ -54,10 +54,18 @@ def targets(schedule: Schedule) -> Branches:
 
 
 def test_guidance_is_one_batched_forward() -> None:
-    for count, denoise in [(2, guided), (3, weighted), (2, apg)]:
+    g = grid.even(Linear(), 5)
+    makers: list[tuple[int, Callable[[Branches], Denoise]]] = [
+        (2, lambda b: guided(b, 2.0)),
+        (2, lambda b: guided(b, 2.0, rescale=0.5)),
+        (3, lambda b: weighted(b, [1.0, 2.0])),
+        (2, lambda b: apg(b, 2.0)),
+        (2, lambda b: cfgpp(b, 0.5, g)),
+        (2, lambda b: cfg_zero(b, 2.0, Linear())),
+    ]
+    for count, make in makers:
         branches = fixed(*(draw(k) for k in range(count)))
-        scale: Any = [1.0, 2.0] if denoise is weighted else 2.0
-        at(denoise(branches, scale), 0.5)
+        at(make(branches), 0.5)
         assert branches.network.calls == [3 * count]  # type: ignore[attr-defined]
 
 
@@ -104,6 +112,43 @@ def test_apg_remembers_a_run_and_forgets_it_at_the_next() -> None:
     torch.testing.assert_close(first, given + (given - base))
     torch.testing.assert_close(second, given + 0.5 * (given - base))
     assert torch.equal(at(denoise, 1.0), first)
+
+
+def test_a_time_that_is_asked_again_stands_in_for_itself() -> None:
+    """Heun's method ends one step and begins the next at one time."""
+    given, base = draw(0), draw(1)
+    denoise = apg(fixed(given, base), 2.0, parallel=1.0, limit=0.0, momentum=-0.5)
+    asked = [at(denoise, t) for t in (1.0, 1.0, 0.5, 0.5, 0.2)]
+    for out, share in zip(asked, (1.0, 1.0, 0.5, 0.5, 0.75), strict=True):
+        torch.testing.assert_close(out, given + share * (given - base))
+
+
+def test_what_a_cancelled_run_left_is_forgotten() -> None:
+    x, fresh, used = draw(3), apg(targets(Linear()), 3.0), clamped(apg(targets(Linear()), 3.0), -99, 99)
+    steps = ddim(used, x, grid.even(Linear(), 9))
+    next(steps), next(steps)
+    steps.close()
+    g = grid.even(Linear(), 9, 0.5)
+    assert torch.equal(last(ddim(used, x, g)), last(ddim(fresh, x, g)))
+
+
+def test_windows_have_memories_of_their_own() -> None:
+    """With all that looks at a whole picture switched off, windows of APG are APG, at every step of a run."""
+    g, x = grid.even(Linear(), 9), draw(3)
+
+    def momentous(branches: Branches) -> Denoise:
+        return apg(branches, 3.0, parallel=1.0, limit=0.0)
+
+    whole = last(ddim(momentous(targets(Linear())), x, g))
+    parts = tiled(None, 3, 2, at=lambda w: momentous(targets(Linear()).at(w)))
+    torch.testing.assert_close(last(ddim(parts, x, g)), whole)
+    torch.testing.assert_close(last(ddim(parts, x, g)), whole)  # and again
+    shared = momentous(targets(Linear()))
+    for wrap in (lambda d: d, lambda d: clamped(d, -9, 9)):
+        with pytest.raises(ValueError, match="windows share guidance that remembers a run's steps"):
+            tiled(wrap(shared), 3, 2)
+        with pytest.raises(ValueError, match="give each its own, at=lambda w: apg"):
+            at(tiled(None, 3, 2, at=lambda w, wrap=wrap: wrap(shared)), 0.5)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("schedule", [Linear(), Betas(), Cosine()], ids=repr)
@@ -165,7 +210,9 @@ def test_an_interval_holds_for_every_picture_of_the_adaptive_sampler() -> None:
     )
 
 
-@pytest.mark.parametrize("make", [lambda b, g: cfgpp(b, 0.5, g), lambda b, g: cfg_zero(b, 2.0, Linear())])
+@pytest.mark.parametrize(
+    "make", [lambda b, g: cfgpp(b, 0.5, g), lambda b, g: cfg_zero(b, 2.0, Linear()), lambda b, g: apg(b, 2.0)]
+)
 def test_guidance_that_reads_the_time_refuses_mixed_ones(make: Any) -> None:
     g = grid.even(Linear(), 5)
     with pytest.raises(ValueError, match="`adaptive` does not"):

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import GOLDEN, between, flowed, gaussian, mixture, mixture_samples
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.diffusion import grid, names, samplers
 from sfumato.diffusion.combinators import clamped, quantised, tiled, within
+from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.guidance import Branches, apg, cfgpp, guided
+from sfumato.diffusion.prediction import prediction
 from sfumato.diffusion.samplers import Denoise, last, sampler
 from sfumato.diffusion.schedule import Betas, Cosine, Exploding, Linear, Schedule, Sigmoid
 from sfumato.streams import Stream
@@ -203,27 +205,6 @@ def test_churn_keeps_the_distribution(name: str) -> None:
         last(sampler(name)(gaussian(schedule), x, g, churn=30.0))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-def test_the_adaptive_sampler_meets_its_tolerance(schedule: Schedule) -> None:
-    g = grid.even(schedule, 50)
-    noisy = grid.Grid(g.t[:-1], g.alpha[:-1], g.sigma[:-1], schedule)
-    x = Stream([1, 2]).normal((2, 3, 5), 0).double() * float(torch.hypot(g.alpha[0], g.sigma[0]))
-    answer = flowed(mixture(schedule), x, noisy, 500)
-    for tolerance, most in ((1e-2, 120), (1e-3, 180), (1e-4, 350)):
-        calls = 0
-
-        def counted(x_t: Tensor, t: Tensor) -> Tensor:
-            nonlocal calls
-            calls += 1
-            return mixture(schedule)(x_t, t)
-
-        y = last(samplers.adaptive(counted, x, noisy, tolerance=tolerance))
-        assert calls < most, (tolerance, calls)
-        assert float((y - answer).square().mean().sqrt()) < 10 * tolerance
-    with pytest.raises(ValueError, match="raise its tolerance"):
-        last(samplers.adaptive(mixture(schedule), x, noisy, tolerance=1e-6, limit=3))
-
-
 def golden() -> dict[str, Tensor]:
     path = GOLDEN / "samplers.safetensors"
     if not path.is_file():
@@ -312,3 +293,29 @@ def test_no_step_asks_the_device_for_a_number(name: str) -> None:
         assert y.shape == x.shape
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         run("adaptive", gaussian(schedule), x, g)
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_no_step_of_a_denoiser_asks_the_device_for_a_number(name: str) -> None:
+    """Noise prediction where the schedule's end is pure noise: alone, and as guidance runs it."""
+
+    class Noise(nn.Module):
+        def forward(self, x: Tensor, clock: Tensor, cond: Tensor | None) -> Tensor:
+            return x * clock.reshape(-1, 1, 1, 1)
+
+    schedule, x = Betas(zero_terminal=True), torch.empty(2, 4, 6, 5, device="meta")
+    denoiser = Denoiser(Noise(), schedule, prediction("noise"))
+    branches = Branches(denoiser, [torch.zeros(2, device="meta")] * 2, torch.cat)
+    for denoise in (denoiser, guided(branches, 3.0), tiled(None, 4, 2, at=lambda w: apg(branches.at(w), 3.0))):
+        assert run(name, denoise, x, grid.default(schedule, 3, 0.999), (1, 2)).device.type == "meta"
+        with pytest.raises(ValueError, match="start the grid below 1"):
+            run(name, denoise, x, grid.default(schedule, 3), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "order"), [(n, k) for n, most in (("plms", 4), ("deis", 3), ("unipc", 3)) for k in range(1, most + 1)]
+)
+def test_every_order_begins_at_pure_noise(name: str, order: int) -> None:
+    x = torch.tensor([-1.3, 0.4, 2.0], dtype=torch.float64).reshape(3, 1, 1, 1)
+    y = run(name, gaussian(Linear()), x, grid.even(Linear(), 100), order=order)
+    torch.testing.assert_close(y, 1.5 + 0.5 * x, atol=0.02 if order == 1 else 2e-3, rtol=0)

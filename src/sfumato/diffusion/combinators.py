@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.samplers.base import Denoise, moment
+from sfumato.diffusion.samplers.base import Denoise, made, memories, moment
 from sfumato.windows import Window, blend
+
+SHARED = "windows share guidance that remembers a run's steps: give each its own, at=lambda w: apg(branches.at(w), ...)"
 
 
 class Kept:
@@ -19,6 +21,7 @@ class Kept:
 
     def __init__(self, denoise: Denoise, known: Tensor, mask: Tensor) -> None:
         self.denoise, self.known, self.mask = denoise, known, mask
+        self.made_of = (denoise,)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         x_0 = self.denoise(x_t, t)
@@ -55,23 +58,34 @@ def tiled(
 
     Windows are `size` by `size` latent places, `stride` apart, flush with the edges, for any canvas. `at(window)`, instead
     of `denoise`, gives the denoise of a window, with the picture and box conditions cropped: for guidance,
-    `at=lambda w: guided(branches.at(w), scale)`. With `wrap` the right edge goes on at the left. Exact for a denoiser that
-    looks no further than its own place.
+    `at=lambda w: guided(branches.at(w), scale)`; it is asked once a window. With `wrap` the right edge goes on at the left.
+    Exact for a denoiser that looks no further than its own place.
+
+    Raises `ValueError` where windows share guidance that remembers a run's steps: each needs its own, by `at`.
     """
     inner(denoise)
     if (denoise is None) == (at is None):
         raise ValueError("tiled takes one denoise for all windows, or `at`, which gives each window its own")
+    if memories(denoise):
+        raise ValueError(SHARED)
+    places: dict[Window, Denoise] = {}
+
+    def work(window: Window, part: Tensor, t: Tensor) -> Tensor:
+        if at is None:
+            return denoise(part, t)  # type: ignore[misc]
+        if window not in places:
+            places[window] = at(window)
+            inner(places[window])
+        return places[window](part, t)
 
     def whole(x_t: Tensor, t: Tensor) -> Tensor:
-        def work(window: Window, part: Tensor) -> Tensor:
-            local = denoise if at is None else at(window)
-            inner(local)
-            assert local is not None
-            return local(part, t)
+        x_0 = blend(x_t, size, stride, lambda window, part: work(window, part, t), wrap=wrap)
+        kept = [memory for local in places.values() for memory in memories(local)]
+        if len(set(kept)) < len(kept):
+            raise ValueError(SHARED)
+        return x_0
 
-        return blend(x_t, size, stride, work, wrap=wrap)
-
-    return whole
+    return made(whole, places.values())
 
 
 def within(denoise: Denoise, otherwise: Denoise, low: float, high: float) -> Denoise:
@@ -90,7 +104,7 @@ def within(denoise: Denoise, otherwise: Denoise, low: float, high: float) -> Den
         inside = ((t >= low) & (t <= high)).reshape(-1, *[1] * (x_t.ndim - 1))
         return torch.where(inside, denoise(x_t, t), otherwise(x_t, t))
 
-    return either
+    return made(either, (denoise, otherwise))
 
 
 def clamped(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:
@@ -98,7 +112,7 @@ def clamped(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:
     inner(denoise)
     if not low < high:
         raise ValueError(f"the range goes up; got {low} to {high}")
-    return lambda x_t, t: denoise(x_t, t).clamp(low, high)
+    return made(lambda x_t, t: denoise(x_t, t).clamp(low, high), (denoise,))
 
 
 def quantised(denoise: Denoise, nearest: Callable[[Tensor], Tensor], *, below: float = 1.0) -> Denoise:
@@ -115,4 +129,4 @@ def quantised(denoise: Denoise, nearest: Callable[[Tensor], Tensor], *, below: f
             return nearest(x_0) if late else x_0
         return torch.where(late.reshape(-1, *[1] * (x_0.ndim - 1)), nearest(x_0), x_0)
 
-    return rounded
+    return made(rounded, (denoise,))

@@ -58,7 +58,7 @@ class Denoiser(nn.Module):
         Raises `ValueError` where the network predicts noise and x_t is nothing else (alpha 0): there is no x_0 in it.
         """
         scales = self.schedule(_wide(t))
-        if self.blind and bool((scales.alpha == 0).any()):
+        if self.blind and self._pure(t, scales.alpha):
             raise ValueError(
                 "noise prediction says nothing of the clean picture at t = 1, where this schedule is pure noise; "
                 "start the grid below 1 (start=0.999), or train with prediction v or flow"
@@ -72,6 +72,13 @@ class Denoiser(nn.Module):
         into, skip, out = (s.expand(len(x_t)).reshape(shape).to(x_t) for s in (into, skip, out))
         result: Tensor = skip * x_t + out * self.network(into * x_t, self.clock(t), cond)
         return result
+
+    def _pure(self, t: Tensor, alpha: Tensor) -> bool:
+        """Whether a time has no signal: by the schedule alone where a sampler left its number beside t (see `moment`)."""
+        known = getattr(t, "moment", None)
+        if known is not None:
+            alpha = self.schedule(_wide(torch.tensor(known, dtype=t.dtype))).alpha
+        return bool((alpha == 0).any())
 
     def loss(self, x_0: Tensor, t: Tensor, eps: Tensor, cond: Any = None, weighting: Weighting | None = None) -> Tensor:
         """L_LDM, one value an example (B,): Rombach et al. (2022), eq. 2 and 3, for every prediction type.

@@ -1,8 +1,9 @@
 """Guidance: several estimates of x_0 become one, sharper in what tells them apart.
 
 `Branches` holds the conditions that share a network; whatever their number, they run as one batched forward. Every
-function here makes one `denoise(x_t, t)`; estimates are of x_0, in which all of them are linear for a given x_t, so the
-formulas of papers on eps or v hold as they stand.
+function here makes one `denoise(x_t, t)` of estimates of x_0. For a given x_t they are affine in eps and v, so formulas
+that only mix estimates, with weights that sum to 1, are the papers' on eps or v as they stand; those that measure them
+(`rescale`, `apg`, `cfg_zero`) are of the quantity that is named there.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from sfumato.diffusion.combinators import inner
 from sfumato.diffusion.grid import Grid
-from sfumato.diffusion.samplers.base import Denoise, moment
+from sfumato.diffusion.samplers.base import Denoise, made, moment, repeated
 from sfumato.diffusion.schedule import Schedule
 from sfumato.windows import Window
 
@@ -46,7 +47,7 @@ class Branches:
         count, joined = len(self.conditions), self.join(self.conditions)
 
         def run(x_t: Tensor, t: Tensor) -> tuple[Tensor, ...]:
-            return self.network(torch.cat([x_t] * count), torch.cat([t] * count), joined).chunk(count)
+            return self.network(torch.cat([x_t] * count), repeated(t, count), joined).chunk(count)
 
         return run
 
@@ -98,39 +99,49 @@ def apg(
     """Adaptive projected guidance (Sadat et al., 2025, algorithm 1): high scales without burnt colours.
 
     The difference to the base is averaged over steps with a (negative) `momentum`, shortened to the norm `limit` (0: as it
-    is), and its part along the conditional estimate, which only saturates, is kept to the share `parallel`. It remembers
-    a run's earlier steps, and begins anew when time rises.
+    is), and its part along the conditional estimate, which only saturates, is kept to the share `parallel`.
+
+    With momentum it remembers a run's earlier times: another run, or a time that rises, begins anew, and a time that is
+    asked again stands in for itself. Such a one is refused by `adaptive`, and by `tiled` but for one a window (`at=`).
     """
-    run, past = _pair(branches), _Average(momentum)
+    run, past = _pair(branches), _Average(momentum) if momentum else None
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         conditional, base = run(x_t, t)
-        gap = past.add(conditional - base, moment(t) if momentum else None)
+        gap = conditional - base
+        if past is not None:
+            time = moment(t)
+            if time is None:
+                raise ValueError("APG's momentum needs a sampler that keeps a batch at one time; `adaptive` does not")
+            gap = past.add(gap, time)
         if limit:
             gap = gap * (limit / _norm(gap).clamp(min=1e-12)).clamp(max=1.0)
         along = conditional / _norm(conditional).clamp(min=1e-12)
         shared = (gap * along).flatten(1).sum(1).reshape(_norm(gap).shape) * along
         return conditional + (scale - 1) * (gap - shared + parallel * shared)
 
-    return denoise
+    return made(denoise, memory=past)
 
 
 class _Average:
-    """The running sum d_k + momentum d_(k-1) + ... of one run; a time that rises starts another."""
+    """The running sum d_k + momentum (d_(k-1) + momentum (...)) over a run's falling times."""
 
     def __init__(self, momentum: float) -> None:
         self.momentum = momentum
-        self.time: float | None = None
-        self.total: Tensor | None = None
+        self.forget()
 
-    def add(self, gap: Tensor, time: float | None) -> Tensor:
-        if time is None or not self.momentum:
-            return gap
-        going = self.time is not None and time < self.time and self.total is not None and self.total.shape == gap.shape
-        if going and self.total is not None:
-            gap = gap + self.momentum * self.total
-        self.time, self.total = time, gap
-        return gap
+    def forget(self) -> None:
+        self.time: float | None = None
+        self.total: Tensor | None = None  # of this time
+        self.before: Tensor | None = None  # of the time before it
+
+    def add(self, gap: Tensor, time: float) -> Tensor:
+        if self.time is None or time > self.time or self.total is None or self.total.shape != gap.shape:
+            self.before = None
+        elif time < self.time:
+            self.before = self.total
+        self.time, self.total = time, gap if self.before is None else gap + self.momentum * self.before
+        return self.total
 
 
 def cfgpp(branches: Branches, scale: float, grid: Grid) -> Denoise:
@@ -184,7 +195,7 @@ def cfg_zero(branches: Branches, scale: float, schedule: Schedule, *, still: flo
 def autoguided(denoise: Denoise, weak: Denoise, scale: float) -> Denoise:
     """weak + scale (denoise - weak): guidance by a weaker model of the same kind (Karras et al., 2024, eq. 3)."""
     inner(denoise, weak)
-    return lambda x_t, t: torch.lerp(weak(x_t, t), denoise(x_t, t), scale)
+    return made(lambda x_t, t: torch.lerp(weak(x_t, t), denoise(x_t, t), scale), (denoise, weak))
 
 
 def _pair(branches: Branches) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:

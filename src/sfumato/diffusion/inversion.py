@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid
-from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of, sampling
 
 
-@torch.no_grad()
+@sampling
 def inversion(denoise: Denoise, x_0: Tensor, grid: Grid, *, refine: int = 0) -> Iterator[Step]:
     """`ddim` backwards: from x_0 (B, C, h, w) at the grid's last row up to its first; the last step's x is the noise.
 

@@ -3,15 +3,14 @@
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid, Row
-from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, sampling
 from sfumato.streams import Stream
 
 
-@torch.no_grad()
+@sampling
 def repaint(denoise: Denoise, x: Tensor, grid: Grid, *, repeats: int, noise: Stream) -> Iterator[Step]:
     """`ddim`, each step taken `repeats` times: down, back up with fresh noise, and down again (algorithm 1, jumps of one).
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid
-from sfumato.diffusion.samplers.base import Denoise, Step, checked
+from sfumato.diffusion.samplers.base import Denoise, Step, checked, memories, sampling
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 5.0
 
@@ -27,21 +27,26 @@ class _Path:
     def x_0(self, z: Tensor, m: Tensor) -> Tensor:
         t, _, sigma = self.rows(m)
         time = t.to(z.device, torch.float64 if z.dtype == torch.float64 else torch.float32)
-        return self.denoise(z * _like(sigma, z), time)
+        x_0 = self.denoise(z * _like(sigma, z), time)
+        if memories(self.denoise):
+            raise ValueError("guidance that remembers a run's steps (`apg` with momentum) does not go with `adaptive`")
+        return x_0
 
 
 def _like(values: Tensor, x: Tensor) -> Tensor:
     return values.to(x).reshape(-1, *[1] * (x.ndim - 1))
 
 
-@torch.no_grad()
+@sampling
 def adaptive(
     denoise: Denoise, x: Tensor, grid: Grid, *, tolerance: float = 1e-2, limit: int = 10_000
 ) -> Iterator[Step]:
     """Order 3 with error control; three evaluations a try, and as many tries as it takes. Not bound to the grid's rows.
 
     Of the grid it takes the first row and the last noisy one, and goes from there to the clean end. `tolerance` bounds
-    each step's root mean square error of alpha x_0 + sigma eps, an image. Raises `ValueError` after `limit` tries.
+    each step's root mean square error of alpha x_0 + sigma eps, an image.
+    Raises `ValueError` after `limit` tries and for guidance that remembers earlier steps, `FloatingPointError` where an
+    estimate is not finite.
     """
     checked("tolerance", tolerance, 1e-12, 1.0)
     path, rows = _Path(denoise, grid), grid.rows()
@@ -56,7 +61,7 @@ def adaptive(
     k_1 = path.x_0(z, m)
     for _ in range(limit):
         h = torch.minimum(h, end - m)
-        if not bool((h > 0).any()):
+        if bool((m >= end).all()):
             break
         step = _like(h, z)
         k_2 = path.x_0(z + step / 2 * k_1, m + h / 2)
@@ -65,6 +70,8 @@ def adaptive(
         k_4 = path.x_0(new, m + h)
         gap = step * (-5 / 72 * k_1 + k_2 / 12 + k_3 / 9 - k_4 / 8) * _like(path.rows(m + h)[2], z)
         error = gap.double().square().flatten(1).mean(1).sqrt().cpu() / tolerance
+        if bool((lost := ~(error + h).isfinite()).any()):
+            raise FloatingPointError(f"images {lost.nonzero().flatten().tolist()}: the estimate of x_0 is not finite")
         taken = (error <= 1) & (h > 0)
         keep = _like(taken, z).bool()
         z, k_1, m = torch.where(keep, new, z), torch.where(keep, k_4, k_1), torch.where(taken, m + h, m)

@@ -6,8 +6,9 @@ of one of them. Coefficients are numbers on the host; only x and the estimates a
 """
 
 import math
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from functools import wraps
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from sfumato.diffusion.grid import Row
 from sfumato.streams import Stream
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
+P = ParamSpec("P")
 
 
 class Step(NamedTuple):
@@ -48,6 +50,45 @@ def moment(t: Tensor) -> float | None:
     if known is None and bool((t == t[0]).all()):
         known = float(t[0])
     return known
+
+
+def repeated(t: Tensor, count: int) -> Tensor:
+    """The times (B,) of a batch that is there `count` times over, (count B,), their one moment still known."""
+    many = torch.cat([t] * count)
+    if (known := getattr(t, "moment", None)) is not None:
+        many.moment = known  # type: ignore[attr-defined]
+    return many
+
+
+def made(denoise: Denoise, parts: Iterable[Any] = (), memory: Any = None) -> Denoise:
+    """`denoise`, with what it is made of beside it (`parts`, which may grow), and the memory of a run that it keeps.
+
+    A memory has `forget()`. One must not be shared by parts of a canvas, nor by images at times of their own; `memories`
+    finds them inside of whatever combinators.
+    """
+    denoise.made_of, denoise.memory_of_run = parts, memory  # type: ignore[attr-defined]
+    return denoise
+
+
+def memories(denoise: Any) -> set[Any]:
+    """The memories of earlier steps that are anywhere inside; empty where an estimate depends on x_t and t alone."""
+    own = getattr(denoise, "memory_of_run", None)
+    return set(() if own is None else (own,)).union(*map(memories, getattr(denoise, "made_of", ())))
+
+
+def sampling(
+    sampler: Callable[Concatenate[Denoise, P], Iterator[Step]],
+) -> Callable[Concatenate[Denoise, P], Iterator[Step]]:
+    """A sampler as its callers get it: without gradients, and what its `denoise` remembers of another run is forgotten."""
+
+    @torch.no_grad()
+    @wraps(sampler)
+    def run(denoise: Denoise, *args: P.args, **options: P.kwargs) -> Iterator[Step]:
+        for memory in memories(denoise):
+            memory.forget()
+        yield from sampler(denoise, *args, **options)
+
+    return run  # type: ignore[return-value]  # the first argument's name is lost, and nobody gives it by name
 
 
 def ask(denoise: Denoise, x: Tensor, row: Row) -> Tensor:

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid
-from sfumato.diffusion.samplers.base import Denoise, Step, ancestral, ask, checked, done, move, needed, snr
+from sfumato.diffusion.samplers.base import Denoise, Step, ancestral, ask, checked, done, move, needed, sampling, snr
 from sfumato.streams import Stream
 
 
-@torch.no_grad()
+@sampling
 def ddim(denoise: Denoise, x: Tensor, grid: Grid, *, eta: float = 0.0, noise: Stream | None = None) -> Iterator[Step]:
     """Song et al. (2021), eq. 12; order 1, one evaluation a step. x (B, C, h, w) starts at the grid's first row.
 
@@ -28,7 +27,7 @@ def ddim(denoise: Denoise, x: Tensor, grid: Grid, *, eta: float = 0.0, noise: St
         yield done(there, x, x_0)
 
 
-@torch.no_grad()
+@sampling
 def ddpm(denoise: Denoise, x: Tensor, grid: Grid, *, noise: Stream | None = None) -> Iterator[Step]:
     """Ancestral sampling: the mean and the variance (beta-tilde) of q(x_s | x_t, x_0), Ho et al. (2020), eq. 6 and 7.
 

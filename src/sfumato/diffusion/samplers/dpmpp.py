@@ -7,7 +7,6 @@ W((alpha / sigma)²), which is exactly the noise that its linear part integrates
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid, Row
@@ -20,12 +19,13 @@ from sfumato.diffusion.samplers.base import (
     done,
     move,
     needed,
+    sampling,
     snr,
 )
 from sfumato.streams import Stream
 
 
-@torch.no_grad()
+@sampling
 def dpmpp_2m(denoise: Denoise, x: Tensor, grid: Grid, *, lower_last: bool = False) -> Iterator[Step]:
     """Algorithm 2 (2M); order 2, one evaluation a step.
 
@@ -45,7 +45,7 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, grid: Grid, *, lower_last: bool = Fals
         yield done(there, x, x_0)
 
 
-@torch.no_grad()
+@sampling
 def dpmpp_sde(
     denoise: Denoise, x: Tensor, grid: Grid, *, eta: float = 1.0, noise: Stream | None = None
 ) -> Iterator[Step]:
@@ -74,7 +74,7 @@ def _jump(x: Tensor, x_0: Tensor, here: Row, there: Row, eta: float, stream: Str
     return x + (there.alpha * up) * stream.between(x.shape[1:], snr(here), snr(there), x) if up else x
 
 
-@torch.no_grad()
+@sampling
 def dpmpp_2m_sde(
     denoise: Denoise, x: Tensor, grid: Grid, *, eta: float = 1.0, noise: Stream | None = None
 ) -> Iterator[Step]:

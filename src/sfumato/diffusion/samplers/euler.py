@@ -7,11 +7,10 @@ longer step, `euler_ancestral` with eta is `ddim` with eta, by another road. Bot
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid, Row
-from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, needed
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, needed, sampling
 from sfumato.diffusion.samplers.ddim import ddim
 from sfumato.streams import Stream
 
@@ -32,7 +31,7 @@ def churned(
     return up.alpha / here.alpha * x + spread * needed(noise, "churn").normal(x.shape[1:], step + 1, x), up
 
 
-@torch.no_grad()
+@sampling
 def euler(
     denoise: Denoise,
     x: Tensor,

@@ -3,11 +3,10 @@
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid, Row
-from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of, sampling
 from sfumato.diffusion.samplers.euler import churned
 from sfumato.streams import Stream
 
@@ -23,7 +22,7 @@ def trapezoid(x: Tensor, x_0: Tensor, eps: Tensor, here: Row, there: Row) -> Ten
     return x + there.alpha * x_0 + (there.sigma - here.sigma) * eps
 
 
-@torch.no_grad()
+@sampling
 def heun(
     denoise: Denoise,
     x: Tensor,

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid
-from sfumato.diffusion.samplers.base import Denoise, Step, ask, done, needed
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, done, needed, sampling
 from sfumato.streams import Stream
 
 
-@torch.no_grad()
+@sampling
 def lcm(denoise: Denoise, x: Tensor, grid: Grid, *, noise: Stream | None = None) -> Iterator[Step]:
     """For networks distilled to jump to x_0 at once: all noise is fresh at every step; stochastic, one evaluation a step.
 

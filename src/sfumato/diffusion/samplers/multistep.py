@@ -7,11 +7,10 @@ the rows as they lie, so uneven grids keep their order; PLMS's published constan
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid
-from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of, sampling
 from sfumato.diffusion.samplers.heun import trapezoid
 
 PUBLISHED = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
@@ -45,7 +44,7 @@ def _sum(past: Past, weights: tuple[float, ...] | list[float]) -> Tensor:
     return total
 
 
-@torch.no_grad()
+@sampling
 def plms(denoise: Denoise, x: Tensor, grid: Grid, *, order: int = 4, published: bool = False) -> Iterator[Step]:
     """Adams-Bashforth up to `order` 4 in (y, r), a Heun step first; order 3 with its start-up, N + 1 evaluations.
 
@@ -65,13 +64,15 @@ def plms(denoise: Denoise, x: Tensor, grid: Grid, *, order: int = 4, published: 
             y = move(x, x_0, here, there)
             ahead = ask(denoise, y, there)
             x = trapezoid(x, (x_0 + ahead) / 2, (eps + noise_of(y, ahead, there)) / 2, here, there)
+        elif not past:
+            x = move(x, x_0, here, there)
         else:
             weights = PUBLISHED[len(past) - 1] if published else _adams([r for _, r in past], there.ratio)
             x = trapezoid(x, x_0, _sum(past, weights), here, there)
         yield done(there, x, x_0)
 
 
-@torch.no_grad()
+@sampling
 def deis(denoise: Denoise, x: Tensor, grid: Grid, *, order: int = 3) -> Iterator[Step]:
     """tAB-DEIS in log r, up to `order` 3: Zhang & Chen (2023), eq. 14 and appendix B; one evaluation a step.
 

@@ -4,11 +4,10 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import Grid, Row
-from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done
+from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, sampling
 
 Past = list[tuple[Tensor, float]]  # estimates of x_0 and their log(alpha / sigma), the newest first
 
@@ -46,7 +45,7 @@ def _step(x: Tensor, past: Past, here: Row, there: Row, ahead: Tensor | None = N
     return moved
 
 
-@torch.no_grad()
+@sampling
 def unipc(denoise: Denoise, x: Tensor, grid: Grid, *, order: int = 2) -> Iterator[Step]:
     """UniPC-`order` (1 to 3) with B2(h) and data prediction, algorithms 5 to 8; one evaluation a step.
 
