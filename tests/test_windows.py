@@ -47,6 +47,13 @@ def test_weights_are_positive_and_one_inside() -> None:
     assert float(weight[4, 6]) == 1
 
 
+def test_a_window_over_the_right_edge_sees_the_left_one() -> None:
+    x = torch.arange(20.0).reshape(2, 10)
+    assert Window(0, 8, 2, 4).crop(x).tolist() == [[8, 9, 0, 1], [18, 19, 10, 11]]
+    assert Window(0, 6, 2, 4).crop(x).data_ptr() == x[:, 6:].data_ptr()  # inside it is a view
+    assert Window(0, 0, 2, 4).crop(x[..., :1]).tolist() == [[0], [10]]  # what is one wide goes for every place
+
+
 def test_windows_in_finer_units() -> None:
     assert Window(1, 2, 3, 4).times(8) == Window(8, 16, 24, 32)
 

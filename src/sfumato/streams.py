@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LOWEST, DEPTH = -24, 8  # octave below which a path is one cell; halvings of an octave
+LOWEST, DEPTH = -24, 11  # octave below which a path is one cell; halvings of an octave
 Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -54,8 +54,8 @@ class Stream:
         """(W(high) - W(low)) / sqrt(high - low), (len(seeds), *shape), for a Brownian path W an image.
 
         A path is drawn where it is read (Lévy's construction, octave by octave of its time), so an increment depends on
-        its two ends alone: two half steps sum to the whole one. Ends closer than 1/256 of an octave share the draw of
-        their cell. Raises `ValueError` unless 0 <= low < high < infinity.
+        its two ends alone: two half steps sum to the whole one. Two ends in one cell of 1/2048 of an octave
+        share its draw, and their increment is too small; of 1000 steps fewer than one in a hundred are so. Raises `ValueError` unless 0 <= low < high < infinity.
         """
         if not 0 <= low < high < math.inf:
             raise ValueError(f"a Brownian increment needs 0 <= low < high < infinity; got {low}, {high}")

@@ -21,8 +21,11 @@ class Window(NamedTuple):
     width: int
 
     def crop(self, x: Tensor) -> Tensor:
-        """The view (..., height, width) of x (..., H, W)."""
-        return x[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        """The view (..., height, width) of x (..., H, W), a copy where the window reaches over the right edge to the left."""
+        rows, over = x[..., self.top : self.top + self.height, :], self.left + self.width - x.shape[-1]
+        if 0 < over <= self.left < x.shape[-1]:
+            return torch.cat([rows[..., self.left :], rows[..., :over]], -1)
+        return rows[..., self.left : self.left + self.width]
 
     def times(self, factor: int) -> "Window":
         """The same window in units `factor` times smaller: latent places to pixels."""
