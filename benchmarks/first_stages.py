@@ -9,6 +9,8 @@ trade-off. A budget is seconds of training, turned into a number of images by a 
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,8 @@ def coder(factor: int, channels: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def variants(perceptual: Path | None) -> dict[str, dict[str, Any]]:
-    """Name -> the parts of `photo-f8` that are another."""
+def variants(perceptual: Path | None, weights: Sequence[float]) -> dict[str, dict[str, Any]]:
+    """Name -> the parts of `photo-f8` that are another; the perceptual term with each of these weights."""
     made: dict[str, dict[str, Any]] = {}
     for factor, (_, _, kl, vq) in FACTORS.items():
         made[f"kl-f{factor}-c{kl}"] = {"autoencoder": {"kind": "kl", "bottleneck": False, "coder": coder(factor, kl)}}
@@ -63,11 +65,11 @@ def variants(perceptual: Path | None) -> dict[str, dict[str, Any]]:
         looks = {"kind": "torchscript", "network": str(perceptual)}
         critic = {"weight": 0.1, "start": START, "ramp": 2000, "width": 32}
         made["l1-f8-c4"] = {"autoencoder": plain, "objective": {"l1": 1.0, "l2": 0.0, "kl": 1e-3}}
-        for name, also in (("perceptual", {}), ("perceptual-critic", {"critic": critic})):
-            made[f"{name}-f8-c4"] = {
+        for weight, (name, also) in product(weights, (("perceptual", {}), ("perceptual-critic", {"critic": critic}))):
+            made[f"{name}{'' if weight == PERCEPTUAL else f'-{weight:g}'}-f8-c4"] = {
                 "autoencoder": plain,
                 "objective": {
-                    "l1": 1.0, "l2": 0.0, "kl": 1e-3, "perceptual": looks, "perceptual_weight": PERCEPTUAL, **also
+                    "l1": 1.0, "l2": 0.0, "kl": 1e-3, "perceptual": looks, "perceptual_weight": weight, **also
                 },
             }  # fmt: skip
     return made
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8000, help="where numbers of images are equal instead")
     parser.add_argument("--perceptual", type=Path)
     parser.add_argument("--features", type=Path)
+    parser.add_argument("--weights", type=float, nargs="+", default=[PERCEPTUAL], help="of the perceptual term")
     parser.add_argument("--only", default="", help="names that contain this")
     parser.add_argument("--out", type=Path, default=Path("runs/first-stages"))
     parser.add_argument("--plot", type=Path, help="write the picture of the trade-off here")
@@ -223,7 +226,7 @@ def main() -> None:
     )
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     rows = []
-    chosen = {name: fields for name, fields in variants(asked.perceptual).items() if asked.only in name}
+    chosen = {name: fields for name, fields in variants(asked.perceptual, asked.weights).items() if asked.only in name}
     paid = budgets(chosen, asked)
     for name, fields in chosen.items():
         rows.append(one(name, fields, paid[name], asked, look))
