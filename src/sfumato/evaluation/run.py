@@ -57,9 +57,8 @@ class Looking:
 
     def left_out(self, channels: int) -> str | None:
         """The sentence that says what does not look at such pictures, None where all does."""
-        networks = [self.perceptual and self.perceptual.name]
-        networks += [network and network.description.name for network in (self.network, self.clip and self.clip[0])]
-        names = [name for name in networks if name]
+        networks = [network for network in (self.network, self.clip[0] if self.clip else None) if network is not None]
+        names = [*([self.perceptual.name] if self.perceptual else []), *(n.description.name for n in networks)]
         if channels in COLOURS or not names:
             return None
         return f"left out: {', '.join(names)}; networks look at 1, 3 or 4 channels, these pictures have {channels}"

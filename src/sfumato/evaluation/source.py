@@ -114,8 +114,8 @@ class FolderPictures(Source):
 
     def _picture(self, path: Path) -> Tensor:
         if self.size is not None:
-            whole = image.pixels(path, self.channels, least=2 * self.size)
-            return image.squared(whole, self.size).float() / 127.5 - 1.0
+            read = image.pixels(path, self.channels, least=2 * self.size)
+            return image.squared(read, self.size).float() / 127.5 - 1.0
         whole = image.to_tensor(image.pixels(path, self.channels))
         sides = [n // self.multiple * self.multiple for n in whole.shape[1:]]
         if not all(sides):

@@ -7,6 +7,8 @@ laid them. Hooks do not fire inside a script, so the map that sFID looks at (Nas
 published. Whether that is the same network is tried once: where it is not, there is the pooled output alone.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -23,21 +25,20 @@ class Inception(nn.Module):
         self.network = network
 
     def forward(self, pictures: Tensor, return_features: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-        pooled, last = self.network(pictures, return_features=True), self.network.output
-        assert isinstance(last, nn.Module)
-        weight = last.weight
-        assert isinstance(weight, Tensor)
-        return pooled, self._map(resized(pictures)), pooled @ weight.to(pooled).T
+        script: Any = self.network
+        pooled: Tensor = script(pictures, return_features=True)
+        return pooled, self._run(resized(pictures), MAP), pooled @ script.output.weight.to(pooled).T
 
-    def _map(self, values: Tensor) -> Tensor:
-        layers = self.network.layers
-        assert isinstance(layers, nn.Module)
+    def _run(self, values: Tensor, to: str | None = None) -> Tensor:
+        """What the layers make of prepared pictures, all of them or up to the first convolution of the block `to`."""
+        layers: Any = self.network.layers
         for name, layer in layers.named_children():
-            if name == MAP:
-                found: Tensor = layer.conv(values)  # type: ignore[operator]
-                return found
-            values = layer(values)
-        raise AttributeError(f"the network has no block {MAP}")
+            values = layer.conv(values) if name == to else layer(values)
+            if name == to:
+                return values
+        if to is not None:
+            raise AttributeError(f"the network has no block {to}")
+        return values
 
     def holds(self) -> bool:
         """Whether the layers, one after the other, give what the whole network gives."""
@@ -45,10 +46,7 @@ class Inception(nn.Module):
         pictures = torch.randint(0, 256, (2, 3, 40, 56), generator=made, dtype=torch.uint8)
         try:
             pooled, _, _ = self(pictures)
-            values = resized(pictures)
-            for _, layer in self.network.layers.named_children():  # type: ignore[union-attr, operator]
-                values = layer(values)
-            near = torch.isclose(values.reshape(pooled.shape), pooled, rtol=1e-2, atol=1e-3)
+            near = torch.isclose(self._run(resized(pictures)).reshape(pooled.shape), pooled, rtol=1e-2, atol=1e-3)
         except (AttributeError, RuntimeError, TypeError):
             return False
         return bool(near.all())
