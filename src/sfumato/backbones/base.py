@@ -6,11 +6,15 @@ from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sfumato import paths
 from sfumato.config import Choice
 from sfumato.lanes import rows_side_by_side
+from sfumato.nn.compiled import is_compiled
 from sfumato.nn.norm import last
+
+TOKENS = 16
 
 
 class Sizes(Protocol):
@@ -54,17 +58,29 @@ class Rows:
         )
         return cls(vector, tokens, None if cond.mask is None else cond.mask[part], image)
 
+    @classmethod
+    def rounded(cls, cond: Conditions) -> "Rows":
+        """All rows, with tokens (B, N, W) padded to a multiple of `TOKENS`: a compiler meets few numbers then."""
+        tokens, mask = cond.tokens, cond.mask
+        if tokens is not None and (missing := -tokens.shape[1] % TOKENS):
+            mask = tokens.new_ones(tokens.shape[:2], dtype=torch.bool) if mask is None else mask
+            tokens, mask = F.pad(tokens, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+        return cls(cond.vector, tokens, mask, cond.image)
+
 
 class Backbone(nn.Module, ABC):
     """(x_t (B, C, h, w), clock (B,), conditions) -> (B, C, h, w), in x_t's type.
 
     Where no gradient is wanted the CPU's lanes share the batch, and the weights may be in half precision and
-    channels-last (`for_sampling`).
+    channels-last (`for_sampling`). It may be compiled (`nn/compiled.py`).
     """
 
     factor: int  # sides of x_t must be multiples of it
 
     def __call__(self, x_t: Tensor, clock: Tensor, cond: Conditions | None = None) -> Tensor:
+        ready = is_compiled(self)
+        if ready and cond is not None:
+            cond = Rows.rounded(cond)
         if torch.is_grad_enabled() or not paths.fast():
             result: Tensor = super().__call__(x_t, clock, cond)
             return result
@@ -77,6 +93,9 @@ class Backbone(nn.Module, ABC):
             made: Tensor = super(Backbone, self).__call__(rows, clock[part], given)
             return made.to(x_t.dtype)
 
+        if ready:
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            return some(slice(0, len(x_t))).clone()  # the next call of a captured graph writes to the same place
         return rows_side_by_side(some, len(x_t), x_t.device)
 
     @abstractmethod

@@ -43,7 +43,7 @@ class _Apart(torch.autograd.Function):
     """A convolution whose weight gradient is a sum over parts of the batch, each worked out by one thread."""
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, how: Any) -> Tensor:  # type: ignore[override]
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None, how: Any) -> Tensor:
         return F.conv2d(x, weight, bias, *how)
 
     @staticmethod

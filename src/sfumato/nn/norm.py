@@ -51,7 +51,7 @@ class GroupNorm(nn.GroupNorm):
         super().__init__(groups_for(channels, groups), channels, eps=eps)
 
     def forward(self, input: Tensor) -> Tensor:
-        shared = _shared.get()
+        shared = _shared.get() if _sharing else None
         return self.own(input) if shared is None else shared.normalised(self, input)
 
     def own(self, input: Tensor) -> Tensor:
@@ -120,13 +120,17 @@ class Statistics:
 
 
 _shared: ContextVar[Statistics | None] = ContextVar("statistics", default=None)
+_sharing = 0  # contexts that are open in all threads: compilers read a number as a constant, and no context variable
 
 
 @contextmanager
 def sharing(statistics: Statistics | None) -> Iterator[None]:
     """Within this context every group norm asks `statistics`; with None each uses its input's own."""
+    global _sharing
     token = _shared.set(statistics)
+    _sharing += 1
     try:
         yield
     finally:
+        _sharing -= 1
         _shared.reset(token)

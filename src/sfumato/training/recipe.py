@@ -15,6 +15,7 @@ from sfumato.data.base import Data
 from sfumato.families.base import FamilyConfig
 from sfumato.features.perceptual import PerceptualConfig
 from sfumato.model import DiffusionConfig
+from sfumato.nn.compiled import Compile
 
 WRITTEN = ("sfumato", "format")  # keys of a resolved recipe that say who wrote it
 
@@ -62,6 +63,9 @@ class TrainingConfig(Config):
         description="kept averages: widths relative to the run, below 0.28, or decays a step from 0.5",
     )
     precision: Literal["auto", "fp32", "bf16", "fp64"] = Field("auto", description="fp64 is for proofs")
+    compile: Compile = Field(
+        "auto", description="compile the networks (torch.compile); auto: on CUDA only, on a CPU it does not pay"
+    )
     flip: float = Field(0.0, ge=0, le=1, description="share of the images shown mirrored")
     seed: int = 0
     report: Images = Field(2_000, description="images between lines of metrics.jsonl")

@@ -22,7 +22,7 @@ from sfumato.data.base import Part
 from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn.recompute import recompute
-from sfumato.training import checkpoint
+from sfumato.training import checkpoint, compiled
 from sfumato.training import recipe as recipes
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
@@ -78,6 +78,7 @@ def train(
         torch.manual_seed(recipe.training.seed)  # of the fresh weights; everything later has streams of its own
         dtype = devices.precision(recipe.training.precision, where)
         objective = _ready(recipe, folder, where, dtype)
+    compiled.ready(objective.turns.values(), recipe.training, where)
     loop = Loop(objective, recipe.training, folder, f"{recipe.stage} {folder.name}", where, dtype, quiet, watch)
     loop.run(resume)
     return folder / "model"
