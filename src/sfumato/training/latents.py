@@ -97,6 +97,8 @@ def encode(
     wanted = key(codec, part, flip)
     if (folder / KEY).is_file():
         check(folder, wanted)
+        if distributed.chief():  # what a kill at the very end has left
+            shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
         return Latents(folder)
     codec.autoencoder.check(torch.empty(1, part.channels, part.size, part.size))
     work = folder.with_name(f".{folder.name}.part")
@@ -146,7 +148,7 @@ def _encoded(codec: Codec, part: Part, indices: range, flip: bool, at_once: int)
 
 
 def _write(folder: Path, moments: Tensor) -> None:
-    """One shard, whole or not there."""
+    """One shard, whole and on the disk or not there."""
     from datasets import Dataset, Features, Value, disable_progress_bars
     from datasets import Sequence as Row
 
@@ -157,7 +159,9 @@ def _write(folder: Path, moments: Tensor) -> None:
     try:
         Dataset.from_dict({"moments": list(flat)}, features=features).save_to_disk(str(part))
         files.write(part / KEY, json.dumps({"shape": tuple(moments.shape[1:])}))
+        files.sync_all(part)
         part.rename(folder)
+        files.sync(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -173,7 +177,9 @@ def _join(work: Path, shards: int, folder: Path, wanted: dict[str, Any]) -> None
     concatenate_datasets([load_from_disk(str(p)) for p in parts]).save_to_disk(str(whole))
     shape = json.loads((parts[0] / KEY).read_text(encoding="utf-8"))["shape"]
     files.write(whole / KEY, json.dumps({**wanted, "shape": shape}, indent=1))
+    files.sync_all(whole)
     whole.rename(folder)
+    files.sync(folder.parent)
     shutil.rmtree(work, ignore_errors=True)
 
 
