@@ -1,6 +1,9 @@
 """Parity with diffusers, where its schedulers do the same: one network function, one grid, float64, 1e-5 relative."""
 
+import importlib
 import math
+import sys
+import types
 import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -189,13 +192,17 @@ def test_euler_and_heun(name: str, karras: bool) -> None:
     same(last(samplers.sampler(name)(told(asked), at_table(g, start(), scheduler), g)), there)
 
 
-def told(rows: Iterable[Row]) -> Denoise:
-    """The network at these rows, call by call, with their own scales: timesteps are rounded to rows of the table."""
+def told(rows: Iterable[Row], same_times: bool = True) -> Denoise:
+    """The network at these rows, call by call, with their own scales: timesteps are rounded to rows of the table.
+
+    Half-way rows are at one ratio in both, at times of diffusers' own interpolation unless `same_times`.
+    """
     ahead = iter(rows)
 
     def denoise(x: Tensor, t: Tensor) -> Tensor:
         row = next(ahead)
-        assert float(t[0]) == row.t
+        assert float(t[0]) == row.t or not same_times
+        t = torch.full_like(t, row.t)
         return (x - row.sigma * noise(x, t, mixture(SCHEDULE))) / row.alpha
 
     return denoise
@@ -224,6 +231,46 @@ def test_multistep(name: str, karras: bool, steps: int) -> None:
 
     there = theirs(scheduler, start(), steps, feed if name.endswith("sde") else None, set=True)
     same(last(samplers.sampler(name)(told(rows), start(), g, **options)), there)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_orders_of_unipc(order: int) -> None:
+    """Theirs takes the second-last step by order 2 where 3 was asked, ours does not: equal up to it."""
+    scheduler = diffusers.UniPCMultistepScheduler(
+        **SD, timestep_spacing="trailing", final_sigmas_type="zero", solver_order=order
+    )
+    scheduler.set_timesteps(20)
+    scheduler.sigmas = scheduler.sigmas.double()
+    g = rows_of(scheduler.timesteps, scheduler.sigmas)
+    there, x = [], start()
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(x, t), t, x).prev_sample
+        there.append(x)
+    for k, step in enumerate(samplers.unipc(told(g.rows()), start(), g, order=order)):
+        if order < 3 or k < 18:
+            same(step.x, there[k])
+
+
+@pytest.mark.parametrize("karras", [False, True])
+def test_dpmpp_sde(karras: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchsde would only make their Brownian path, and here both read ours."""
+    monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
+    module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    scheduler = module.DPMSolverSDEScheduler(**SD, timestep_spacing="trailing", use_karras_sigmas=karras)
+    scheduler.set_timesteps(20)
+    scheduler.sigmas = scheduler.sigmas.double()
+    stream, times = Stream(SEEDS), scheduler.timesteps  # rows, and between them the half-way ones
+    g = rows_of(times[::2], torch.cat([scheduler.sigmas[:1], scheduler.sigmas[1::2]]))
+    scheduler.noise_sampler = lambda high, low: stream.between((2, 3, 5), float(high) ** -2, float(low) ** -2).double()
+    asked = []
+    for (here, there), middle in zip(g.pairs(), [*times[1::2].tolist(), None], strict=True):
+        asked.append(here)
+        if middle is not None:
+            ratio = math.sqrt(here.ratio * there.ratio)
+            asked.append(Row(middle / 999, (1 + ratio**2) ** -0.5, ratio * (1 + ratio**2) ** -0.5))
+    theirs_x = theirs(scheduler, start(), 20, set=True)
+    denoise = told(asked, same_times=False)
+    same(last(samplers.dpmpp_sde(denoise, at_table(g, start(), scheduler), g, noise=stream)), theirs_x)
 
 
 @pytest.mark.parametrize("order", [2, 3])

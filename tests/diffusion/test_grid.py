@@ -24,7 +24,8 @@ SCHEDULES: list[Schedule] = [
 @pytest.mark.parametrize("name", names.GRIDS)
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_every_number_of_steps_from_one_to_a_thousand(name: str, schedule: Schedule) -> None:
-    for steps in [*range(1, 65), 99, 100, 101, 250, 251, 333, 499, 500, 501, 666, 750, 999, 1000]:
+    some = [*range(1, 65), 99, 100, 101, 250, 251, 333, 499, 500, 501, 666, 750, 999, 1000]
+    for steps in range(1, 1001) if schedule in (Linear(), Betas()) else some:  # a flow and a table: every one
         g = grid.grid(name)(schedule, steps)
         assert g.steps == steps
         assert (float(g.alpha[-1]), float(g.sigma[-1])) == (1.0, 0.0)

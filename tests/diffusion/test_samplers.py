@@ -1,6 +1,5 @@
 """Samplers against exact answers: the order of the deterministic ones, the distribution of the stochastic ones."""
 
-import functools
 import inspect
 import math
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import GOLDEN, between, flowed, gaussian, mixture, mixture_samples
+from oracles import GOLDEN, gaussian, mixture, mixture_samples
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -34,49 +33,6 @@ def run(name: str, denoise: Denoise, x: Tensor, g: grid.Grid, seeds: tuple[int, 
     return last(sampler(name)(denoise, x, g, **options))
 
 
-@functools.cache
-def start_and_end(schedule: Schedule, target: Any) -> tuple[Tensor, Tensor]:
-    """Three points in noise, and where the flow takes them."""
-    ends = between(schedule, 1)
-    x = torch.tensor([[0.3, -1.0], [1.5, 0.2], [-0.7, 0.9]], dtype=torch.float64).reshape(3, 2, 1, 1)
-    x = x * float(torch.hypot(ends.alpha[0], ends.sigma[0]))
-    return x, flowed(target(schedule), x, ends, 500)
-
-
-@pytest.mark.parametrize("target", [gaussian, mixture])
-@pytest.mark.parametrize("schedule", [Linear(), Betas(), Exploding()], ids=repr)
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_order_of_convergence(name: str, schedule: Schedule, target: Any) -> None:
-    """From 8 to 256 steps between two noisy rows the error falls at every doubling, at the end by 2^order."""
-    denoise, order = target(schedule), names.SAMPLERS[name].order
-    x, answer = start_and_end(schedule, target)
-    errors = [
-        float((run(name, denoise, x, between(schedule, n)) - answer).abs().max()) for n in (8, 16, 32, 64, 128, 256)
-    ]
-    assert all(b < a for a, b in zip(errors, errors[1:], strict=False)), errors
-    assert math.log2(errors[3] / errors[5]) / 2 > order - 0.25, errors
-
-
-@pytest.mark.parametrize("name", ["heun", "dpmpp_2m", "plms", "deis", "unipc"])
-@pytest.mark.parametrize("schedule", [Linear(), Cosine()], ids=repr)
-def test_even_steps_of_a_flow_are_beyond_first_order_to_the_clean_end(name: str, schedule: Schedule) -> None:
-    """From pure noise, where log SNR is infinite, to x_0: the last jump leaves out an error of sigma², order 2 at best."""
-    denoise, x = gaussian(schedule), torch.tensor([-1.3, 0.4, 2.0], dtype=torch.float64).reshape(3, 1, 1, 1)
-    answer = 1.5 + 0.5 * x  # the flow keeps quantiles
-    errors = [
-        float((run(name, denoise, x, grid.even(schedule, n)) - answer).abs().max()) for n in (8, 16, 32, 64, 128, 256)
-    ]
-    assert math.log2(errors[3] / errors[5]) / 2 > 1.5, errors
-
-
-def test_on_a_beta_table_with_even_steps_the_last_jump_makes_all_first_order() -> None:
-    denoise, x = gaussian(Betas(), 0.3, 0.7), torch.tensor([-1.3, 0.4, 2.0], dtype=torch.float64).reshape(3, 1, 1, 1)
-    for name in ("heun", "dpmpp_2m"):
-        ends = [run(name, denoise, x, grid.even(Betas(), n)) for n in (32, 64, 128, 256)]
-        falls = [float((a - b).abs().max()) for a, b in zip(ends, ends[1:], strict=False)]
-        assert math.log2(falls[0] / falls[-1]) / 2 < 1.5, falls
-
-
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "euler_ancestral", "dpmpp_sde", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("target", ["gaussian", "mixture"])
 @pytest.mark.parametrize("schedule", [Linear(), Betas(zero_terminal=True), Exploding()], ids=repr)
@@ -90,6 +46,8 @@ def test_stochastic_samplers_converge_in_distribution(name: str, schedule: Sched
         y = last(sampler(name)(gaussian(schedule), x, g, **options))
         assert abs(float(y.mean()) - 1.5) < 0.02
         assert abs(float(y.std()) - 0.5) < 0.015
+        exact = 1.5 + 0.5 * Stream([3]).normal((y.numel(),), 0).double().flatten()
+        assert ks(y.flatten(), exact) < 1.95 * math.sqrt(2 / y.numel())
         return
     points = last(sampler(name)(mixture(schedule), x, g, **options)).movedim(1, -1).reshape(-1, 2)
     exact = mixture_samples(len(points), seed=3)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Traits:
-    """What one may rely on. `order` is that of the path between the grid's first and last noisy rows, its start-up
-    counted; 0 where the sampler converges in distribution only. `evaluations` a step hold for every step but the
-    last, which takes one; `start` further ones belong to the first step. An adaptive sampler has 0 a step."""
+    """What one may rely on. `order` is that of the path between two noisy rows that stay where they are, as on the grids
+    `ORDERED`, its start-up counted; 0 where the sampler converges in distribution only. `evaluations` a step hold for
+    every step but the last, which takes one; `start` further ones belong to the first step. An adaptive sampler has 0 a
+    step; its order is that of its error in the number of evaluations."""
 
     order: int
     evaluations: int = 1
@@ -49,4 +50,5 @@ GRIDS = (
     "shifted",
 )
 
+ORDERED = ("karras", "exponential", "polyexponential")  # whose noisy ends stay with more steps: orders hold on them
 DEFAULT, DEFAULT_GRID = "deis", "karras"  # docs/diffusion.md says why
