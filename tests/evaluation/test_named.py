@@ -63,13 +63,15 @@ def told(asked: Asked, look: Looking | None = None) -> dict[str, Any]:
     return doors.evaluate(asked, look or Looking(), CPU, lambda said: None)[0]
 
 
-def test_a_folder_that_is_named_is_measured_whole_at_the_run_s_size(tmp_path: Path) -> None:
+def test_a_folder_that_is_named_is_measured_whole_at_the_run_s_size(model_folder: Path, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "real", 12)
     for made, size in ((stage(tmp_path / "a", size=16), 16), (stage(tmp_path / "b"), "as they are")):
         result = told(Asked(made, data=str(folder)))
         record = result["protocol"]["data"]
         assert (record["size"], record["count"]) == (size, 12)
         assert len(result["pictures"]) == 12
+    part = told(Asked(model_folder / "autoencoder", data=str(folder)))["protocol"]["data"]
+    assert (part["size"], part["count"]) == (32, 12)  # of the model that it is a part of
     own = stage(tmp_path / "c", size=16, data=folder)
     few = len(told(Asked(own))["pictures"])
     assert few == len(told(Asked(own, data=str(folder)))["pictures"]) < 12

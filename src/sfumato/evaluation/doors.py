@@ -86,6 +86,7 @@ def evaluate(asked: Asked, look: Looking, device: torch.device, tell: Tell) -> t
         return _images(asked, look, tell)
     recipe = run.read_data(folder)
     if stage == "autoencoder":
+        recipe = recipe or run.read_data(folder.parent)  # of a model that it is a part of
         return _first_stage(asked, Codec.load(folder).to(device), recipe, look, tell)
     if recipe is None and asked.data is None:
         raise ValueError(_unsaid(folder))
