@@ -116,8 +116,9 @@ def clamped(denoise: Denoise, low: float = -1.0, high: float = 1.0) -> Denoise:
 
 
 def quantised(denoise: Denoise, nearest: Callable[[Tensor], Tensor], *, below: float = 1.0) -> Denoise:
-    """The estimate of x_0 moved to its nearest code, for VQ latents: `nearest` maps (B, C, h, w) to codes, in x_0's units.
+    """The estimate of x_0 moved to its nearest code, argmin |x_0 - e_k| at every place (van den Oord et al., 2017, eq. 1).
 
+    For VQ latents, as the published samplers' `quantize_denoised`: `nearest` maps (B, C, h, w) to codes, in x_0's units.
     `below` limits it to times at or under it: an early estimate is a mean of many, and no code.
     """
     inner(denoise)

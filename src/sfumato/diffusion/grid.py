@@ -77,7 +77,7 @@ class Grid:
 
 
 def even(schedule: Schedule, steps: int, start: float = 1.0, *, clean: bool = True) -> Grid:
-    """`steps` equal steps of time. `start` below 1 begins part of the way down: image-to-image.
+    """N = `steps` equal steps of time, t_k = start (1 - k / N). `start` below 1 begins part of the way down: image-to-image.
 
     All grids raise `ValueError` where `steps` is not in 1..1000 or `start` not in (0, 1].
     """
@@ -137,7 +137,10 @@ def exponential(schedule: Schedule, steps: int, start: float = 1.0, *, end: floa
 def polyexponential(
     schedule: Schedule, steps: int, start: float = 1.0, *, rho: float = 1.0, end: float | None = None
 ) -> Grid:
-    """log(sigma / alpha) falls as a power `rho` of the remaining share; above 1 it stays longer near clean (k-diffusion)."""
+    """log r = log low + (1 - k / (N - 1))^rho (log high - log low), r = sigma / alpha: k-diffusion's, (N + 1,) rows.
+
+    `rho` above 1 stays longer near clean; 1 is `exponential`. `end` is the last ratio before clean.
+    """
     high, low = _ends(schedule, steps, start, end)
     line = torch.linspace(1, 0, steps, dtype=torch.float64) ** rho
     return _spaced(schedule, start, torch.lerp(low.log(), high.log(), line))

@@ -8,6 +8,7 @@ given x_t the three are proportional, with W = q alpha - p sigma (see `predictio
 so a weight of theirs becomes one of ours by the square of that factor. Where a prediction says nothing of x_0 or eps
 the factor is infinite; weights are therefore cut at `CAP`, and are finite at both ends for every schedule.
 
+A weighting takes the scales (B,) and the prediction and gives weights (B,) of F's error in [0, CAP]; SNR = (alpha / sigma)².
 A density is given as its inverse distribution function, from uniform draws (B,) that the caller makes, to times (B,).
 """
 
@@ -40,7 +41,7 @@ def simple(scales: Scales, prediction: Prediction) -> Tensor:
 
 
 def min_snr(scales: Scales, prediction: Prediction, gamma: float = 5.0) -> Tensor:
-    """min(SNR, gamma) on the error of x_0: Hang et al. (2023), eq. 8."""
+    """min(SNR, gamma) on the error of x_0, (B,) -> (B,): Hang et al. (2023), eq. 8."""
     a2, o2, w2 = _factors(scales, prediction)
     return (torch.minimum(a2, gamma * o2) / w2).clamp(max=CAP)
 
@@ -58,13 +59,16 @@ def edm(scales: Scales, prediction: Prediction, data_std: float = 0.5) -> Tensor
 
 
 def sigmoid(scales: Scales, prediction: Prediction, bias: float = 0.0) -> Tensor:
-    """sigmoid(bias - log SNR) on the error of eps: Kingma & Gao (2023), Hoogeboom et al. (2024)."""
+    """sigmoid(bias - log SNR) on the error of eps: Kingma & Gao (2023), Hoogeboom et al. (2024).
+
+    Relative to the density of times: the paper's further factor -d log SNR / dt, of uniform times, is left out.
+    """
     a2, o2, w2 = _factors(scales, prediction)
     return (o2 / (o2 + a2 * math.exp(-bias)) * a2 / w2).clamp(max=CAP)
 
 
 def uniform(u: Tensor, schedule: Schedule) -> Tensor:
-    """Every time alike."""
+    """t = u: every time alike, Ho et al. (2020), algorithm 1."""
     return u
 
 

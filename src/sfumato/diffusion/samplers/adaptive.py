@@ -41,10 +41,13 @@ def _like(values: Tensor, x: Tensor) -> Tensor:
 def adaptive(
     denoise: Denoise, x: Tensor, grid: Grid, *, tolerance: float = 1e-2, limit: int = 10_000
 ) -> Iterator[Step]:
-    """Order 3 with error control; three evaluations a try, and as many tries as it takes. Not bound to the grid's rows.
+    """Bogacki & Shampine (1989), 3(2); order 3, three evaluations a try and as many tries as it takes. x (B, C, h, w).
 
+    With k_i the estimates of x_0 at m, m + h/2, m + 3h/4 and m + h: z' = z + h/9 (2 k_1 + 3 k_2 + 4 k_3), its error is
+    h (-5/72 k_1 + k_2/12 + k_3/9 - k_4/8), and h grows by 0.9 e^(-0.7/3) e_before^(0.4/3), e the error over `tolerance`.
     Of the grid it takes the first row and the last noisy one, and goes from there to the clean end. `tolerance` bounds
     each step's root mean square error of alpha x_0 + sigma eps, an image.
+
     Raises `ValueError` after `limit` tries and for guidance that remembers earlier steps, `FloatingPointError` where an
     estimate is not finite.
     """

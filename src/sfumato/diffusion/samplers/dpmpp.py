@@ -27,7 +27,10 @@ from sfumato.streams import Stream
 
 @sampling
 def dpmpp_2m(denoise: Denoise, x: Tensor, grid: Grid, *, lower_last: bool = False) -> Iterator[Step]:
-    """Algorithm 2 (2M); order 2, one evaluation a step.
+    """Lu et al. (2022), algorithm 2 (2M); order 2, one evaluation a step. x (B, C, h, w) starts at the grid's first row.
+
+    With lambda = log(alpha / sigma), h and h_before the last two differences of it, and x_0 and x_0_before the estimates:
+    x' = sigma' / sigma x - alpha' (exp(-h) - 1) (x_0 + h / (2 h_before) (x_0 - x_0_before)).
 
     The first step, the step to the clean end and those whose log(alpha / sigma) begins or began at pure noise, where it
     is infinite, are of first order; there are at most three of them. `lower_last` makes the last step one of first order
@@ -51,7 +54,9 @@ def dpmpp_sde(
 ) -> Iterator[Step]:
     """DPM-Solver++ (2S) of the reverse-time equation, half-way evaluations in log(sigma / alpha) (k-diffusion).
 
-    Stochastic, two evaluations a step and one in the last: 2 N - 1. `eta` scales the fresh noise, 1 is the equation's.
+    Stochastic, two evaluations a step and one in the last: 2 N - 1. `eta` in [0, 1] scales the fresh noise, 1 is the
+    equation's. x (B, C, h, w); both moves of a step start at its beginning, the second with the estimate half-way (from
+    pure noise it starts half-way).
     """
     stream = needed(noise, "dpmpp_sde")
     checked("eta", eta, 0.0, 1.0)
@@ -80,7 +85,7 @@ def dpmpp_2m_sde(
 ) -> Iterator[Step]:
     """SDE-DPM-Solver++ (2M), midpoint: Lu et al. (2022), eq. 18 and appendix D; stochastic, one evaluation a step.
 
-    `eta` scales the fresh noise: 1 is the reverse-time equation, 0 gives `dpmpp_2m`.
+    x (B, C, h, w). `eta` in [0, 1] scales the fresh noise: 1 is the reverse-time equation, 0 gives `dpmpp_2m`.
     """
     stream = needed(noise, "dpmpp_2m_sde")
     checked("eta", eta, 0.0, 1.0)

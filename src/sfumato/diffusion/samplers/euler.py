@@ -41,7 +41,11 @@ def euler(
     limits: tuple[float, float] = (0.0, math.inf),
     noise: Stream | None = None,
 ) -> Iterator[Step]:
-    """Order 1, one evaluation a step. With `churn` above 0 it draws from `noise`; see `churned`."""
+    """y' = y + (r' - r) eps, y = x / alpha: Karras et al. (2022), algorithm 2 without its correction; order 1.
+
+    One evaluation a step. x (B, C, h, w) starts at the grid's first row. With `churn` in [0, infinity) above 0 it draws
+    from `noise`; see `churned`.
+    """
     checked("churn", churn, 0.0, math.inf)
     for k, (row, there) in enumerate(grid.pairs()):
         x, here = churned(x, row, grid, churn, noise, k, limits)

@@ -32,7 +32,12 @@ def heun(
     limits: tuple[float, float] = (0.0, math.inf),
     noise: Stream | None = None,
 ) -> Iterator[Step]:
-    """Order 2, two evaluations a step and one in the last: 2 N - 1. With `churn` above 0 it draws from `noise`."""
+    """y' = y + (r' - r) (eps + eps') / 2, y = x / alpha, eps' the noise estimate after Euler's step: Karras et al. (2022),
+    algorithms 1 and 2.
+
+    Order 2, two evaluations a step and one in the last: 2 N - 1. x (B, C, h, w) starts at the grid's first row. With
+    `churn` above 0 it draws from `noise`; see `churned`.
+    """
     checked("churn", churn, 0.0, math.inf)
     for k, (row, there) in enumerate(grid.pairs()):
         x, here = churned(x, row, grid, churn, noise, k, limits)

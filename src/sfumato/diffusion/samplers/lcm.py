@@ -11,9 +11,9 @@ from sfumato.streams import Stream
 
 @sampling
 def lcm(denoise: Denoise, x: Tensor, grid: Grid, *, noise: Stream | None = None) -> Iterator[Step]:
-    """For networks distilled to jump to x_0 at once: all noise is fresh at every step; stochastic, one evaluation a step.
+    """x' = alpha' x_0 + sigma' eps, all noise fresh: Song et al. (2023), algorithm 1; stochastic, one evaluation a step.
 
-    With an ordinary denoiser the estimates are means and the samples too smooth.
+    For networks distilled to jump to x_0 at once. x (B, C, h, w) starts at the grid's first row. With an ordinary denoiser the estimates are means and the samples too smooth.
     """
     stream = needed(noise, "lcm")
     for k, (here, there) in enumerate(grid.pairs()):
