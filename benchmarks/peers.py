@@ -18,20 +18,28 @@ PARTS = (
 )  # fmt: skip
 
 
-def unet(width: int, multipliers: tuple[int, ...], attention: tuple[int, ...], channels: int = 4) -> tuple[UNet, Any]:
+def unet(
+    width: int,
+    multipliers: tuple[int, ...],
+    attention: tuple[int, ...],
+    channels: int = 4,
+    heads: int = 4,
+    context: int = CONTEXT,
+    linear: bool = True,
+) -> tuple[UNet, Any]:
     """Ours in the form of diffusers' `UNet2DConditionModel`, and that network with the same weights."""
     from diffusers import UNet2DConditionModel
 
     config = UNetConfig(
-        width=width, multipliers=multipliers, attention=attention, blocks=2, heads=4, scale_shift=False,
-        down="strided", up="nearest", linear=True,
+        width=width, multipliers=multipliers, attention=attention, blocks=2, heads=heads, scale_shift=False,
+        down="strided", up="nearest", linear=linear,
     )  # fmt: skip
-    mine = config.build(channels, Sizes(tokens=CONTEXT))
+    mine = config.build(channels, Sizes(tokens=context))
     scrambled(mine)
     crossed = [2**level in attention for level in range(len(multipliers))]
     theirs = UNet2DConditionModel(
-        in_channels=channels, out_channels=channels, layers_per_block=2, use_linear_projection=True,
-        block_out_channels=tuple(width * m for m in multipliers), attention_head_dim=4, cross_attention_dim=CONTEXT,
+        in_channels=channels, out_channels=channels, layers_per_block=2, use_linear_projection=linear,
+        block_out_channels=tuple(width * m for m in multipliers), attention_head_dim=heads, cross_attention_dim=context,
         down_block_types=tuple("CrossAttnDownBlock2D" if c else "DownBlock2D" for c in crossed),
         up_block_types=tuple("CrossAttnUpBlock2D" if c else "UpBlock2D" for c in reversed(crossed)),
     )  # fmt: skip
