@@ -1,9 +1,12 @@
 """Which sampler, on which grid: error against network evaluations, on an exact problem and on a trained model.
 
-    python benchmarks/samplers.py                          the mixture of Gaussians, all samplers and grids
-    python benchmarks/samplers.py --model runs/demo/model  also a trained model, against its own limit
+    python benchmarks/samplers.py                            everything but the trained model
+    python benchmarks/samplers.py --only mixture             the mixture of Gaussians, all samplers and grids
+    python benchmarks/samplers.py --only model --model DIR   a trained model, against its own limit
+    python benchmarks/samplers.py --only work                what the samplers themselves cost
 
-Prints tables in markdown, and writes docs/samplers.png and docs/schedules.png. Half a minute to a few minutes on a CPU.
+Prints tables in markdown. The mixture draws docs/samplers.png and docs/schedules.png, a model docs/samplers_model.png. The
+mixture takes a few minutes on a CPU; a model some 7,000 evaluations of a batch.
 """
 
 import argparse
@@ -23,6 +26,10 @@ from sfumato.diffusion.schedule import Betas, Cosine, Exploding, Linear, Scales,
 from sfumato.streams import Stream
 
 EVALUATIONS = (5, 10, 20, 50, 100)
+TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+SETTLING = ("dpmpp_sde", "dpmpp_2m_sde")  # stochastic, but on one path: with more steps they settle on one picture
+GRIDS = tuple(way for way in names.GRIDS if way not in ("leading", "polyexponential"))  # starts too low; is exponential
+Curves = dict[tuple[str, str], list[tuple[int, float]]]  # (sampler, grid) -> evaluations and distances
 CENTRES = torch.tensor([[-1.2, 0.3], [0.8, 1.1], [0.5, -0.9], [1.4, 0.1]], dtype=torch.float64)
 SPREADS = torch.tensor([0.25, 0.15, 0.35, 0.2], dtype=torch.float64)
 SHARES = torch.tensor([0.3, 0.2, 0.35, 0.15], dtype=torch.float64)
@@ -75,48 +82,62 @@ def options(name: str, seeds: list[int]) -> dict[str, Any]:
     return {"noise": Stream(seeds)} if names.SAMPLERS[name].stochastic else {}
 
 
-def on_mixture(schedule: Schedule) -> dict[tuple[str, str], list[float]]:
-    """Distances to exact samples for every sampler on every grid, at each number of evaluations."""
-    x = Stream([1]).normal((2, *PLACES), 0).double() * float(torch.hypot(*schedule(torch.ones(()).double())))
-    flat: Callable[[Tensor], Tensor] = lambda y: y.movedim(1, -1).reshape(-1, 2)  # noqa: E731
-    truth, found = flat(exact(schedule, x)), {}
-    for name, traits in names.SAMPLERS.items():
-        if not traits.evaluations:
-            continue
-        for way in names.GRIDS:
-            runs = (
-                last(
-                    sampler(name)(
-                        mixture(schedule), x, grid.grid(way)(schedule, steps_for(name, n)), **options(name, [2])
-                    )
-                )
-                for n in EVALUATIONS
-            )
-            found[name, way] = [sliced(flat(y), truth) for y in runs]
-    return found
+def noise(schedule: Schedule) -> Tensor:
+    """Points at the noisy end (1, 2, h, w)."""
+    return Stream([1]).normal((2, *PLACES), 0).double() * float(torch.hypot(*schedule(torch.ones(()).double())))
 
 
-def adaptively(schedule: Schedule) -> list[tuple[int, float]]:
+def flat(y: Tensor) -> Tensor:
+    return y.movedim(1, -1).reshape(-1, 2)
+
+
+def curve(name: str, way: str, schedule: Schedule, run: Callable[..., float]) -> list[tuple[int, float]]:
+    """`run(grid)` at the largest number of steps within each number of evaluations."""
+    steps = [steps_for(name, n) for n in EVALUATIONS]
+    return [(names.SAMPLERS[name].count(n), run(grid.grid(way)(schedule, n))) for n in steps]
+
+
+def adaptively(
+    denoise: Denoise, x: Tensor, g: grid.Grid, distance: Callable[[Tensor], float]
+) -> list[tuple[int, float]]:
     """(evaluations, distance) of the adaptive sampler at falling tolerances."""
-    x = Stream([1]).normal((2, *PLACES), 0).double() * float(torch.hypot(*schedule(torch.ones(()).double())))
-    truth, found = exact(schedule, x), []
-    for tolerance in (0.1, 0.03, 0.01, 0.003, 0.001):
+    found = []
+    for tolerance in TOLERANCES:
         calls = 0
 
         def counted(x_t: Tensor, t: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            return mixture(schedule)(x_t, t)
+            return denoise(x_t, t)
 
-        y = last(sampler("adaptive")(counted, x, grid.default(schedule, 50), tolerance=tolerance))
-        found.append((calls, sliced(y.movedim(1, -1).reshape(-1, 2), truth.movedim(1, -1).reshape(-1, 2))))
+        y = last(sampler("adaptive")(counted, x, g, tolerance=tolerance))
+        found.append((calls, distance(y)))
     return found
 
 
-def on_model(
-    folder: Path, scale: float, pictures: int, numbers: tuple[int, ...] = (5, 10, 20, 50)
-) -> dict[tuple[str, str], list[float]]:
-    """Root mean square distance of latents to the model's own limit (Heun, 499 evaluations), for those that follow its flow."""
+def on_mixture(schedule: Schedule) -> Curves:
+    """Distances to exact samples for every sampler on every grid, at each number of evaluations."""
+    x, denoise = noise(schedule), mixture(schedule)
+    truth, found = flat(exact(schedule, x)), Curves()
+    for name, traits in names.SAMPLERS.items():
+        if not traits.evaluations:
+            found[name, ""] = adaptively(denoise, x, grid.default(schedule, 50), lambda y: sliced(flat(y), truth))
+            continue
+        for way in names.GRIDS:
+            found[name, way] = curve(
+                name,
+                way,
+                schedule,
+                lambda g, name=name: sliced(flat(last(sampler(name)(denoise, x, g, **options(name, [2])))), truth),
+            )
+    return found
+
+
+def on_model(folder: Path, scale: float, pictures: int) -> Curves:
+    """Root mean square distance of latents to the model's own limit, for every sampler that has one.
+
+    That of the flow is Heun's method at 499 evaluations; each of `SETTLING` has its own, at as many, on its own path.
+    """
     from sfumato.model import LatentDiffusion
 
     model = LatentDiffusion.load(folder)
@@ -125,15 +146,30 @@ def on_model(
     with torch.no_grad():
         fields = {"caption": prompts} if "caption" in set(model.conditions.fields.values()) else {}
         denoise = model.denoise(model.conditions(fields, count), scale=scale if fields else 1.0)
-    x = Stream(range(count)).normal(model.latent_shape(), 0)
-    truth, found = last(sampler("heun")(denoise, x, grid.even(schedule, 250))), {}
-    print(f"the latents' root mean square is {float(truth.square().mean().sqrt()):.3f}")
+    seeds = list(range(count))
+    x = Stream(seeds).normal(model.latent_shape(), 0) * float(torch.hypot(*schedule(torch.ones(()).double())))
+    truth, found = last(sampler("heun")(denoise, x, grid.even(schedule, 250))), Curves()
+    print(f"{count} pictures; the latents' root mean square is {float(truth.square().mean().sqrt()):.3f}")
     for name, traits in names.SAMPLERS.items():
-        if not traits.evaluations or traits.stochastic or name == "euler":
+        if name == "euler" or (
+            traits.stochastic and name not in SETTLING
+        ):  # ddim by another name; those without a limit
             continue
-        for way in ("even", "karras", "beta"):
-            runs = (last(sampler(name)(denoise, x, grid.grid(way)(schedule, steps_for(name, n)))) for n in numbers)
-            found[name, way] = [float((y - truth).square().mean().sqrt()) for y in runs]
+        limit = truth
+        if traits.stochastic:
+            fine = grid.exponential(schedule, steps_for(name, 499))
+            limit = last(sampler(name)(denoise, x, fine, **options(name, seeds)))
+        away: Callable[[Tensor], float] = lambda y, to=limit: float((y - to).square().mean().sqrt())  # noqa: E731
+        if not traits.evaluations:
+            found[name, ""] = adaptively(denoise, x, grid.default(schedule, 50), away)
+            continue
+        for way in GRIDS:
+            found[name, way] = curve(
+                name,
+                way,
+                schedule,
+                lambda g, name=name, away=away: away(last(sampler(name)(denoise, x, g, **options(name, seeds)))),
+            )
     return found
 
 
@@ -164,40 +200,42 @@ def evaluation(rounds: int = 3) -> float:
     return sorted(spent[1:])[rounds // 2] * 1e3
 
 
-def table(found: dict[tuple[str, str], list[float]], numbers: tuple[int, ...]) -> None:
+def table(found: Curves) -> None:
     """The best grid of each sampler first, as markdown."""
-    print(f"| sampler | grid | {' | '.join(map(str, numbers))} |\n|---|---|{'---|' * len(numbers)}")
-    for (name, way), errors in sorted(found.items(), key=lambda item: (item[0][0], sum(map(math.log, item[1])))):
-        print(f"| {name} | {way} | {' | '.join(f'{e:.4f}' for e in errors)} |")
+    print(f"| sampler | grid | {' | '.join(map(str, EVALUATIONS))} |\n|---|---|{'---|' * len(EVALUATIONS)}")
+    for (name, way), points in sorted(found.items(), key=lambda item: (item[0][0], height(item[1]))):
+        cells = [f"{e:.4f}" if way else f"{n}: {e:.4f}" for n, e in points]
+        print(f"| {name} | {way} | {' | '.join(cells)} |")
     print()
 
 
-def plot(
-    results: dict[str, dict[tuple[str, str], list[float]]], numbers: dict[str, tuple[int, ...]], path: Path
-) -> None:
+def height(points: list[tuple[int, float]]) -> float:
+    """What the best grid of a sampler is best in: the mean logarithm of the distance."""
+    return sum(math.log(e) for _, e in points) / len(points)
+
+
+def plot(results: dict[str, Curves], path: Path) -> None:
     """Each sampler on its best grid: distance against evaluations, a panel a problem."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6 * len(results), 5), layout="constrained")
+    figure = Figure(figsize=(6.5 * len(results), 5.5), layout="constrained")
     for number, (title, found) in enumerate(results.items(), 1):
         axes = figure.add_subplot(1, len(results), number)
         shown = [n for n in dict.fromkeys(n for n, _ in found) if not n.startswith("euler")]  # ddim by another name
         for colour, name in enumerate(shown):
-            way, errors = min(
-                ((w, e) for (n, w), e in found.items() if n == name and w != "leading"),
-                key=lambda i: sum(map(math.log, i[1])),
+            way, points = min(
+                ((w, e) for (n, w), e in found.items() if n == name and w != "leading"), key=lambda i: height(i[1])
             )
-            style = "--" if names.SAMPLERS[name].stochastic else "-"
             axes.plot(
-                numbers[title],
-                errors,
-                style,
-                marker=".",
-                color=f"C{colour}" if colour < 9 else "black",
-                label=f"{name}, {way}",
+                *zip(*points, strict=True),
+                "--" if names.SAMPLERS[name].stochastic else "-",
+                marker="x" if name == "adaptive" else ".",
+                color=f"C{colour}" if colour < 10 else "black",
+                label=f"{name}, {way}" if way else f"{name}, tolerances {TOLERANCES[0]:g} to {TOLERANCES[-1]:g}",
             )
         axes.set(xscale="log", yscale="log", xlabel="network evaluations", ylabel="distance", title=title)
-        axes.set_xticks(numbers[title], [str(n) for n in numbers[title]])
+        axes.set_xticks(EVALUATIONS, [str(n) for n in EVALUATIONS])
+        axes.minorticks_off()
         axes.legend(fontsize=7)
     figure.savefig(path, dpi=110)
 
@@ -234,34 +272,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a diffusion model's folder")
     parser.add_argument("--guidance", type=float, default=3.0)
-    parser.add_argument("--pictures", type=int, default=8, help="how many the trained model makes")
-    parser.add_argument("--only", choices=["mixture", "model"], help="one of the two problems")
+    parser.add_argument("--pictures", type=int, default=16, help="how many the trained model makes")
+    parser.add_argument("--only", choices=["mixture", "model", "work"], help="one of the parts")
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of the pictures")
     given = parser.parse_args()
-    results: dict[str, dict[tuple[str, str], list[float]]] = {}
-    numbers: dict[str, tuple[int, ...]] = {}
-    problems: list[tuple[str, Schedule]] = [("flow", Linear()), ("table of Stable Diffusion", Betas())]
-    for title, schedule in problems if given.only != "model" else []:
-        key = f"mixture, {title}"
-        results[key], numbers[key] = on_mixture(schedule), EVALUATIONS
-        print(f"## {key}\n")
-        table(results[key], EVALUATIONS)
-        print("adaptive:", ", ".join(f"{calls}: {error:.4f}" for calls, error in adaptively(schedule)), "\n")
-    if given.model and given.only != "mixture":
-        key = "trained model"
-        numbers[key] = (5, 10, 20, 50)
-        results[key] = on_model(given.model, given.guidance, given.pictures, numbers[key])
-        print(f"## {key} {given.model}, guidance {given.guidance:g}\n")
-        table(results[key], numbers[key])
-    print("## own work, milliseconds a step at (16, 4, 32, 32)\n")
-    print("| sampler | ms a step | share of the network's time |\n|---|---|---|")
-    network = evaluation()
-    for name, cost in overhead():
-        print(f"| {name} | {cost:.2f} | {100 * cost / (network * names.SAMPLERS[name].evaluations):.2f} % |")
-    print(f"\n(one evaluation: {network:.0f} ms)")
+    if given.only == "model" and given.model is None:
+        parser.error("--only model needs --model")
     given.out.mkdir(exist_ok=True)
-    plot(results, numbers, given.out / "samplers.png")
-    schedules(given.out / "schedules.png")
+    if given.only in (None, "mixture"):
+        problems: list[tuple[str, Schedule]] = [("flow", Linear()), ("table of Stable Diffusion", Betas())]
+        results = {f"mixture, {title}": on_mixture(schedule) for title, schedule in problems}
+        for title, found in results.items():
+            print(f"## {title}\n")
+            table(found)
+        plot(results, given.out / "samplers.png")
+        schedules(given.out / "schedules.png")
+    if given.model and given.only in (None, "model"):
+        found = on_model(given.model, given.guidance, given.pictures)
+        print(f"## trained model {given.model}, guidance {given.guidance:g}\n")
+        table(found)
+        plot({f"trained model, {given.pictures} pictures": found}, given.out / "samplers_model.png")
+    if given.only in (None, "work"):
+        print("## own work, milliseconds a step at (16, 4, 32, 32)\n")
+        print("| sampler | ms a step | share of the network's time |\n|---|---|---|")
+        network = evaluation()
+        for name, cost in overhead():
+            print(f"| {name} | {cost:.2f} | {100 * cost / (network * names.SAMPLERS[name].evaluations):.2f} % |")
+        print(f"\n(one evaluation: {network:.0f} ms)")
 
 
 if __name__ == "__main__":
