@@ -74,7 +74,7 @@ def adaptive(
         gap = step * (-5 / 72 * k_1 + k_2 / 12 + k_3 / 9 - k_4 / 8) * _like(path.rows(m + h)[2], z)
         error = gap.double().square().flatten(1).mean(1).sqrt().cpu() / tolerance
         if bool((lost := ~(error + h).isfinite()).any()):
-            raise FloatingPointError(f"images {lost.nonzero().flatten().tolist()}: the estimate of x_0 is not finite")
+            raise FloatingPointError(f"images {lost.nonzero().flatten().tolist()}: x_0 is not finite; try float32")
         taken = (error <= 1) & (h > 0)
         keep = _like(taken, z).bool()
         z, k_1, m = torch.where(keep, new, z), torch.where(keep, k_4, k_1), torch.where(taken, m + h, m)
