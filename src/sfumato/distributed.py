@@ -32,6 +32,16 @@ def chief() -> bool:
     return place()[0] == 0
 
 
+def members() -> int:
+    """The number of processes of this run, within `alone` too."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def neighbours() -> int:
+    """The number of this run's processes on this machine, itself included: they share its memory."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", members())) if members() > 1 else 1
+
+
 def local() -> int:
     """The number of this process on its machine: of the accelerator that it takes."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -1,5 +1,7 @@
 """What a training needs of memory: measured, told before it starts, and made less."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,12 +9,13 @@ import torch
 import yaml
 
 from sfumato import device as devices
+from sfumato import distributed
 from sfumato.cli import main
 from sfumato.training import checkpoint, memory
 from sfumato.training.loop import Loop
 from sfumato.training.recipe import dump, parse
 from sfumato.training.run import _ready, needed, train
-from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
+from tests.conftest import CODER, adversarial_recipe, autoencoder_recipe, diffusion_recipe
 
 CPU = torch.device("cpu")
 
@@ -68,6 +71,68 @@ def test_recomputed_activations_give_the_same_weights_and_keep_less(
     for name, value in found[0].items():
         assert torch.equal(value, found[1][name]), name
     assert sizes[1] < 0.6 * sizes[0]
+
+
+# Prints the estimate and the measured peak of some steps, in MiB: first argument, threads.
+PEAK = """
+import ctypes, gc, re, sys
+from pathlib import Path
+import torch, yaml
+from sfumato.training.loop import Loop
+from sfumato.training.recipe import parse
+from sfumato.training.run import _ready, needed
+def told(name):
+    return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10
+recipe, cpu = parse(yaml.safe_load(Path(sys.argv[1]).read_text())), torch.device("cpu")
+torch.set_num_threads(int(sys.argv[2]))
+t = recipe.training
+def trained(steps, batch):
+    loop = Loop(_ready(recipe, Path(), cpu, torch.float32), t, Path(), "", cpu, torch.float32, True)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins here: reading the data has one of its own
+    loop.images = place = t.images - steps * batch
+    for step in range(steps):
+        loop.step(range(place + step * batch, place + (step + 1) * batch))
+trained(1, 8)  # what libraries and threads take once
+found = needed(recipe, Path(), cpu)
+gc.collect()
+ctypes.CDLL(None).malloc_trim(0)
+before = told("VmRSS")
+trained(3, t.batch)
+peak = told("VmHWM") - before
+part = -(-t.batch // t.accumulate)
+rest = found.weights + found.gradients + found.optimiser + found.averages + found.fixed
+print((rest + part * found.each) / 2**20, peak / 2**20)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("most", ["weights", "parts", "activations"])
+def test_what_is_told_is_near_what_is_taken(most: str, tmp_path: Path) -> None:
+    """Half of what is taken at least, which is what `SHARE` leaves room for, but for what allocators keep to
+    themselves; and no more than twice as much."""
+    wide = {"coder": {**CODER, "width": 192}}
+    recipe = {
+        "weights": lambda: autoencoder_recipe(autoencoder=wide),
+        "parts": lambda: autoencoder_recipe(autoencoder=wide, accumulate=2),
+        "activations": lambda: adversarial_recipe(batch=256, images=1024),
+    }[most]()
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(dump(recipe)))
+    words = [sys.executable, "-c", PEAK, str(tmp_path / "a.yaml"), "2"]
+    told, taken = map(float, subprocess.run(words, check=True, capture_output=True, text=True).stdout.split())
+    assert memory.SHARE * (taken - 64) < told < 2 * taken, (told, taken)
+
+
+def test_the_copies_of_lanes_and_processes_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for lanes, processes in ((1, 1), (2, 1), (2, 2)):
+        monkeypatch.setattr(memory, "lanes", lambda device, lanes=lanes: lanes)
+        monkeypatch.setattr(distributed, "members", lambda processes=processes: processes)
+        found[lanes, processes] = needed(adversarial_recipe(optimizer="adamw"), tmp_path, CPU)
+    one, both, two = found.values()
+    assert one.gradients < one.weights  # of one turn at a time
+    assert both.gradients == 3 * one.gradients
+    assert two.gradients == one.gradients + 4 * one.learned
+    assert two.free < 0.7 * one.free
 
 
 def test_levels_that_are_not_there_are_named(tmp_path: Path) -> None:

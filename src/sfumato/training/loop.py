@@ -143,6 +143,7 @@ class Loop:
                     for name, value in values.items():
                         measured[name] = measured[name] + value if name in measured else value
                     accumulate(parameters, gradients)
+                del gradients  # the last lane's would stay while the optimiser works
             distributed.total([measured[name] for name in sorted(measured)])
             measured["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip, foreach=True)
             self.optimizers[turn].step(rate_at(self.images, self.configs[turn]))
