@@ -24,6 +24,7 @@ from PIL import Image
 from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
 from sfumato.training import recipe
+from sfumato.training.log import Log
 from sfumato.training.loop import Loop
 from sfumato.training.run import denoising
 
@@ -99,36 +100,52 @@ def rate(loop: Loop, seconds: float) -> float:
     return batch / statistics.median(taken[3:])
 
 
-def overhead(loop: Loop, seconds: float) -> tuple[float, dict[str, float]]:
+def overhead(loop: Loop, seconds: float, folder: Path, shared: bool = False) -> tuple[float, dict[str, float]]:
     """The share of a step that is not the network, and its parts: the step again, each time without one of them.
 
-    Alternating, because machines are noisy.
+    A step is the loop's with what follows it, progress and a report: at every step, where a run reports every few hundred
+    to thousand images, so the log's share is a bound.
+    `network` is the step without all of them, so what it leaves out is forward and backward. Alternating, because
+    machines are noisy.
     """
     batch = loop.config.batch
     ready = loop.objective.batch(range(batch))  # every part of the batch is cut from this one
-    kinds: dict[str, tuple[Any, Any]] = {
-        "data": (loop.objective, "batch"), "optimiser": (loop, "optimizers"), "averages": (loop.averages, "update"),
-    }  # fmt: skip
     parts = {tuple(range(k, batch, loop.lanes)): cut(ready, k, loop.lanes) for k in range(loop.lanes)}
     parts[tuple(range(batch))] = ready
-    idle = {"data": lambda p: parts[tuple(n % batch for n in p)], "averages": lambda step: None}
+    kinds: dict[str, tuple[Any, str, Any]] = {
+        "data": (loop.objective, "batch", lambda p: parts[tuple(n % batch for n in p)]),
+        "clipping": (torch.nn.utils, "clip_grad_norm_", lambda *given, **settings: torch.zeros(())),
+        "optimiser": (loop, "optimizers", Still(loop)),
+        "averages": (loop.averages, "update", lambda step: None),
+        "log": (loop, "told", lambda log: None),
+    }
     taken: dict[str, list[float]] = {"whole": [], **{name: [] for name in kinds}, "network": []}
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < seconds or len(taken["whole"]) < 6:
-        for name, times in taken.items():
-            gone = list(kinds) if name == "network" else [name] if name in kinds else []
-            kept = {n: getattr(*kinds[n]) for n in gone}
-            for n in gone:
-                owner, attribute = kinds[n]
-                setattr(owner, attribute, Still(loop) if n == "optimiser" else idle[n])
-            start = time.perf_counter()
-            loop.step(range(batch))
-            times.append(time.perf_counter() - start)
-            for n in gone:
-                setattr(*kinds[n], kept[n])
+    loop.told = lambda log: written(loop, log)  # type: ignore[attr-defined]
+    with Log(folder, "overhead", loop.config.images, 0, quiet=True) as log:
+        begin = time.perf_counter()
+        while time.perf_counter() - begin < seconds or len(taken["whole"]) < 6:
+            for name in list(taken) if len(taken["whole"]) % 2 else list(reversed(taken)):
+                gone = list(kinds) if name == "network" else [name] if name in kinds else []
+                kept = {n: getattr(*kinds[n][:2]) for n in gone}
+                for n in gone:
+                    setattr(*kinds[n])
+                clock = time.process_time if shared else time.perf_counter
+                start = clock()
+                loop.step(range(batch))
+                loop.images += batch
+                loop.told(log)  # type: ignore[attr-defined]
+                taken[name].append(clock() - start)
+                for n in gone:
+                    setattr(*kinds[n][:2], kept[n])
     median = {name: statistics.median(times[1:]) for name, times in taken.items()}
     shares = {name: max(1 - median[name] / median["whole"], 0.0) for name in kinds}
     return 1 - median["network"] / median["whole"], shares
+
+
+def written(loop: Loop, log: Log) -> None:
+    """What the loop tells after a step: progress, and a report."""
+    log.advance(loop.images)
+    loop._report(log)
 
 
 class Still(dict[str, Any]):
@@ -208,6 +225,10 @@ def plot(found: dict[str, dict[int, float]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="of steps a point")
+    parser.add_argument("--overhead", action="store_true", help="only the share of a step that is not the network")
+    parser.add_argument(
+        "--shared", action="store_true", help="the overhead in processor time, for cores that others use"
+    )
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--member", type=Path, help=argparse.SUPPRESS)
@@ -220,11 +241,13 @@ def main() -> None:
         for optimizer in ("adamw", "muon"):
             for width in (64, 128):
                 loop = loop_of(folder, BASE | {"width": width}, optimizer)
-                share, parts = overhead(loop, 3 * asked.seconds)
+                share, parts = overhead(loop, 3 * asked.seconds, folder / "log", asked.shared)
                 told = ", ".join(f"{name} {100 * value:.1f} %" for name, value in parts.items())
                 print(
                     f"{optimizer}, width {width}: {100 * share:.1f} % of a step is not the network ({told})", flush=True
                 )
+        if asked.overhead:
+            return
         found: dict[str, dict[int, float]] = {}
         for name, values in SWEEPS.items():
             found[name] = {v: rate(loop_of(folder, BASE | {name: v}), asked.seconds) for v in values}
