@@ -21,7 +21,8 @@ def command(
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress line")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="check the recipe, print it and what it needs; train and write nothing")
+        bool,
+        typer.Option("--dry-run", help="check the recipe, print it and what it needs; train nothing, write no run"),
     ] = False,
 ) -> None:
     """Read, check, train; the model folder's path is what it prints."""
@@ -59,7 +60,7 @@ def _needs(recipe: "Recipe", folder: Path, device: str) -> None:
     table = Table("what", "MiB", title="Memory, measured on two pictures")
     rows = (
         (f"weights, {found.parameters:,} of which {found.learned:,} learn", found.weights),
-        ("gradients", found.gradients),
+        ("gradients, their copies in lanes included", found.gradients),
         ("optimiser", found.optimiser),
         (f"averages, {len(training.ema)}", found.averages),
         (f"activations of one picture ({found.fixed / 2**20:,.1f} MiB more for any number)", found.each),

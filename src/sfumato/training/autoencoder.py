@@ -304,13 +304,15 @@ class Reconstruction(Objective):
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The mean absolute error over pixels of at most 256 held-out pictures, spread over the part, and the PSNR in dB."""
-        step, errors, squares = max(len(self.held_out) // JUDGED, 1), [], []
-        chosen = range(0, len(self.held_out), step)[:JUDGED]
-        for begin in range(0, len(chosen), 32):
+        chosen = range(0, len(self.held_out), max(len(self.held_out) // JUDGED, 1))[:JUDGED]
+
+        def differences(begin: int) -> tuple[Tensor, Tensor]:
             originals = self._stacked(self.held_out, chosen[begin : begin + 32])
             rebuilt = self.codec.autoencoder.decode(self.codec.autoencoder.encode(originals).latent).clamp(-1, 1)
-            errors.append((originals - rebuilt).float().abs().flatten(1).mean(1))
-            squares.append((originals - rebuilt).float().square().flatten(1).mean(1))
+            apart = (originals - rebuilt).float().flatten(1).cpu()
+            return apart.abs().mean(1), apart.square().mean(1)
+
+        errors, squares = zip(*distributed.spread(differences, range(0, len(chosen), 32)), strict=True)
         psnr = 10 * torch.log10(4 / torch.cat(squares).clamp(min=1e-10))
         return {"held_out": float(torch.cat(errors).mean()), "held_out_psnr": float(psnr.mean())}
 

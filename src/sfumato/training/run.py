@@ -312,7 +312,8 @@ def sized(recipe: Recipe, found: Needs) -> Recipe:
 
 
 def needed(recipe: Recipe, folder: Path, where: torch.device) -> Needs:
-    """What a training needs of memory, measured on two pictures. Writes nothing; raises as `train` does."""
+    """What a training needs of memory, measured on two pictures. Writes nothing but what reading the
+    data keeps of them (`kind: table`), which a training needs too; raises as `train` does."""
     if isinstance(recipe, DiffusionRecipe | DistillationRecipe):
         recipe = recipe.model_copy(update={"cache": False})
     small = _with(recipe, batch=2, accumulate=1)
