@@ -55,7 +55,7 @@ class Stream:
 
         A path is drawn where it is read (Lévy's construction, octave by octave of its time), so an increment depends on
         its two ends alone: two half steps sum to the whole one. Two ends in one cell of 1/2048 of an octave
-        share its draw, and their increment is too small; of 1000 steps fewer than one in a hundred are so. Raises `ValueError` unless 0 <= low < high < infinity.
+        share its draw, and their increment is too small; of 1000 steps up to sixteen are so. Raises `ValueError` unless 0 <= low < high < infinity.
         """
         if not 0 <= low < high < math.inf:
             raise ValueError(f"a Brownian increment needs 0 <= low < high < infinity; got {low}, {high}")

@@ -102,3 +102,13 @@ def test_a_window_sees_the_boxes_in_it_in_its_own_coordinates() -> None:
     assert torch.equal(empty.tokens, null.tokens)  # type: ignore[arg-type]
     assert empty.mask is not None
     assert empty.mask.all()
+
+
+def test_a_part_that_reaches_over_the_right_edge_sees_the_boxes_of_the_left() -> None:
+    left, right = ("a", 0.0, 0.2, 0.1, 0.4), ("b", 0.8, 0.0, 0.9, 1.0)
+    found = cropped([left, right], (0.75, 0.0, 1.25, 1.0))
+    assert {b.label: b[1:] for b in found} == {
+        "b": pytest.approx((0.1, 0.0, 0.3, 1.0)),
+        "a": pytest.approx((0.5, 0.2, 0.7, 0.4)),
+    }
+    assert [b.label for b in cropped([left, right], (0.5, 0.0, 1.0, 1.0))] == ["b"]

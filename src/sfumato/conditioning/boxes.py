@@ -88,11 +88,14 @@ def box(value: Any) -> Box:
 def cropped(value: Sequence[Any], part: tuple[float, float, float, float], least: float = 0.0) -> list[Box]:
     """The boxes in a part (x0, y0, x1, y1) of the picture, in the part's own coordinates.
 
-    Boxes are cut at its edges; those of which no more than the share `least` of their area is left are gone.
+    Boxes are cut at its edges; those of which no more than the share `least` of their area is left are gone. A part whose
+    x1 is above 1 goes on at the picture's left edge, as windows of a panorama that is joined do.
     """
     left, top, right, bottom = part
     wide, high, kept = right - left, bottom - top, []
-    for one in map(box, value):
+    whole = [box(v) for v in value]
+    beyond = [b._replace(x0=b.x0 + 1, x1=b.x1 + 1) for b in whole] if right > 1 else []
+    for one in [*whole, *beyond]:
         x0, x1, y0, y1 = max(one.x0, left), min(one.x1, right), max(one.y0, top), min(one.y1, bottom)
         inside = max(x1 - x0, 0.0) * max(y1 - y0, 0.0)
         if inside > least * (one.x1 - one.x0) * (one.y1 - one.y0):
