@@ -290,8 +290,7 @@ def test_a_denoiser_refuses_an_autoencoder_it_was_not_trained_on(
     shutil.copytree(model_folder, tmp_path / "model")
     codec.save(tmp_path / "model" / "autoencoder")
     fields = files.yaml.safe_load((tmp_path / "model" / "model.yaml").read_text())
-    fields["files"] = {}
-    (tmp_path / "model" / "model.yaml").write_text(files.yaml.safe_dump(fields))
+    files.seal(tmp_path / "model", {k: v for k, v in fields.items() if k not in ("format", "files")})
     with pytest.raises(ValueError, match="use the autoencoder folder inside the model"):
         LatentDiffusion.load(tmp_path / "model")
 
