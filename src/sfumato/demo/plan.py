@@ -21,7 +21,7 @@ from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 AUTOENCODER, DENOISER = "emoji-autoencoder", "emoji"
 # Shares of the budget. What is left pays for starting, encoding, previews, sampling and measuring.
-FIRST_STAGE_SHARE, DENOISER_SHARE, SPARE_SECONDS = 0.20, 0.62, 12.0
+FIRST_STAGE_SHARE, DENOISER_SHARE, SPARE_SECONDS = 0.20, 0.62, 20.0
 
 
 class Plan(Config):
