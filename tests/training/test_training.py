@@ -183,6 +183,25 @@ def test_nan_stops_with_a_message_and_the_good_checkpoint_intact(
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["images"] == gentler.training.images
 
 
+def test_weights_that_overflow_after_a_finite_loss_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inner = Loop._save
+
+    def save(self: Loop, lasting: bool = False) -> None:
+        if self.images == self.config.images:
+            next(self.modules.parameters()).data.fill_(float("inf"))
+        inner(self, lasting)
+
+    monkeypatch.setattr(Loop, "_save", save)
+    recipe = autoencoder_recipe()
+    with pytest.raises(FloatingPointError, match=r"of the weights is not finite.*last good checkpoint"):
+        train(recipe, tmp_path, device="cpu", quiet=True)
+    newest = checkpoint.newest(tmp_path / "state")
+    assert newest is not None
+    assert newest[1]["images"] < recipe.training.images
+
+
 def test_a_folder_with_another_run_is_not_written_over(tmp_path: Path) -> None:
     train(autoencoder_recipe(images=32), tmp_path, device="cpu", quiet=True)
     with pytest.raises(ValueError, match="add --resume"):

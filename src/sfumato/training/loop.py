@@ -185,13 +185,17 @@ class Loop:
         values = {name: float(total) / self.counts[name] for name, total in self.sums.items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
-            kept = checkpoint.found(self.folder / "state")
-            last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
-            raise FloatingPointError(
-                f"{', '.join(bad)} became {values[bad[0]]} before image {self.images:,}; {last}. "
-                "Lower training.rate, or use training.precision=fp32, and start again with --resume"
-            )
+            raise self._lost(f"{', '.join(bad)} became {values[bad[0]]}")
         return values
+
+    def _lost(self, what: str) -> FloatingPointError:
+        """The error that says what is not finite, and how to go on."""
+        kept = checkpoint.found(self.folder / "state")
+        last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        return FloatingPointError(
+            f"{what} before image {self.images:,}; {last}. "
+            "Lower training.rate, or use training.precision=fp32, and start again with --resume"
+        )
 
     def _report(self, log: Log) -> None:
         values = {name: round(value, 7) for name, value in self._means().items()}
@@ -261,6 +265,8 @@ class Loop:
             **{f"optimizer-{turn}": several.state() for turn, several in self.optimizers.items()},
         }
         self._means()  # nothing unchecked is saved over a good checkpoint
+        if bad := [n for n, t in tensors["weights"].items() if t.is_floating_point() and not bool(t.isfinite().all())]:
+            raise self._lost(f"{bad[0]} of the weights is not finite")  # an update can overflow after a finite loss
         if not distributed.chief():
             return
         sums = {name: float(total) for name, total in self.sums.items()}
