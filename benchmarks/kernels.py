@@ -170,6 +170,22 @@ def optimisers() -> Iterator[Case]:
     yield Case("averages at once", shape, torch.float32, lambda: torch._foreach_lerp_(kept, now, 0.01), loop)
 
 
+def packed(channels: int, side: int, batch: int) -> Case:
+    """A convolution whose weights are in the library's own layout already, instead of being brought there at every call."""
+    x = torch.randn(batch, channels, side, side, dtype=torch.bfloat16).contiguous(memory_format=LAST)
+    w, b = (
+        torch.randn(channels, channels, 3, 3, dtype=x.dtype).contiguous(memory_format=LAST),
+        torch.zeros(channels, dtype=x.dtype),
+    )
+    ones, ops = [1, 1], torch.ops.mkldnn
+    own = ops._reorder_convolution_weight(w, ones, ones, ones, 1, list(x.shape))
+    return Case(
+        "weights laid out once", f"{channels}, {side} x {side}, batch {batch}", x.dtype,
+        frozen(lambda: ops._convolution_pointwise(x, own, b, ones, ones, ones, 1, "none", [], "")),
+        frozen(lambda: F.conv2d(x, w, b, padding=1)),
+    )  # fmt: skip
+
+
 def tried() -> Iterator[Case]:
     """What pays elsewhere: the alternative as the fast way."""
     for dtype in BOTH:
@@ -203,6 +219,8 @@ def tried() -> Iterator[Case]:
                 plainly(lambda laid=laid, x=turned, back=back: back(laid, x)),
                 lambda block=block, x=x, back=back: back(block, x),
             )  # fmt: skip
+    for channels, side, batch in ((128, 8, 4), (256, 4, 4), (192, 16, 8), (384, 8, 8), (512, 16, 4)):
+        yield packed(channels, side, batch)
     tensors = [torch.randn(n) for n in [64 * 64 * 9] * 100 + [64] * 300]
     kept, flat = [t.clone() for t in tensors], torch.cat(tensors)
     other = flat.clone()
