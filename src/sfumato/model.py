@@ -30,10 +30,16 @@ PredictionName = Literal["clean", "noise", "v", "flow", "edm"]
 
 
 class DistilledConfig(Config):
-    """How a model is sampled that was distilled into few steps: by `lcm` on even rows, its guidance baked in."""
+    """How a model is sampled that was distilled into few steps: on even rows, its guidance baked in."""
 
+    how: Literal["consistency", "shortcut"] = "consistency"
     steps: PositiveInt = 4
     guidance: float = Field(3.0, ge=0, description="that of the teacher; the model itself is sampled with 1")
+
+    @property
+    def sampler(self) -> str:
+        """The sampler that it was distilled for: a consistency model jumps to x_0 and is noised again, a shortcut steps."""
+        return "lcm" if self.how == "consistency" else "ddim"
 
 
 class DiffusionConfig(Config):

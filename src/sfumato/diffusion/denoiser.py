@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sfumato.diffusion.loss import Weighting
 from sfumato.diffusion.prediction import Prediction
-from sfumato.diffusion.schedule import Schedule
+from sfumato.diffusion.schedule import Scales, Schedule
 
 Clock = Callable[[Tensor], Tensor]
 
@@ -63,15 +63,23 @@ class Denoiser(nn.Module):
                 "noise prediction says nothing of the clean picture at t = 1, where this schedule is pure noise; "
                 "start the grid below 1 (start=0.999), or train with prediction v or flow"
             )
-        into, p, q = self.prediction(scales)
-        whole, clean = q * scales.alpha - p * scales.sigma, scales.sigma == 0
-        whole = torch.where(whole == 0, torch.ones_like(whole), whole)
-        skip = torch.where(clean, 1 / scales.alpha, q / whole)  # without noise, x_t is x_0 to scale
-        out = torch.where(clean, torch.zeros_like(whole), -scales.sigma / whole)
+        into, skip, out = self._line(scales)
         shape = (-1,) + (1,) * (x_t.ndim - 1)
         into, skip, out = (s.expand(len(x_t)).reshape(shape).to(x_t) for s in (into, skip, out))
         result: Tensor = skip * x_t + out * self.network(into * x_t, self.clock(t), cond)
         return result
+
+    def slope(self, t: Tensor) -> Tensor:
+        """How far the estimate of x_0 moves with the network's output at the times t (B,), (B,): 0 where nothing is noise."""
+        return self._line(self.schedule(_wide(t)))[2]
+
+    def _line(self, scales: Scales) -> tuple[Tensor, Tensor, Tensor]:
+        """(into, skip, out): the estimate of x_0 is skip x_t + out F(into x_t)."""
+        into, p, q = self.prediction(scales)
+        whole, clean = q * scales.alpha - p * scales.sigma, scales.sigma == 0
+        whole = torch.where(whole == 0, torch.ones_like(whole), whole)
+        skip = torch.where(clean, 1 / scales.alpha, q / whole)  # without noise, x_t is x_0 to scale
+        return into, skip, torch.where(clean, torch.zeros_like(whole), -scales.sigma / whole)
 
     def _pure(self, t: Tensor, alpha: Tensor) -> bool:
         """Whether a time has no signal: by the schedule alone where a sampler left its number beside t (see `moment`)."""

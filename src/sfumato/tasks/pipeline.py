@@ -103,7 +103,7 @@ class Pipeline:
         distilled = None if self.family is not None else self.model.config.distilled
         if distilled is None:
             return request
-        own = {"sampler": "lcm", "grid": "even", "steps": distilled.steps, "guidance": 1.0}
+        own = {"sampler": distilled.sampler, "grid": "even", "steps": distilled.steps, "guidance": 1.0}
         return request.model_copy(update={k: v for k, v in own.items() if k not in request.model_fields_set})
 
     def _all(self, kind: type[Request], request: Request | None, settings: dict[str, Any]) -> list[Image.Image]:

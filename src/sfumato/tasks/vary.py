@@ -54,7 +54,7 @@ def vary(model: LatentDiffusion, request: Vary, tell: Progress | None = None) ->
 
 def _inverted(model: LatentDiffusion, request: Vary, x_0: Tensor, rows: Rows) -> Tensor:
     """The noise at `strength` from which ddim, told what the source says, comes back to x_0."""
-    plain = Generate(prompt=request.source, guidance=1.0, steps=request.steps, grid=request.grid)
+    plain = Generate(prompt=request.source, guidance=1.0, steps=request.steps, sampler="ddim", grid=request.grid)
     said = {"caption": [request.source] * len(rows)} if request.source else {}
     up = grid(request.grid)(model.denoiser.schedule, request.steps, start=request.strength)
-    return last(inversion(bound(model, x_0, plain, said, rows.noise), x_0, up, refine=REFINE))
+    return last(inversion(bound(model, x_0, plain, said, rows.noise, rows=up), x_0, up, refine=REFINE))

@@ -23,6 +23,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.reference import references
 from sfumato.tasks.requests import Request
+from sfumato.tasks.strides import strode, teller
 from sfumato.windows import Window, starts
 
 LARGEST = 64  # times the pixels that the model was trained at; attention over more would never end
@@ -216,7 +217,7 @@ def walk(
 
     With `stride` the canvas is worked on in windows as large as the model was trained at, so many places apart.
     """
-    denoise = bound(model, x, request, said, noise, stride=stride, wrap=wrap)
+    denoise = bound(model, x, request, said, noise, rows=rows, stride=stride, wrap=wrap)
     return follow(model, x, request, denoise, noise, tell, rows)
 
 
@@ -227,10 +228,33 @@ def bound(
     said: Said,
     noise: Stream | None = None,
     *,
+    rows: Grid | None = None,
     stride: int | None = None,
     wrap: bool = False,
 ) -> Denoise:
-    """`denoise` for x's canvas (B, c, h, w), with all that is said of it and the request's guidance bound."""
+    """`denoise` for x's canvas (B, c, h, w), with all that is said of it and the request's guidance bound.
+
+    A shortcut model is told how long its steps are between `rows`, by default those of `follow`.
+    """
+    told = teller(model, request)
+    if told is None:
+        return _bound(model, x, request, said, noise, stride, wrap)
+
+    def under(length: float) -> Denoise:
+        return _bound(model, x, request, {**said, told.field: [length] * len(x)}, noise, stride, wrap)
+
+    return strode(under, _rows(model, request) if rows is None else rows, told.known)
+
+
+def _bound(
+    model: LatentDiffusion,
+    x: Tensor,
+    request: Request,
+    said: Said,
+    noise: Stream | None,
+    stride: int | None,
+    wrap: bool,
+) -> Denoise:
     size, count = (x.shape[-2], x.shape[-1]), len(x)
     draws = None if noise is None else Draws.request(noise.seeds)
     other, scale = negative(model, request, said, count), guidance(request, said, model.conditions.kept)
@@ -256,10 +280,15 @@ def follow(
     rows: Grid | None = None,
 ) -> Tensor:
     """Run the request's sampler over `rows`, by default its grid from pure noise."""
-    rows = grid(request.grid)(model.denoiser.schedule, request.steps) if rows is None else rows
+    rows = _rows(model, request) if rows is None else rows
     drawn = {"noise": noise} if SAMPLERS[request.sampler].stochastic else {}
     for number, step in enumerate(sampler(request.sampler)(denoise, x, rows, **drawn), 1):
         x = step.x
         if tell is not None:
             tell(number)
     return x
+
+
+def _rows(model: LatentDiffusion, request: Request) -> Grid:
+    """The request's grid from pure noise."""
+    return grid(request.grid)(model.denoiser.schedule, request.steps)

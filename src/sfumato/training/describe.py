@@ -15,6 +15,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.training import recipe as recipes
 from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe
 from sfumato.training.run import fitted, modelling
+from sfumato.training.shortcut import strided
 
 Row = tuple[str, str, str, str, str]
 
@@ -44,7 +45,8 @@ def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
     if isinstance(read, FamilyRecipe):
         return text, _family(read)
     if isinstance(read, DistillationRecipe):
-        return text, both(LatentDiffusion.load(read.teacher))
+        teacher = LatentDiffusion.load(read.teacher)
+        return text, both(strided(teacher, read.steps) if read.how == "shortcut" else teacher)
     codec = _planned(read.autoencoder)
     if codec is None:
         return text, [("denoiser", f"train the first stage first: {read.autoencoder} is not there", "", "", "")]

@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -20,7 +21,8 @@ from torch import Tensor, nn
 
 from sfumato import image, streams
 from sfumato.data.base import Part
-from sfumato.diffusion.grid import even
+from sfumato.diffusion.denoiser import Denoiser
+from sfumato.diffusion.grid import Grid, even
 from sfumato.diffusion.samplers import last, lcm
 from sfumato.diffusion.schedule import Schedule
 from sfumato.model import DistilledConfig, LatentDiffusion
@@ -37,14 +39,14 @@ class DistillationTurn(nn.Module):
 
     def __init__(self, model: LatentDiffusion, teacher: LatentDiffusion, guidance: float, steps: int) -> None:
         super().__init__()
-        self.denoiser, self.guidance = model.denoiser, guidance
-        self._model, self._teacher = [model], [teacher]  # not ours to train
+        self.denoiser, self.conditions, self.guidance = model.denoiser, model.conditions, guidance
+        self._teacher = [teacher]  # not ours to train
         self.rows = even(model.denoiser.schedule, steps)
 
     def forward(self, batch: Noisy) -> dict[str, Tensor]:
         """The mean distance over the batch; `batch.t` are the upper rows' times."""
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
-        conditions = self._model[0].conditions
+        conditions = self.conditions
         with torch.no_grad():
             cond = conditions(batch.fields, len(batch.t), size=size, draws=batch.draws, augment=True)
             other = {n: v for n, v in batch.fields.items() if n in conditions.kept}
@@ -55,7 +57,7 @@ class DistillationTurn(nn.Module):
             schedule = self.denoiser.schedule
             alpha, sigma = schedule(batch.t).like(batch.latents)
             x_t = alpha * batch.latents + sigma * batch.eps
-            x_0 = self._guided(x_t, batch.t, cond, null)
+            x_0 = guided(self._teacher[0].denoiser, x_t, batch.t, cond, null, self.guidance)
             x_s = moved(x_t, x_0, schedule, batch.t, lower)
             target = self.denoiser(x_s, lower, cond)
         made = self.denoiser(x_t, batch.t, cond)
@@ -63,14 +65,14 @@ class DistillationTurn(nn.Module):
         far = (made - target).square().flatten(1).sum(1)
         return {"loss": ((far + edge**2).sqrt() - edge).mean() / math.sqrt(made[0].numel())}
 
-    def _guided(self, x_t: Tensor, t: Tensor, cond: object, null: object) -> Tensor:
-        """The teacher's estimate with its guidance, example by example at its own time."""
-        teacher = self._teacher[0].denoiser
-        given: Tensor = teacher(x_t, t, cond)
-        if self.guidance == 1.0:
-            return given
-        base: Tensor = teacher(x_t, t, null)
-        return torch.lerp(base, given, self.guidance)
+
+def guided(teacher: Denoiser, x_t: Tensor, t: Tensor, cond: object, null: object, scale: float) -> Tensor:
+    """The teacher's estimate of x_0 with its guidance, example by example at its own time."""
+    given: Tensor = teacher(x_t, t, cond)
+    if scale == 1.0:
+        return given
+    base: Tensor = teacher(x_t, t, null)
+    return torch.lerp(base, given, scale)
 
 
 def moved(x_t: Tensor, x_0: Tensor, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
@@ -81,7 +83,8 @@ def moved(x_t: Tensor, x_0: Tensor, schedule: Schedule, t: Tensor, s: Tensor) ->
 
 
 class Distilling(Denoising):
-    """Trains a copy of the teacher's denoiser; its conditioners are kept as they are."""
+    """Trains a copy of the teacher's denoiser; its conditioners are kept as they are. What another way of distillation
+    does otherwise is in `student`, `turn`, `learned`, `times` and `sampled` (`shortcut.py`)."""
 
     uneven = False
 
@@ -95,15 +98,22 @@ class Distilling(Denoising):
         device: torch.device,
         card: str,
     ) -> None:
-        model = copy.deepcopy(teacher)
-        told = DistilledConfig(steps=asked.sample, guidance=asked.guidance)
+        model = self.student(teacher, asked)
+        told = DistilledConfig(how=asked.how, steps=asked.sample, guidance=asked.guidance)
         model.config = model.config.model_copy(update={"distilled": told})
         super().__init__(model, recipe, train, latents, device, card)
-        self.steps = asked.steps
-        self.turns = {
-            "denoiser": DistillationTurn(model, teacher.requires_grad_(False).eval(), asked.guidance, asked.steps)
-        }
+        self.asked, self.steps = asked, asked.steps
+        model.denoiser.train()  # a loaded one is not; a run that is resumed meets no preview that would do it
         model.conditions.requires_grad_(False).eval()
+        self.turns = {"denoiser": self.turn(model, teacher.requires_grad_(False).eval(), asked)}
+
+    def student(self, teacher: LatentDiffusion, asked: DistillationRecipe) -> LatentDiffusion:
+        """What is trained, as it begins."""
+        return copy.deepcopy(teacher)
+
+    def turn(self, model: LatentDiffusion, teacher: LatentDiffusion, asked: DistillationRecipe) -> nn.Module:
+        """The turn that trains it."""
+        return DistillationTurn(model, teacher, asked.guidance, asked.steps)
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
         return [self.model.denoiser]
@@ -123,10 +133,12 @@ class Distilling(Denoising):
         count = next((len(values) for values in fields.values()), PREVIEWS)
         noise = Stream(range(count))
         x = noise.normal(self.shape, 0).to(self.device, self.dtype)
-        denoise = self.model.denoise(self.model.conditions(fields, count))
-        assert self.model.config.distilled is not None
-        grid = even(self.model.denoiser.schedule, self.model.config.distilled.steps)
-        return image.sheet(self.model.pictures(last(lcm(denoise, x, grid, noise=noise))), columns=min(count, 8))
+        made = self.sampled(x, fields, even(self.model.denoiser.schedule, self.asked.sample), noise)
+        return image.sheet(self.model.pictures(made), columns=min(count, 8))
+
+    def sampled(self, x: Tensor, fields: dict[str, list[Any]], grid: Grid, noise: Stream) -> Tensor:
+        """Latents from noise x (B, c, h, w), as the model is meant to be sampled."""
+        return last(lcm(self.model.denoise(self.model.conditions(fields, len(x))), x, grid, noise=noise))
 
     def publish(self, folder: Path) -> None:
         self.model.save(folder, self.card)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
+from sfumato.conditioning.stride import FIELD
 from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
@@ -126,8 +127,9 @@ def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion | Family, list[nn
         first = next(iter(family.turns))
         return recipe, family, [p for m in family.learned(first) for p in m.parameters()]
     model = LatentDiffusion.load(run / "model")
-    if isinstance(recipe, DistillationRecipe):  # conditioners stay the teacher's
-        return recipe, model, [*model.denoiser.parameters()]
+    if isinstance(recipe, DistillationRecipe):  # conditioners stay the teacher's, but for the one that tells strides
+        own = [model.conditions.reader(FIELD)] if recipe.how == "shortcut" else []
+        return recipe, model, [p for m in (model.denoiser, *own) for p in m.parameters()]
     return recipe, model, [*model.denoiser.parameters(), *model.conditions.parameters()]
 
 

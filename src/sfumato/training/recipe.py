@@ -191,14 +191,33 @@ class DistillationRecipe(Config):
     """A trained denoiser taught to sample in a few steps; everything else of the model is the teacher's."""
 
     stage: Literal["distillation"]
+    how: Literal["consistency", "shortcut"] = Field(
+        "consistency", description="consistency: jump to the picture; shortcut: take steps of any length that is told"
+    )
     teacher: Path = Field(description="model folder of the trained denoiser")
     guidance: float = Field(3.0, ge=0, description="of the teacher, baked in")
-    steps: int = Field(32, ge=2, le=1000, description="rows of the grid whose neighbours must agree")
+    steps: int = Field(
+        32, ge=2, le=1000, description="rows of the grid whose neighbours must agree; of a shortcut's finest grid"
+    )
+    share: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="shortcut: of a batch that learns the teacher's flow, 0.75; the rest, longer steps",
+    )
     sample: PositiveInt = Field(4, description="steps in sampling where none are asked for")
     cache: bool = True
     prompts: tuple[str, ...] = ()
     data: Data
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _halves(self) -> Self:
+        if self.how == "consistency" and self.share is not None:
+            raise ValueError("share is of a shortcut's batches; leave it out, or set how to shortcut")
+        if self.how == "shortcut" and self.steps & (self.steps - 1):
+            raise ValueError(f"a shortcut halves its steps, so steps is a power of two, such as 32; got {self.steps}")
+        return self
 
 
 class FamilyRecipe(Config):

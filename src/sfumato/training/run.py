@@ -41,6 +41,7 @@ from sfumato.training.recipe import (
     dump,
     parse,
 )
+from sfumato.training.shortcut import Shortcutting
 
 WITHIN = ("boxes", "map")  # kinds whose classes are of things in a picture
 ALWAYS = ("frame",)  # what the loader says of every picture
@@ -51,6 +52,7 @@ REMEDIES = {
     "reference": "let `data.embed: {network: FILE}` make it",
     "near": "let `data.embed: {network: FILE, neighbours: 20}` make it",
     "label": "sort the pictures into class folders",
+    "stride": "leave it to `stage: distillation` with `how: shortcut`, which tells it",
 }
 
 log = logging.getLogger(__name__)
@@ -134,9 +136,13 @@ def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
 def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) -> Distilling:
     """The objective of a distillation.
 
-    Raises `ValueError` where the data are not of the teacher's size, or have not what its conditioners read.
+    Raises `ValueError` where the data are not of the teacher's size, or have not what its conditioners read, and where
+    the teacher is a shortcut itself, or a shortcut cannot be made of it.
     """
     teacher = LatentDiffusion.load(recipe.teacher).to(where)
+    told = teacher.config.distilled
+    if told is not None and "shortcut" in (told.how, recipe.how):
+        raise ValueError("the teacher was distilled into few steps itself; give the model that it was distilled from")
     if teacher.size != recipe.data.size:
         raise ValueError(
             f"the teacher makes {teacher.size} pixels a side and data.size is {recipe.data.size}; make them equal"
@@ -153,7 +159,8 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
     latents: Latents | Fresh = Fresh(teacher.codec, part)
     if recipe.cache:
         latents = cached(teacher.codec, part, folder.parent / "latents", recipe.training.flip > 0)
-    return Distilling(teacher, recipe, whole, part, latents, where, card(whole))
+    way = Shortcutting if recipe.how == "shortcut" else Distilling
+    return way(teacher, recipe, whole, part, latents, where, card(whole))
 
 
 def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:

@@ -1,0 +1,44 @@
+"""Shortcut models in sampling: at every step the network is told how long the step is (Frans et al., 2024, algorithm 2).
+
+That is for samplers whose step is one estimate followed to its end. To any other sampler such a model is the flow that it
+was distilled from, with its guidance, of which it is told the stride 0.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from sfumato.conditioning.stride import FIELD, Stride
+from sfumato.diffusion.grid import Grid
+from sfumato.diffusion.samplers.base import Denoise, made, moment
+from sfumato.model import LatentDiffusion
+from sfumato.tasks.requests import Request
+
+STEPPING = ("ddim", "euler")  # and what goes by them: inversion, and resampling in a hole
+
+
+def teller(model: LatentDiffusion, request: Request) -> Stride | None:
+    """What tells the model strides under this request, None where it is told none."""
+    distilled = model.config.distilled
+    if distilled is None or distilled.how != "shortcut" or request.sampler not in STEPPING:
+        return None
+    found: Stride = model.conditions.reader(FIELD)
+    return found
+
+
+def strode(under: Callable[[float], Denoise], rows: Grid, known: Callable[[float], float]) -> Denoise:
+    """`denoise(x_t, t)` of steps between `rows`: `under(stride)`, for the stride that is `known` nearest below the length
+    of the step from t. Each stride's is made once. Raises `ValueError` for a batch at times of its own."""
+    begins, lengths = rows.t[:-1], rows.t[:-1] - rows.t[1:]
+    places: dict[float, Denoise] = {}
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        time = moment(t)
+        if time is None:
+            raise ValueError("a shortcut is told one stride at a time; sample it by ddim or euler")
+        stride = known(float(lengths[int((begins - time).abs().argmin())]))
+        if stride not in places:
+            places[stride] = under(stride)
+        return places[stride](x_t, t)
+
+    return made(denoise, places.values())
