@@ -15,7 +15,7 @@ FLOORS: dict[str, int] = {
     "backbones": 3,
     "model": 4,
     "tasks": 5, "training": 5, "evaluation": 5, "families": 5, "convert": 5,
-    "server": 6, "demo": 6,
+    "server": 6, "demo": 6, "studies": 6,
     "cli": 7,
     "__main__": 8,
 }  # fmt: skip

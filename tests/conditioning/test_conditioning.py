@@ -187,3 +187,11 @@ def test_unknown_labels_offer_the_nearest_and_numbers_their_range() -> None:
             label()([value])
     with pytest.raises(ValueError, match="a label is a name or a number"):
         label()([0.5])
+
+
+def test_a_text_encoder_that_is_left_as_it_was_drawn_learns_nothing_but_its_null() -> None:
+    config, texts = TextConfig(width=16, layers=1, trained=False).learn(["red heart", "sun"], ())
+    text = config.build(texts)
+    free = [name for name, p in text.named_parameters() if p.requires_grad]
+    assert free == ["nothing"]
+    assert all(p.requires_grad for p in config.model_copy(update={"trained": True}).build(texts).parameters())

@@ -66,6 +66,28 @@ def test_words_guidance_negatives_and_samplers_matter(pipeline: Pipeline, sample
         assert not torch.equal(base, make(**more)), more
 
 
+def test_guidance_rests_outside_of_its_interval(pipeline: Pipeline) -> None:
+    rows: list[int] = []  # of each evaluation: two branches where guidance acts
+    hook = pipeline.model.denoiser.register_forward_pre_hook(lambda _, given: rows.append(len(given[0])))
+
+    def make(**more: object) -> torch.Tensor:
+        rows.clear()
+        return tensors(pipeline.generate(**{"prompt": "red heart", "seed": 3, "steps": 4, "guidance": 40.0, **more}))
+
+    try:
+        everywhere = make()
+        assert rows == [2, 2, 2, 2]
+        assert torch.equal(make(interval="0,1"), everywhere)
+        make(interval=(0.2, 0.9))  # of the times 1, 0.79, 0.31 and 0.02
+        assert rows == [1, 2, 2, 1]
+        assert torch.equal(make(interval=(0.5, 0.51)), make(guidance=1.0))
+    finally:
+        hook.remove()
+    for wrong in ("0.7,0.4", "0.5", "a,b", (0.2, 1.5)):
+        with pytest.raises(ValueError, match="interval"):
+            make(interval=wrong)
+
+
 def test_settings_travel_inside_the_picture(pipeline: Pipeline, tmp_path: Path) -> None:
     request = {
         "prompt": "grinning face: “wide”",

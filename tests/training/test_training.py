@@ -27,7 +27,7 @@ from sfumato.training.loop import Interrupted, Loop
 from sfumato.training.muon import Muon, orthogonal
 from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig, dump
-from sfumato.training.run import _objective, train
+from sfumato.training.run import objective_of, train
 from sfumato.training.validation import denoising as held_out_loss
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
 from tests.test_files import files_up_to
@@ -354,7 +354,7 @@ def test_lanes_and_accumulation_give_the_gradients_of_the_whole_batch(stage: str
     for lanes, accumulate in ((1, 1), (2, 1), (1, 3), (2, 2)):
         torch.manual_seed(0)
         recipe = recipe_of(stage, first_stage, accumulate=accumulate)
-        objective = _objective(recipe, first_stage / "run", torch.device("cpu"))
+        objective = objective_of(recipe, first_stage / "run", torch.device("cpu"))
         loop = Loop(objective, recipe.training, Path(), "", torch.device("cpu"), torch.float32, quiet=True)
         assert loop.lanes == torch.get_num_threads()
         loop.lanes = lanes
@@ -397,7 +397,7 @@ def test_times_follow_the_recipe(first_stage: Path) -> None:
     def times(batch: int = 16, **how: object) -> torch.Tensor:
         read = diffusion_recipe(first_stage, batch=batch)
         read = read.model_copy(update={"times": TimesConfig.model_validate(how)})
-        objective = _objective(read, first_stage / "run", torch.device("cpu"))
+        objective = objective_of(read, first_stage / "run", torch.device("cpu"))
         assert isinstance(objective, Denoising)
         return objective.times(range(512))
 
@@ -414,7 +414,7 @@ def test_a_weighting_changes_the_loss(first_stage: Path) -> None:
     for weighting in ("simple", "min_snr"):
         torch.manual_seed(0)
         read = diffusion_recipe(first_stage).model_copy(update={"weighting": weighting})
-        objective = _objective(read, first_stage / "run", torch.device("cpu"))
+        objective = objective_of(read, first_stage / "run", torch.device("cpu"))
         loss = objective.turns["denoiser"](objective.batch(range(16)))["loss"]
         found.add(round(float(loss.detach()), 5))
     assert len(found) == 2

@@ -24,6 +24,7 @@ VERBS = {
     "bench": "Measure what feeds a training step, and say what the bottleneck is.",
     "show": "Print a recipe or a model folder, or draw what a network will see of your pictures.",
     "schema": "Print the JSON schema of recipes, for editors.",
+    "study": "Check a claim of the paper here: train what it compares, measure, and say what holds.",
     "demo": "Train everything from scratch on emoji and write a page that shows it.",
 }
 HELP = "Train, use and measure latent diffusion models."

@@ -30,6 +30,7 @@ class TextConfig(ConditionerConfig):
     vocabulary: PositiveInt = 4096
     length: PositiveInt = Field(48, description="tokens that a text may have; longer ones are refused")
     pooled: bool = Field(True, description="the mean of the tokens also joins the time embedding")
+    trained: bool = Field(True, description="false: the encoder stays as it was drawn, to compare with")
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["TextConfig", dict[str, str]]:
         texts = list(_flat(values))
@@ -107,6 +108,8 @@ class Text(Conditioner):
         self.norm = nn.LayerNorm(config.width)
         self.nothing = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
         nn.init.normal_(self.embedding.weight, std=0.5)
+        self.requires_grad_(config.trained)
+        self.nothing.requires_grad_(True)  # what stands for no text has nothing to say that could be compared
 
     def encode(self, values: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """Token numbers and their mask, both (B, N). Raises `ValueError` for a text that is empty or too long."""

@@ -4,19 +4,13 @@ Nothing later looks at the clock, so a demo that is stopped and resumed ends whe
 """
 
 import json
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from pydantic import PositiveInt
 
-from sfumato import device as devices
 from sfumato import files
 from sfumato.config import Config
 from sfumato.training import recipe
-from sfumato.training.loop import Loop
-from sfumato.training.objective import Objective
 from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe
 
 AUTOENCODER, DENOISER = "emoji-autoencoder", "emoji"
@@ -78,28 +72,3 @@ def _spread(images: int, previews: int) -> list[str]:
         f"training.images={images}",
         *(f"training.{name}={max(count, 64)}" for name, count in every.items()),
     ]
-
-
-def rate(objective: Objective, config: recipe.TrainingConfig, device: torch.device, seconds: float = 2.0) -> float:
-    """Images a second of an objective's training, from a short run of it; its weights are changed by this."""
-    for module in objective.turns.values():
-        module.to(device)
-    loop = Loop(objective, config, Path(), "", device, devices.precision(config.precision, device), quiet=True)
-
-    def step(number: int) -> None:
-        loop.step(range(number * config.batch, (number + 1) * config.batch))
-
-    return config.batch / seconds_a_step(step, seconds)
-
-
-def seconds_a_step(step: Callable[[int], None], seconds: float) -> float:
-    """The median time of a call, over at least four calls after two that warm up."""
-    taken: list[float] = []
-    for number in range(10_000):
-        begin = time.perf_counter()
-        step(number)
-        taken.append(time.perf_counter() - begin)
-        if number >= 6 and sum(taken) > seconds:
-            break
-    kept = sorted(taken[2:])
-    return kept[len(kept) // 2]

@@ -25,6 +25,7 @@ from sfumato.demo.report import Page, curves, percent
 from sfumato.evaluation.run import evaluate_model
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.pipeline import Pipeline
+from sfumato.training.rate import rate
 from sfumato.training.run import cached, denoising, reconstruction, train
 
 say = Console(stderr=True)
@@ -155,11 +156,11 @@ def measured(minutes: float, folder: Path, where: torch.device) -> Plan:
     """The plan from short runs of both stages with weights that are thrown away."""
     first, second = plans.recipes(plans.budget(minutes, 100.0, 100.0), folder)
     stage = reconstruction(first, where)
-    one = plans.rate(stage, first.training, where)
+    one = rate(stage, first.training, where)
     with _scratch(folder) as scratch:
         stage.codec.save(scratch / "model")
         loose = second.model_copy(update={"autoencoder": scratch / "model"})
-        two = plans.rate(denoising(loose, scratch / "denoiser", where), second.training, where)
+        two = rate(denoising(loose, scratch / "denoiser", where), second.training, where)
     return plans.budget(minutes, one, two)
 
 

@@ -201,18 +201,20 @@ class Sampled(Source):
             "grid": r.grid,
             "steps": r.steps,
             "guidance": r.guidance,
+            **({"interval": list(r.interval)} if r.interval else {}),
             "seed": r.seed,
             "precision": str(self.dtype).removeprefix("torch."),
             "size": self.model.size,
             "conditions": dict.fromkeys(self.wanted, self.part.fingerprint) if self.part is not None else {},
         }
 
-    def _fields(self, index: int) -> dict[str, Any]:
+    def fields(self, index: int) -> dict[str, Any]:
+        """What is said of a picture: that of the example that it takes its conditions from."""
         assert self.part is not None
         return self.part.told(self.order[index % len(self.order)])
 
     def caption(self, index: int) -> str | None:
-        return next(iter(self._fields(index).get("caption") or ()), None) if "caption" in self.wanted else None
+        return next(iter(self.fields(index).get("caption") or ()), None) if "caption" in self.wanted else None
 
     def name(self, index: int) -> str:
         return self.caption(index) or f"seed {self.request.seed + index}"
@@ -226,7 +228,7 @@ class Sampled(Source):
             said["caption"] = [self.caption(k) for k in indices]
         for name in self.wanted:
             if name != "caption":
-                said[name] = [self._fields(k).get(name) for k in indices]
+                said[name] = [self.fields(k).get(name) for k in indices]
         latents = walk(self.model, x, self.request, said, stream)
         return list(self.model.pictures(latents).cpu())
 

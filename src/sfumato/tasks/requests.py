@@ -131,11 +131,26 @@ def _sides(value: Any) -> Any:
     return tuple(sides)
 
 
+def _span(value: Any) -> Any:
+    """«0.2,0.8» or two numbers."""
+    words = value.split(",") if isinstance(value, str) else value
+    try:
+        low, high = (float(w) for w in words)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"an interval is two times from 0, clean, to 1, noise, such as 0.2,0.8; got {value!r}"
+        ) from None
+    if not 0.0 <= low < high <= 1.0:
+        raise ValueError(f"an interval goes up, from 0 at the least to 1 at the most; got {low:g},{high:g}")
+    return low, high
+
+
 Picture = Annotated[Any, BeforeValidator(_picture)]
 Pictures = Annotated[list[Any], BeforeValidator(_pictures)]
 Folder = Annotated[Path, BeforeValidator(_folder)]
 Boxes = Annotated[list[Any], BeforeValidator(_boxes)]
 Sides = Annotated[tuple[int, int, int, int], BeforeValidator(_sides)]
+Span = Annotated[tuple[float, float], BeforeValidator(_span)]
 
 
 class Request(Config):
@@ -159,6 +174,9 @@ class Request(Config):
     seed: int = Field(-1, ge=-1, le=2**63 - 1, description="seed of the first picture, the next count up; -1: random")
     steps: int = Field(25, ge=1, le=1000, description="denoising steps")
     guidance: float = Field(3.0, ge=0, le=100, description="how strictly to follow the words; 1: not amplified")
+    interval: Span | None = Field(
+        None, description="times low,high from 0, clean, to 1, noise, between which guidance acts; else everywhere"
+    )
     sampler: Annotated[str, BeforeValidator(_known_sampler)] = Field(
         DEFAULT, description=f"one of {', '.join(SAMPLERS)}"
     )

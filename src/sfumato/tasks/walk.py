@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato import distributed
 from sfumato.conditioning.base import Conditions, Draws
 from sfumato.conditioning.label import named
-from sfumato.diffusion.combinators import tiled
+from sfumato.diffusion.combinators import tiled, within
 from sfumato.diffusion.grid import Grid, grid
 from sfumato.diffusion.names import SAMPLERS
 from sfumato.diffusion.samplers import Denoise, sampler
@@ -184,16 +184,21 @@ def steer(
     other: Said | None = None,
     window: Window | None = None,
     count: int = 1,
+    interval: tuple[float, float] | None = None,
 ) -> Denoise:
     """`denoise(x_t, t)` for `count` pictures of which this is said, guided away from `other`, from the null where that
-    says nothing; for a window of the canvas (h, w) `size` where one is given."""
+    says nothing; for a window of the canvas (h, w) `size` where one is given. Outside of the `interval` of times, where
+    there is one, guidance rests."""
 
     def read(what: Said) -> Conditions:
         found: Conditions = model.conditions(what, count, size=size, draws=draws, window=window)
         return found
 
     given = read(said)
-    return model.denoise(given, read(other) if other else None, scale)
+    amplified = model.denoise(given, read(other) if other else None, scale)
+    if interval is None or scale == 1.0:
+        return amplified
+    return within(amplified, model.denoise(given), *interval)
 
 
 def guidance(request: Request, said: Said, kept: frozenset[str]) -> float:
@@ -259,12 +264,12 @@ def _bound(
     draws = None if noise is None else Draws.request(noise.seeds)
     other, scale = negative(model, request, said, count), guidance(request, said, model.conditions.kept)
     if stride is None:
-        return steer(model, said, size, draws, scale, other, count=count)
+        return steer(model, said, size, draws, scale, other, count=count, interval=request.interval)
     side = model.latent_shape()[1]
 
     @cache
     def at(window: Window) -> Denoise:
-        return steer(model, said, size, draws, scale, other, window, count)
+        return steer(model, said, size, draws, scale, other, window, count, request.interval)
 
     return tiled(None, side, stride, at=at, wrap=wrap)
 

@@ -88,14 +88,15 @@ def train(
 
 def _ready(recipe: Recipe, folder: Path, where: torch.device, dtype: torch.dtype) -> Objective:
     """The objective where it is to be trained, as it is to be trained."""
-    objective = _objective(recipe, folder, where)
+    objective = objective_of(recipe, folder, where)
     for module in objective.turns.values():
         module.to(where, torch.float64 if dtype == torch.float64 else None)
     recompute(objective.turns.values(), recipe.training.checkpointing)
     return objective
 
 
-def _objective(recipe: Recipe, folder: Path, where: torch.device) -> Objective:
+def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Objective:
+    """What a recipe trains, with fresh weights. Raises as `train` does."""
     if isinstance(recipe, AutoencoderRecipe):
         return reconstruction(recipe, where)
     if isinstance(recipe, FamilyRecipe):

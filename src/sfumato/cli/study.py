@@ -1,0 +1,64 @@
+"""`sfumato study NAME`: a claim of the paper, trained and measured here."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sfumato.studies.names import HOURS, TOLD
+
+NAMES = "; ".join(f"{name}: {text}" for name, text in TOLD.items())
+
+
+def command(
+    name: Annotated[str, typer.Argument(help=NAMES)],
+    features: Annotated[
+        Path, typer.Option(help="feature network of the distances: TorchScript, or `sfumato fetch inception`")
+    ],
+    data: Annotated[
+        str, typer.Option(help="`emoji` or a folder of pictures, in class folders where there are classes")
+    ] = "emoji",
+    size: Annotated[int, typer.Option(min=16, help="pixels a side")] = 32,
+    hours: Annotated[
+        float | None, typer.Option(min=0.0, help=f"of training and sampling on this machine; by default {HOURS}")
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="folder of studies; one folder within for each data set and size")
+    ] = Path("runs/studies"),
+    images: Annotated[int, typer.Option(min=8, help="images that are generated for each sampling seed")] = 512,
+    steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 25,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="sampling seeds; spreads are over them")] = 3,
+    watts: Annotated[
+        float | None, typer.Option(help="of `cost`: stated power of this machine, where nothing measures it")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="no progress lines")] = False,
+) -> None:
+    """Train what is not there yet, measure, and write the page."""
+    if name not in HOURS:
+        raise ValueError(f"there is no study {name!r}; known: {', '.join(HOURS)}")
+    if not features.is_file() and not features.is_dir():
+        raise ValueError(
+            f"there is no feature network {features}; `sfumato fetch inception` downloads the published one"
+        )
+    if hours is not None and hours <= 0:
+        raise ValueError(f"a study takes some hours; got {hours:g}")
+    from sfumato import device as devices
+    from sfumato.features import network
+    from sfumato.studies.desk import SEEDS, Desk
+    from sfumato.studies.run import study
+
+    where = devices.pick(device)
+    wanted = {"kind": "emoji", "size": size} if data == "emoji" else {"kind": "folder", "path": data, "size": size}
+    title = f"{Path(data).resolve().name if data != 'emoji' else data}-{size}"
+    desk = Desk(
+        out / title, wanted, network.opened(features).to(where), where, hours or HOURS[name], images, steps,
+        [k * (SEEDS[1] - SEEDS[0]) for k in range(seeds)], quiet,
+    )  # fmt: skip
+    said = shlex.join(["sfumato", "study", *sys.argv[2:]]) if sys.argv[1:2] == ["study"] else f"sfumato study {name}"
+    found, page = study(name, desk, said, **({"watts": watts} if name == "cost" and watts else {}))
+    for claim in found.claims:
+        print(f"{claim.outcome:<20} {claim.text}: {claim.measured}")
+    typer.echo(f"The page is there: {page}", err=True)

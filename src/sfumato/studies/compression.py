@@ -1,0 +1,225 @@
+"""`compression`: which factor f is best (Rombach et al., 2022, section 4.1, figures 6 and 7)?
+
+First stages of every factor and one denoiser on each, the same network at the same training FLOPs, so that a small f
+sees few images and a large one many. The Fréchet distance along training, and against pictures a second in sampling.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import files
+from sfumato.model import LatentDiffusion
+from sfumato.studies import recipes
+from sfumato.studies.desk import Desk, whole
+from sfumato.studies.measure import Row, distance, generated, rebuilt
+from sfumato.studies.result import Figure, Result, Table, plot
+from sfumato.studies.verdict import HOLDS, Claim, Outcome, Spread, better, every
+from sfumato.training import posthoc
+from sfumato.training.describe import evaluation
+from sfumato.training.recipe import DiffusionRecipe
+from sfumato.training.run import denoising
+
+FACTORS = (1, 2, 4, 8, 16, 32)
+GOOD = (4, 8, 16)  # the paper's band
+FIRST_SHARE, MEASURING = 0.25, 0.3  # of the hours: for first stages, and for sampling; the rest trains denoisers
+POINTS = 5  # of the curve along training
+STEPS = (5, 10, 25, 50)  # of the sampling-speed curve
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A denoiser on a first stage of factor f, and what it took."""
+
+    kind: str
+    factor: int
+    first: Path
+    model: Path
+    images: int
+    flops: float  # of training one image: forward and backward
+    rate: float  # images a second in training
+
+    @property
+    def name(self) -> str:
+        """«LDM-8, kl»."""
+        return "LDM-1" if self.factor == 1 else f"LDM-{self.factor}, {self.kind}"
+
+    @property
+    def run(self) -> Path:
+        """Its run folder."""
+        return self.model.parent
+
+
+def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = ("kl", "vq")) -> Result:
+    """Train, measure, judge."""
+    several = trained(desk, factors, kinds)
+    rows = {t.name: generated(desk, f"compression-{slug(t)}", t.model) for t in several}
+    curves = {t.name: along(desk, t) for t in several}
+    speeds = {t.name: stepped(desk, t) for t in several if t.kind == kinds[0] or t.factor == 1}
+    result = Result(
+        "compression",
+        "How much to compress",
+        f"First stages of f = {', '.join(map(str, factors))} and the same denoiser on each, trained with equal FLOPs on "
+        f"{desk.name} at {desk.train.size} pixels. Few images fit into the budget where latents are large.",
+        protocol=protocol(desk),
+        claims=claims(several, {t.name: rows[t.name][distance(desk)] for t in several}),
+    )
+    result.tables.append(table(desk, several, rows))
+    folder = desk.folder / "compression"
+    result.figures += [
+        Figure(
+            plot(folder / "training.png", [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items()],
+                 "training compute (PFLOP)", distance(desk), log=(True, True)),
+            "Fréchet distance along training, at equal compute (figure 6 of the paper)",
+        ),
+        Figure(
+            plot(folder / "sampling.png", [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in speeds.items()],
+                 f"pictures a second ({', '.join(map(str, STEPS))} steps)", distance(desk), log=(True, True)),
+            "Fréchet distance against sampling speed (figure 7 of the paper)",
+        ),
+        *(Figure(rows[t.name].sheet, f"{t.name}: {t.images:,} images seen") for t in several),
+    ]  # fmt: skip
+    return result
+
+
+def slug(t: Trained) -> str:
+    """A name for files."""
+    return f"{'pixels' if t.factor == 1 else t.kind}-f{t.factor}"
+
+
+def trained(desk: Desk, factors: Sequence[int], kinds: Sequence[str]) -> list[Trained]:
+    """First stages and denoisers of all factors, each denoiser on as many images as equal FLOPs give."""
+    wanted = [(k, f) for f in factors for k in (kinds if f > 1 else kinds[:1])]
+    coded = [(k, f) for k, f in wanted if f > 1]
+    stages = {(k, f): first_stage(desk, k, f, FIRST_SHARE * desk.hours / max(len(coded), 1)) for k, f in coded}
+    stages |= {(k, 1): desk.pixels() for k, f in wanted if f == 1}
+    plans: dict[tuple[str, int], tuple[dict[str, Any], float, float]] = {}
+    for pair in wanted:
+        name = f"denoiser-{pair[0]}-f{pair[1]}"
+        fields = recipes.denoiser(stages[pair], recipes.by_class() if desk.labelled else None)
+        speed = desk.rate(name, fields)
+        plans[pair] = fields, flops(desk, name, fields), speed
+    seconds = 3600 * desk.hours * (1 - FIRST_SHARE - MEASURING)
+    kept = desk.plan("flops")  # of whichever study came first: runs of equal compute must stay equal
+    if "denoiser" not in kept:
+        kept = {"denoiser": equal({p: (f, r) for p, (_, f, r) in plans.items()}, seconds)}
+        desk.keep_plan("flops", kept)
+    budget = float(kept["denoiser"])
+    return [one(desk, pair, stages[pair], *plans[pair], budget) for pair in wanted]
+
+
+def first_stage(desk: Desk, kind: str, factor: int, hours: float) -> Path:
+    """The model folder of a first stage."""
+    name = f"first-{kind}-f{factor}"
+    fields = recipes.first(kind, factor)
+    return desk.trained(name, fields, desk.budget(name, fields, hours))
+
+
+def equal(costs: Mapping[Any, tuple[float, float]], seconds: float) -> float:
+    """The FLOPs for each run so that all together take so many seconds; costs are (FLOPs, images a second) of an image."""
+    return seconds / sum(1 / (flops * rate) for flops, rate in costs.values())
+
+
+def one(
+    desk: Desk, pair: tuple[str, int], stage: Path, fields: Any, cost: float, rate: float, budget: float
+) -> Trained:
+    """A denoiser trained with so many FLOPs, its averages kept along the way."""
+    kind, factor = pair
+    name = f"denoiser-{kind}-f{factor}"
+    planned = desk.plan("images")
+    if name not in planned:
+        desk.keep_plan("images", {**planned, name: whole(budget / cost, fields)})
+    images = int(desk.plan("images")[name])
+    fields = {**fields, "training": {**fields["training"], "snapshots": max(images // POINTS, 1)}}
+    return Trained(kind, factor, stage, desk.trained(name, fields, images), images, cost, rate)
+
+
+def flops(desk: Desk, name: str, fields: dict[str, Any]) -> float:
+    """FLOPs of one image in training: three evaluations of the denoiser (forward, and twice that back)."""
+
+    def count() -> float:
+        recipe = desk.recipe(name, fields, 4)
+        assert isinstance(recipe, DiffusionRecipe)
+        return 3.0 * evaluation(denoising(recipe, desk.run(name), desk.device).model)
+
+    found: float = desk.once(f"flops-{name}", [fields["backbone"], desk.train.size], count)
+    return found
+
+
+def along(desk: Desk, t: Trained) -> list[tuple[float, float]]:
+    """(PFLOP, Fréchet distance) of the averages along training, one sampling seed a point."""
+    found = []
+    for snapshot in posthoc.found(t.run):
+        folder = rebuilt_at(t, snapshot)
+        row = generated(desk, f"along-{slug(t)}-{snapshot.images}", folder, seeds=desk.seeds[:1])
+        found.append((snapshot.images * t.flops / 1e15, row[distance(desk)].value))
+    return found
+
+
+@torch.no_grad()
+def rebuilt_at(t: Trained, snapshot: posthoc.Snapshot) -> Path:
+    """The model folder of the average as it was at a snapshot."""
+    folder = t.run / "along" / f"{snapshot.images:09d}"
+    if not (folder / "model.yaml").is_file():
+        _, model, parameters = posthoc.opened(t.run)
+        assert isinstance(model, LatentDiffusion)
+        tensors = files.load_tensors(snapshot.file)
+        for k, parameter in enumerate(parameters):
+            parameter.copy_(tensors[str(k)])
+        model.save(folder)
+    return folder
+
+
+def stepped(desk: Desk, t: Trained) -> list[tuple[float, float]]:
+    """(pictures a second, Fréchet distance) for several numbers of steps, one sampling seed each."""
+    rows = [generated(desk, f"steps-{slug(t)}-{n}", t.model, steps=n, seeds=desk.seeds[:1]) for n in STEPS]
+    return [(row.rate, row[distance(desk)].value) for row in rows]
+
+
+def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row]) -> Table:
+    """What each factor came to."""
+    name, lines = distance(desk), []
+    for t in several:
+        row = rows[t.name]
+        stage = {} if t.factor == 1 else rebuilt(desk, f"first-{t.kind}-f{t.factor}", t.first)
+        lines.append([
+            t.name, f"{t.images:,}", f"{t.rate:,.0f}", f"{row.rate:.1f}", row[name].told(),
+            f"{stage[name]:.1f}" if stage else "0", f"{stage['psnr']:.1f} dB" if stage else "exact",
+        ])  # fmt: skip
+    head = ["", "images seen", "training images/s", "sampled pictures/s", name, "of its first stage", "PSNR of it"]
+    return Table("At equal training FLOPs", head, lines)
+
+
+def protocol(desk: Desk) -> dict[str, Any]:
+    """How everything was measured."""
+    return {
+        "data": desk.data, "train": desk.train.fingerprint[:12], "features": desk.network.told(),
+        "images a seed": desk.images, "seeds": list(desk.seeds), "sampler": "the default", "steps": desk.steps,
+        "guidance": 1.0, "hours": desk.hours, "device": str(desk.device), "precision": str(desk.dtype),
+    }  # fmt: skip
+
+
+def claims(several: Sequence[Trained], found: Mapping[str, Spread]) -> list[Claim]:
+    """The paper's sentences beside what was measured, for the first kind of first stage."""
+    by = {t.factor: found[t.name] for t in reversed(several)}
+    kinds = [t.kind for t in several if t.factor > 1]
+    if kinds:
+        by |= {t.factor: found[t.name] for t in several if t.kind == kinds[0]}
+    made = [
+        _claim("f = 1 and 2 are too slow: at equal compute f = 4 to 16 are better", (4, 8, 16), (1, 2), by),
+        _claim("f = 32 loses too much: f = 4 to 16 are better", (4, 8, 16), (32,), by),
+    ]
+    return [claim for claim in made if claim is not None]
+
+
+def _claim(text: str, good: Sequence[int], bad: Sequence[int], by: Mapping[int, Spread]) -> Claim | None:
+    here, there = [f for f in good if f in by], [f for f in bad if f in by]
+    if not here or not there:
+        return None
+    outcomes: list[Outcome] = [better(by[a], by[b]) for a in here for b in there]
+    told = ", ".join(f"f = {f}: {by[f].told()}" for f in sorted({*here, *there}))
+    beaten = sum(o == HOLDS for o in outcomes)
+    return Claim(text, every(outcomes), f"{told}; {beaten} of {len(outcomes)} pairs as claimed")

@@ -1,0 +1,194 @@
+"""Where studies work: data, device and budget, the runs that they train, and the numbers that they have already.
+
+Every run has a name, and several studies share the runs that they have in common. How many images a run sees is worked
+out once, from rates that are measured at the start, and kept in `plan.json`: a study that is stopped and called again
+ends where an uninterrupted one would.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from sfumato import device as devices
+from sfumato import files
+from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Data, Part
+from sfumato.evaluation.gather import Gathered, gather
+from sfumato.evaluation.source import Chosen, PartPictures
+from sfumato.features.network import FeatureNetwork
+from sfumato.studies.judge import Judge, classes_of
+from sfumato.training.rate import rate
+from sfumato.training.recipe import Recipe, parse
+from sfumato.training.run import objective_of, train
+
+say = Console(stderr=True)
+Fields = dict[str, Any]
+SEEDS = (0, 1_000_000, 2_000_000)  # of the first picture of each sampling; the next count up
+
+
+@dataclass
+class Desk:
+    """What a study is given. `folder` holds all studies of one data set; `hours` are this study's own."""
+
+    folder: Path
+    data: Fields  # the `data` of its recipes
+    network: FeatureNetwork
+    device: torch.device
+    hours: float
+    images: int = 512  # generated a sampling seed
+    steps: int = 25
+    seeds: Sequence[int] = SEEDS
+    quiet: bool = False
+
+    @cached_property
+    def opened(self) -> Data:
+        """The data set."""
+        return Data.model_validate(self.data)
+
+    @cached_property
+    def train(self) -> Part:
+        """Its training part."""
+        return self.opened.open("train")
+
+    @cached_property
+    def held_out(self) -> Part:
+        """Its held-out part."""
+        return self.opened.open("held_out")
+
+    @property
+    def name(self) -> str:
+        """What tables call the data."""
+        path = getattr(self.opened, "path", None)
+        return Path(path).name if path else self.opened.kind_name()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of sampling."""
+        return devices.precision("auto", self.device)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether pictures have classes."""
+        return bool(self.train.labels)
+
+    @property
+    def captioned(self) -> bool:
+        """Whether pictures have captions."""
+        return bool(self.train.fields(0).get("caption"))
+
+    @cached_property
+    def real(self) -> Gathered:
+        """Features of the training part, the reference of all distances."""
+        return self.seen(PartPictures(self.train, f"{self.name}, train"))
+
+    def seen(self, source: Any) -> Gathered:
+        """Features of a source's pictures, kept by their content."""
+        return gather(self.network, source, cache=self.folder / "features")
+
+    def seen_fresh(self, source: Any, count: int | None = None) -> Gathered:
+        """Features that are not kept: of `count` pictures of the source, the same every time, or of all."""
+        return gather(self.network, source if count is None else Chosen(source, count))
+
+    @cached_property
+    def judge(self) -> Judge | None:
+        """The classifier of the data's classes, None where there are none."""
+        if not self.labelled:
+            return None
+        return Judge.trained(self.real["pooled"], classes_of(self.train), len(self.train.labels))
+
+    def run(self, name: str) -> Path:
+        """The folder of a run."""
+        return self.folder / "runs" / name
+
+    def recipe(self, name: str, fields: Mapping[str, Any], images: int) -> Recipe:
+        """A whole recipe: the study's data, and so many images with few previews."""
+        training = {
+            "ema": [0.05], "preview": max(images // 2, 1), "report": max(images // 40, 1),
+            "checkpoint": max(images // 4, 1), "keep": 1, **fields.get("training", {}), "images": images,
+        }  # fmt: skip
+        return parse({"data": self.data, **fields, "training": training}, name)
+
+    def trained(self, name: str, fields: Mapping[str, Any], images: int) -> Path:
+        """The model folder of a run: trained from the start, from where it was stopped, or there already.
+
+        Raises `ValueError` where the run was begun with other settings.
+        """
+        run, recipe = self.run(name), self.recipe(name, fields, images)
+        say.print(f"{name}: {images:,} images", highlight=False)
+        try:
+            return train(recipe, run, resume=True, device=str(self.device), quiet=self.quiet)
+        except ValueError as error:
+            if "another recipe" not in str(error):
+                raise
+            raise ValueError(
+                f"{run} was begun with other settings; give the same --hours, --size and data as then, or another --out"
+            ) from None
+
+    def rate(self, name: str, fields: Mapping[str, Any]) -> float:
+        """Images a second of a run's training, measured once."""
+        rates = self.plan("rates")
+        if name not in rates:
+            recipe = self.recipe(name, fields, 1_000_000)
+            rates[name] = round(
+                rate(objective_of(recipe, self.run(name), self.device), recipe.training, self.device), 3
+            )
+            self.keep_plan("rates", rates)
+        found: float = rates[name]
+        return found
+
+    def budget(self, name: str, fields: Mapping[str, Any], hours: float) -> int:
+        """Images that a run sees in so many hours, worked out once."""
+        planned = self.plan("images")
+        if name not in planned:
+            planned[name] = whole(3600 * hours * self.rate(name, fields), fields)
+            self.keep_plan("images", planned)
+        found: int = planned[name]
+        return found
+
+    def plan(self, part: str) -> dict[str, Any]:
+        """A part of `plan.json`."""
+        path = self.folder / "plan.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        kept: dict[str, Any] = found.get(part, {})
+        return kept
+
+    def keep_plan(self, part: str, values: Mapping[str, Any]) -> None:
+        """Write a part of `plan.json`."""
+        path = self.folder / "plan.json"
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        files.write(path, json.dumps({**found, part: dict(values)}, indent=1))
+
+    def once(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
+        """A JSON value that is worked out once and kept in `measured/`, until what it is of, its `key`, is another."""
+        path, told = self.folder / "measured" / f"{name}.json", json.loads(json.dumps(key))
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if kept.get("key") != told:
+            kept = {"key": told, "value": make()}
+            files.write(path, json.dumps(kept, indent=1, ensure_ascii=False))
+        return kept["value"]
+
+    def pixels(self, name: str = "pixels") -> Path:
+        """The model folder of the identity, f = 1: its shift and scale measured, nothing trained."""
+        folder = self.run(name) / "model"
+        if not (folder / "model.yaml").is_file():
+            from sfumato.autoencoder.base import FirstStage
+            from sfumato.training.autoencoder import stack
+
+            codec = Codec(FirstStage.model_validate({"kind": "identity", "image_channels": self.train.channels}))
+            begins = range(0, len(self.train), 128)
+            parts = (range(b, min(b + 128, len(self.train))) for b in begins)
+            codec.measure(codec.tally(codec.moments(stack(self.train, part))) for part in parts)
+            codec.save(folder)
+        return folder
+
+
+def whole(images: float, fields: Mapping[str, Any]) -> int:
+    """A number of images that batches divide, four at the least."""
+    batch = int(fields.get("training", {}).get("batch", 64))
+    return max(round(images / batch), 4) * batch

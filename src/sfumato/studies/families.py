@@ -1,0 +1,198 @@
+"""`families`: a GAN, a VAE, two autoregressive models, diffusion of pixels, and latent diffusion, at equal training time.
+
+What the paper says of each in its introduction and related work: GANs are sharp, miss modes and are hard to train; VAEs
+cover and blur; autoregressive models have good likelihoods, are slow and stay small; diffusion of pixels is good and
+costly; two stages of transformers need many parameters where codes are many.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import files
+from sfumato.evaluation.likelihood import likelihood
+from sfumato.families import base
+from sfumato.families.base import FamilyConfig, Shape
+from sfumato.model import LatentDiffusion
+from sfumato.streams import Stream
+from sfumato.studies import recipes
+from sfumato.studies.compression import protocol
+from sfumato.studies.desk import Desk
+from sfumato.studies.guidance import good_stage
+from sfumato.studies.measure import Row, distance, generated, real, short
+from sfumato.studies.result import Figure, Result, Table, plot
+from sfumato.studies.verdict import FAILS, HOLDS, Claim, better
+
+Fields = dict[str, Any]
+FIRST_SHARE, MEASURING = 0.1, 0.25
+SIDES = (16, 32, 64)  # of the curve of seconds against resolution
+LDM, PIXELS, GAN, VAE, AR, TWO = "LDM-8", "pixel diffusion", "GAN", "VAE", "pixel transformer", "VQ + transformer"
+
+
+def family(kind: str, *, batch: int = 32, **settings: Any) -> Fields:
+    """The recipe of a family."""
+    training = {"batch": batch, "rate": 5.0e-3, "flip": 0.5}
+    return {"stage": "family", "family": {"kind": kind, **settings}, "training": training}
+
+
+def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
+    """All six, of 4 to 8 million parameters each."""
+    side = min(desk.train.size, 32)
+    cond = recipes.by_class() if desk.labelled else None
+    return {
+        GAN: family("gan", width=32, latent=128, r1=2.0),
+        VAE: family("vae", width=48, channels=16),
+        AR: family("autoregressive", tokens="palette", side=side, colours=256, width=256, depth=6, heads=4, batch=16),
+        TWO: {
+            **family("autoregressive", tokens="codes", width=256, depth=6, heads=4, top=256),
+            "autoencoder": str(codes),
+        },
+        PIXELS: recipes.denoiser(desk.pixels(), cond),
+        LDM: recipes.denoiser(stage, cond, width=128, multipliers=(1, 1)),
+    }
+
+
+def study(desk: Desk) -> Result:
+    """Train six models for equal seconds, measure, judge."""
+    stage = good_stage(desk, FIRST_SHARE * desk.hours / 2)
+    vq = recipes.first("vq", 4, 4)
+    codes = desk.trained("first-codes", vq, desk.budget("first-codes", vq, FIRST_SHARE * desk.hours / 2))
+    wanted = fields(desk, stage, codes)
+    hours = (1 - FIRST_SHARE - MEASURING) * desk.hours / len(wanted)
+    models, rows, seen, bits = {}, {}, {}, {}
+    for name, one in wanted.items():
+        run = f"family-{name.replace(' ', '-').replace('+-', '')}"
+        seen[name] = desk.budget(run, one, hours)
+        models[name] = desk.trained(run, one, seen[name])
+        rows[name] = generated(desk, run, models[name], guidance=1.0, judge=desk.judge)
+        bits[name] = bounded(desk, run, models[name])
+    result = Result(
+        "families", "The other families",
+        f"Six models of {desk.name} at {desk.train.size} pixels, each trained {hours * 60:.0f} minutes on this machine. The "
+        f"transformer over pixels draws {min(desk.train.size, 32)} a side, its pictures are enlarged.",
+        protocol={**protocol(desk), "minutes each": hours * 60}, claims=claims(desk, rows, bits),
+    )  # fmt: skip
+    measures = [distance(desk), short(desk, "precision"), short(desk, "recall")]
+    extra = [m for m in ("classes covered",) if m in rows[LDM].measures]
+    lines = [
+        ["real, half against half", "", "", *(_cell(real(desk, desk.judge), m) for m in [*measures, *extra]), "", ""]
+    ]
+    for name, row in rows.items():
+        count = sum(p.numel() for p in parameters(models[name])) / 1e6
+        lines.append([
+            name, f"{count:.1f} M", f"{seen[name]:,}", *(_cell(row, m) for m in [*measures, *extra]),
+            _bits(bits[name]), f"{1000 / row.rate:,.0f} ms",
+        ])  # fmt: skip
+    head = ["", "parameters", "images seen", *measures, *extra, "bits a dimension", "a picture takes"]
+    result.tables.append(Table("At equal training time", head, lines))
+    curves = desk.once("family-seconds", [list(SIDES), desk.train.size], lambda: seconds(desk, wanted))
+    drawn = [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items()]
+    path = plot(desk.folder / "families" / "seconds.png", drawn, "pixels a side", "seconds a picture", log=(True, True))
+    result.figures.append(
+        Figure(path, "Seconds a picture against resolution, fresh networks of the same recipes, one picture at a time")
+    )
+    result.figures += [Figure(row.sheet, f"{name}: {seen[name]:,} images seen") for name, row in rows.items()]
+    return result
+
+
+def _bits(found: dict[str, float] | None) -> str:
+    return f"{found['bits']:.2f}" if found else ""
+
+
+def _cell(row: Row, measure: str) -> str:
+    return row[measure].told() if measure in row.measures else ""
+
+
+def parameters(folder: Path) -> list[torch.nn.Parameter]:
+    """The weights that draw pictures: a first stage's encoder and decoder are not among them."""
+    if "stage: family" in (folder / "model.yaml").read_text(encoding="utf-8").splitlines():
+        loaded = base.load(folder)
+        return [p for m in loaded.learned(next(iter(loaded.turns))) for p in m.parameters()]
+    model = LatentDiffusion.load(folder)
+    return [*model.denoiser.parameters(), *model.conditions.parameters()]
+
+
+def bounded(desk: Desk, name: str, folder: Path) -> dict[str, float] | None:
+    """Bits per dimension of held-out pictures, None where undefined or of another picture than the data's."""
+
+    def make() -> dict[str, float] | None:
+        if "stage: family" not in (folder / "model.yaml").read_text(encoding="utf-8").splitlines():
+            return None
+        return likelihood(base.load(folder, desk.device), desk.held_out)
+
+    kept: dict[str, float] | None = desk.once(f"bits-{name}", files.sha256(folder / "model.yaml"), make)
+    return kept
+
+
+@torch.no_grad()
+def seconds(desk: Desk, wanted: dict[str, Fields]) -> dict[str, list[tuple[int, float]]]:
+    """(pixels a side, seconds a picture) of each, with fresh weights: time does not hang on what was learned."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for name, one in wanted.items():
+        found[name] = [(side, timed(sampler(desk, one, side))) for side in SIDES]
+    return found
+
+
+def sampler(desk: Desk, one: Fields, side: int) -> Callable[[], Any]:
+    """A call that draws one picture of `side` pixels."""
+    if one["stage"] == "family":
+        config = FamilyConfig.model_validate({**one["family"], **({"side": side} if "side" in one["family"] else {})})
+        from sfumato.autoencoder.codec import Codec
+
+        codec = Codec.load(Path(one["autoencoder"])) if "autoencoder" in one else None
+        made = config.build(Shape(desk.train.channels, side), (), codec).to(desk.device).eval()
+        label = torch.zeros(1, dtype=torch.long, device=desk.device)
+        return lambda: made.sample(Stream([0]), label)
+    from sfumato.autoencoder.codec import Codec
+    from sfumato.model import DiffusionConfig
+    from sfumato.tasks.requests import Generate
+    from sfumato.tasks.walk import walk
+
+    kept = {k: v for k, v in one.items() if k in DiffusionConfig.model_fields and k != "conditioners"}
+    model = LatentDiffusion(Codec.load(Path(one["autoencoder"])), DiffusionConfig.model_validate(kept), side, {})
+    model = model.to(desk.device).eval().for_sampling(desk.dtype)
+    request = Generate(seed=0, steps=desk.steps, guidance=1.0)
+
+    def draw() -> Any:
+        noise = Stream([0])
+        return model.pictures(walk(model, noise.normal(model.latent_shape(), 0).to(desk.device), request, {}, noise))
+
+    return draw
+
+
+def timed(call: Callable[[], Any]) -> float:
+    """The median seconds of three calls after one that warms up."""
+    call()
+    taken = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return sorted(taken)[1]
+
+
+def claims(desk: Desk, rows: dict[str, Row], bits: dict[str, dict[str, float] | None]) -> list[Claim]:
+    """What the paper says of each family."""
+    fid, recall = distance(desk), short(desk, "recall")
+
+    def beats(one: str, other: str, measure: str, text: str, lower: bool = True) -> Claim:
+        a, b = rows[one][measure], rows[other][measure]
+        return Claim(text, better(a, b, lower=lower), f"{measure}: {one} {a.told()}, {other} {b.told()}")
+
+    made = [
+        beats(LDM, other, fid, f"At equal training time latent diffusion is better than {what}")
+        for other, what in ((GAN, "a GAN"), (VAE, "a VAE"), (AR, "a transformer over pixels"), (PIXELS, "diffusion of pixels"),
+                            (TWO, "a transformer over codes"))
+    ]  # fmt: skip
+    made.append(beats(LDM, GAN, recall, "A GAN misses modes that latent diffusion reaches", lower=False))
+    made.append(beats(LDM, VAE, short(desk, "precision"), "A VAE's pictures are blurred beside it", lower=False))
+    slow, fast = rows[AR].rate, rows[LDM].rate
+    made.append(Claim("Autoregressive models of pixels sample slowly", HOLDS if slow < fast else FAILS,
+                      f"{1 / slow:.2f} s a picture of {min(desk.train.size, 32)} pixels, latent diffusion {1 / fast:.2f} s"))  # fmt: skip
+    gan = rows[GAN].rate
+    made.append(Claim("A GAN samples faster than latent diffusion in 25 steps", HOLDS if gan > fast else FAILS,
+                      f"{gan:,.0f} and {fast:,.1f} pictures a second"))  # fmt: skip
+    return made

@@ -1,0 +1,227 @@
+"""`limits`: past what the paper names as its limits (section 5): slow sampling, and lost pixel precision.
+
+Few steps: two ways to teach the same model to sample in one to four evaluations, beside it at 25, and beside the GAN.
+Precision: latents of 4, 16 and 32 channels at equal budget, reconstruction and generation, with and without a first stage
+whose latents are taught to turn and shrink with the picture (EQ-VAE, Kouzelis et al., 2025); and super-resolution whose
+pictures, made small again, are what was given.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfumato import files, image
+from sfumato.data.base import Data
+from sfumato.data.degrade import shrunk
+from sfumato.evaluation.reconstruction import psnr
+from sfumato.studies import recipes
+from sfumato.studies.compression import protocol
+from sfumato.studies.desk import Desk
+from sfumato.studies.families import GAN, family
+from sfumato.studies.guidance import good_stage
+from sfumato.studies.measure import Row, distance, generated, rebuilt
+from sfumato.studies.result import Figure, Result, Table, plot
+from sfumato.studies.verdict import FAILS, HOLDS, Claim, Spread, better
+from sfumato.tasks.pipeline import Pipeline
+
+FEW = (1, 2, 4)
+WAYS = ("consistency", "shortcut")
+CHANNELS = (4, 16, 32)
+EQUIVARIANCE = 0.25  # weight of the loss
+TEACHER, EACH, GAN_SHARE, STAGES, DENOISERS, UPSCALE = (
+    0.14,
+    0.07,
+    0.1,
+    0.16,
+    0.2,
+    0.08,
+)  # of the hours; the rest measures
+GUIDANCE = 1.5  # of the teacher, baked into its students
+WITHIN = 45.0  # dB
+FACTOR = 4  # of super-resolution
+
+
+def study(desk: Desk) -> Result:
+    """All three parts."""
+    result = Result(
+        "limits", "Past the paper's limits",
+        f"Few-step sampling, channels of the latents, and exact super-resolution on {desk.name} at {desk.train.size} pixels.",
+        protocol=protocol(desk),
+    )  # fmt: skip
+    few(desk, result)
+    channels(desk, result)
+    exact(desk, result)
+    return result
+
+
+# few steps
+
+
+def student(teacher: Path, how: str) -> dict[str, Any]:
+    """The recipe of a distillation."""
+    return {
+        "stage": "distillation", "teacher": str(teacher), "guidance": GUIDANCE, "steps": 32, "sample": 4, "how": how,
+        "training": {"batch": 128, "rate": 2.0e-3, "warmup": 0.02, "flip": 0.5},
+    }  # fmt: skip
+
+
+def few(desk: Desk, result: Result) -> None:
+    """Adds one to four steps beside 25, and the GAN."""
+    stage = good_stage(desk, shared(desk))
+    cond = recipes.by_class() if desk.labelled else None
+    fields = recipes.denoiser(stage, cond, width=128, multipliers=(1, 1))
+    teacher = desk.trained("teacher", fields, desk.budget("teacher", fields, TEACHER * desk.hours))
+    scale = GUIDANCE if desk.labelled else 1.0
+    rows: dict[str, Row] = {"teacher, 25 steps": generated(desk, "few-teacher-25", teacher, guidance=scale, steps=25)}
+    for n in FEW:
+        rows[f"teacher, {n}"] = generated(desk, f"few-teacher-{n}", teacher, guidance=scale, steps=n)
+    for how in WAYS:
+        taught = {**student(teacher, how), "guidance": scale}
+        folder = desk.trained(f"few-{how}", taught, desk.budget(f"few-{how}", taught, EACH * desk.hours))
+        for n in FEW:
+            rows[f"{how}, {n}"] = generated(desk, f"few-{how}-{n}", folder, steps=n)
+    gan = family("gan", width=32, latent=128, r1=2.0)
+    run = "family-GAN"
+    rows[GAN] = generated(
+        desk, run, desk.trained(run, gan, desk.budget(run, gan, GAN_SHARE * desk.hours)), judge=desk.judge
+    )
+    name = distance(desk)
+    lines = [[title, row[name].told(), f"{row.rate:,.1f}"] for title, row in rows.items()]
+    result.tables.append(Table("Few steps", ["", name, "pictures a second, decoded"], lines))
+    drawn = [
+        (how, list(FEW), [rows[f"{how}, {n}"][name].value for n in FEW]) for how in ("teacher", *WAYS)
+    ]  # fmt: skip
+    path = plot(desk.folder / "limits" / "steps.png", drawn, "steps", name, log=(True, True))
+    result.figures.append(Figure(path, f"{name} against steps"))
+    result.figures += [Figure(row.sheet, title) for title, row in rows.items()]
+    result.claims += quick(rows, name)
+
+
+def shared(desk: Desk) -> float:
+    """Hours of the shared first stage."""
+    return STAGES * desk.hours / (2 * len(CHANNELS))
+
+
+def quick(rows: dict[str, Row], name: str) -> list[Claim]:
+    """Whether slow sampling is a limit still."""
+    best = {n: min((rows[f"{how}, {n}"] for how in WAYS), key=lambda r: r[name].value) for n in FEW}
+    slow, gan = rows["teacher, 25 steps"], rows[GAN]
+    four = best[4]
+    return [
+        Claim("Four steps of a student are within a fifth of the teacher's 25",
+              better(_grown(four[name], 1 / 1.2), slow[name]) if four[name].value > slow[name].value else HOLDS,
+              f"{four[name].told()} against {slow[name].told()}; {four.rate / slow.rate:.1f} times the pictures a second"),
+        Claim("One step of a student is better than the GAN", better(best[1][name], gan[name]),
+              f"{best[1][name].told()} against {gan[name].told()}"),
+        Claim("One step of a student is as fast as the GAN, decoding included",
+              HOLDS if best[1].rate >= gan.rate else FAILS,
+              f"{best[1].rate:,.0f} and {gan.rate:,.0f} pictures a second"),
+    ]  # fmt: skip
+
+
+def _grown(spread: Spread, by: float) -> Spread:
+    return dataclasses.replace(spread, value=spread.value * by, spread=spread.spread * by)
+
+
+# channels
+
+
+def channels(desk: Desk, result: Result) -> None:
+    """Adds 4, 16 and 32 channels, each without and with the cure."""
+    cond = recipes.by_class() if desk.labelled else None
+    pairs = [(c, e) for c in CHANNELS for e in (0.0, EQUIVARIANCE)]
+    rows, stages = {}, {}
+    for c, e in pairs:
+        title = f"f8-c{c}{'-eq' if e else ''}"
+        first = recipes.first("kl", 8, c, equivariance=e)
+        hours = STAGES * desk.hours / len(pairs)
+        stages[c, e] = desk.trained(f"first-{title}", first, desk.budget(f"first-{title}", first, hours))
+        fields = recipes.denoiser(stages[c, e], cond, width=128, multipliers=(1, 1))
+        run = f"channels-{title}"
+        model = desk.trained(run, fields, desk.budget(run, fields, DENOISERS * desk.hours / len(pairs)))
+        rows[c, e] = generated(desk, run, model)
+    name = distance(desk)
+    again = {p: rebuilt(desk, f"first-f8-c{p[0]}{'-eq' if p[1] else ''}", stages[p]) for p in pairs}
+    lines = [
+        [
+            f"{c}{', equivariant' if e else ''}",
+            f"{again[c, e]['psnr']:.2f} dB",
+            f"{again[c, e][name]:.2f}",
+            rows[c, e][name].told(),
+        ]
+        for c, e in pairs
+    ]
+    result.tables.append(
+        Table(
+            "Channels of latents at f = 8", ["channels", "PSNR", f"{name}, reconstructed", f"{name}, generated"], lines
+        )
+    )
+    result.figures += [Figure(rows[p].sheet, f"{p[0]} channels{', equivariant' if p[1] else ''}") for p in pairs]
+    plain = {c: rows[c, 0.0][name] for c in CHANNELS}
+    cured = {c: rows[c, EQUIVARIANCE][name] for c in CHANNELS}
+    finest = CHANNELS[-1]
+    gain = again[finest, 0.0]["psnr"] - again[4, 0.0]["psnr"]
+    result.claims += [
+        Claim("More channels keep more precision", HOLDS if gain > 0 else FAILS, f"{gain:+.1f} dB from 4 to {finest} channels"),
+        Claim("Many channels are harder to generate at equal budget", better(plain[4], plain[finest]),
+              f"{plain[4].told()} with 4, {plain[finest].told()} with {finest}"),
+        *(Claim(f"Equivariance helps {c} channels to generate", better(cured[c], plain[c]),
+                f"{cured[c].told()} with, {plain[c].told()} without") for c in CHANNELS[1:]),
+    ]  # fmt: skip
+
+
+# super-resolution
+
+
+def exact(desk: Desk, result: Result) -> None:
+    """Adds super-resolution that shrinks back to what was given."""
+    stage, data = good_stage(desk, shared(desk)), {**desk.data, "degrade": {"how": "bicubic", "factor": FACTOR}}
+    fields = {
+        **recipes.denoiser(stage, {"small": {"kind": "lowres", "width": 64, "stages": 1, "noise": 0.3, "dropout": 0.0}},
+                           width=128, multipliers=(1, 1)),
+        "data": data,
+    }  # fmt: skip
+    model = desk.trained("upscale", fields, desk.budget("upscale", fields, UPSCALE * desk.hours))
+    found = desk.once("upscale-exact", files.sha256(model / "model.yaml"), lambda: shrunk_again(desk, model, data))
+    values = found["consistent"]
+    result.tables.append(Table(
+        "Super-resolution x4, made small again, against what was given",
+        ["", "lowest", "mean"],
+        [["as the model makes it", *_two(found["plain"])], ["with the correction, the default", *_two(values)]],
+    ))  # fmt: skip
+    result.figures.append(Figure(Path(found["sheet"]), "Given (enlarged), made, the original"))
+    result.claims.append(Claim(
+        f"Pictures made small again are what was given, to {WITHIN:g} dB", HOLDS if min(values) >= WITHIN else FAILS,
+        f"lowest of {len(values)}: {min(values):.1f} dB",
+    ))  # fmt: skip
+
+
+def _two(values: Sequence[float]) -> tuple[str, str]:
+    return f"{min(values):.1f} dB", f"{sum(values) / len(values):.1f} dB"
+
+
+@torch.no_grad()
+def shrunk_again(desk: Desk, model: Path, data: dict[str, Any], count: int = 16) -> dict[str, Any]:
+    """PSNR of made pictures, shrunk as the data shrink them, against the small ones, with and without the correction."""
+    pipeline = Pipeline.load(model, device=str(desk.device))
+    part = Data.model_validate(data).open("held_out")
+    whole = torch.stack([part.image(k) for k in range(min(count, len(part)))]).float() / 127.5 - 1.0
+    side = part.size // FACTOR
+    small = image.to_uint8(shrunk(whole, (side, side))).float() / 127.5 - 1.0
+    found: dict[str, Any] = {}
+    made: list[torch.Tensor] = []
+    for name, keeps in (("plain", False), ("consistent", True)):
+        made = [
+            image.to_tensor(pipeline.upscale(picture=p, seed=k, steps=desk.steps, consistent=keeps)[0])
+            for k, p in enumerate(image.to_pil(small))
+        ]
+        again = image.to_uint8(shrunk(torch.stack(made), (side, side))).float() / 127.5 - 1.0
+        found[name] = [float(v) for v in psnr(again, small)]
+    large = torch.nn.functional.interpolate(small, scale_factor=FACTOR, mode="nearest")
+    path = desk.folder / "sheets" / "upscale.png"
+    sheet = image.sheet(torch.cat([large, torch.stack(made), whole]), len(whole))
+    files.write(path, lambda part_: sheet.save(part_, "PNG"))
+    return {**found, "sheet": str(path)}

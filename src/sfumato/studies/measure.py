@@ -1,0 +1,188 @@
+"""What a study measures of a model: distances over several sampling seeds, pictures a second, and a sheet to look at."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sfumato import files, image
+from sfumato.autoencoder.codec import Codec
+from sfumato.evaluation.generation import against, halves, named
+from sfumato.evaluation.reconstruction import measured, summary
+from sfumato.evaluation.source import Modelled, PartPictures, Rebuilt, Sampled, Source
+from sfumato.families import base as families
+from sfumato.model import LatentDiffusion
+from sfumato.studies.desk import Desk
+from sfumato.studies.judge import Judge
+from sfumato.studies.verdict import Spread
+from sfumato.tasks.requests import Generate
+
+SHOWN = 32  # pictures of a sheet, in two rows
+SHEET = 16  # pictures in a row
+
+
+class Watched(Source):
+    """A source whose first pictures are kept, and the seconds that its pictures took after the first batch."""
+
+    def __init__(self, source: Source, kept: int) -> None:
+        self.source, self.wanted = source, kept
+        self.kept: list[Tensor] = []
+        self.labels: list[int | None] = []
+        self.seconds, self.timed, self.calls = 0.0, 0, 0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def told(self) -> dict[str, Any]:
+        return self.source.told()
+
+    def pictures(self, indices: Sequence[int]) -> list[Tensor]:
+        begin = time.perf_counter()
+        made = self.source.pictures(indices)
+        self.calls += 1
+        if self.calls == 2:  # the first warmed up, and counts only where it is alone
+            self.seconds, self.timed = 0.0, 0
+        self.seconds, self.timed = self.seconds + time.perf_counter() - begin, self.timed + len(made)
+        self.kept += made[: self.wanted - len(self.kept)]
+        return made
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second."""
+        return self.timed / self.seconds if self.seconds else float("nan")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one model came to: measures by name, and a sheet of its first pictures."""
+
+    measures: dict[str, Spread]
+    rate: float  # pictures a second, decoding included
+    sheet: Path
+
+    def __getitem__(self, name: str) -> Spread:
+        return self.measures[name]
+
+
+def distance(desk: Desk) -> str:
+    """What the Fréchet distance is called with this network."""
+    return named("FID", desk.network.description)
+
+
+def short(desk: Desk, measure: str) -> str:
+    """A measure's name with this network."""
+    return named(measure, desk.network.description)
+
+
+def generated(
+    desk: Desk,
+    name: str,
+    folder: Path,
+    *,
+    guidance: float = 1.0,
+    steps: int | None = None,
+    images: int | None = None,
+    seeds: Sequence[int] | None = None,
+    judge: Judge | None = None,
+    **more: Any,
+) -> Row:
+    """A model folder's samples against the training part, over sampling seeds; worked out once under `name`."""
+    seeds, images = tuple(desk.seeds if seeds is None else seeds), images or desk.images
+    facts = {"guidance": guidance, "steps": steps or desk.steps, **more}
+    key = [files.sha256(folder / "model.yaml"), facts, images, list(seeds), desk.network.told(), judge is not None]
+
+    def make() -> Any:
+        text = (folder / "model.yaml").read_text(encoding="utf-8")
+        family = families.load(folder, desk.device) if "stage: family" in text.splitlines() else None
+        model = None if family else LatentDiffusion.load(folder, desk.device).for_sampling(desk.dtype)
+        few = model.config.distilled if model is not None else None
+
+        def source(seed: int) -> Source:
+            if family is not None:
+                return Modelled(family, images, seed, guidance, desk.train)
+            assert model is not None
+            settings = {"sampler": few.sampler, "grid": "even", **facts} if few else facts
+            return Sampled(model, Generate(seed=seed, batch=64, **settings), images, desk.train)
+
+        return sampled(desk, name, [source(seed) for seed in seeds], judge)
+
+    return read(desk.once(name, key, make))
+
+
+def sampled(desk: Desk, name: str, sources: Sequence[Source], judge: Judge | None) -> Any:
+    """The measures of several samplings as JSON, and the sheet of the first."""
+    rows, rates, sheet = list[dict[str, float]](), list[float](), ""
+    for source in sources:
+        watched = Watched(source, 0 if sheet else SHOWN)
+        fake = desk.seen_fresh(watched)
+        found = {k: v for k, v in against(desk.real, fake, desk.network.description).items() if not k.endswith("±")}
+        if judge is not None:
+            found |= judge.score(fake["pooled"], asked(source))
+        rows.append(found)
+        rates.append(watched.rate)
+        sheet = sheet or str(drawn(desk, name, watched.kept))
+    return {"rows": rows, "rates": rates, "sheet": sheet}
+
+
+def asked(source: Source) -> list[int] | None:
+    """The class that each picture of a source was asked to be, None where none was."""
+    if isinstance(source, Modelled):
+        return source.classes if source.family.labels else None
+    if isinstance(source, Sampled) and "label" in source.wanted:
+        return [int(source.fields(k)["label"]) for k in range(len(source))]
+    return None
+
+
+def read(kept: Any) -> Row:
+    """A row from its JSON."""
+    names = kept["rows"][0]
+    measures = {name: Spread.of([row[name] for row in kept["rows"]]) for name in names}
+    return Row(measures, sorted(kept["rates"])[len(kept["rates"]) // 2], Path(kept["sheet"]))
+
+
+def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
+    """A sheet of pictures, small ones enlarged, in `sheets/NAME.png`."""
+    path = desk.folder / "sheets" / f"{name}.png"
+    whole = image.sheet(torch.stack(list(pictures)), SHEET)
+    factor = max(64 // pictures[0].shape[-1], 1)
+    if factor > 1:
+        whole = whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.NEAREST)
+    files.write(path, lambda part: whole.save(part, "PNG"))
+    return path
+
+
+def real(desk: Desk, judge: Judge | None = None) -> Row:
+    """One half of the training part against the other, and a sheet of held-out pictures: what no model passes."""
+
+    def make() -> Any:
+        one, two = halves(desk.real)
+        found = {k: v for k, v in against(two, one, desk.network.description).items() if not k.endswith("±")}
+        if judge is not None:
+            found |= judge.score(one["pooled"], None)
+        source = PartPictures(desk.held_out, "held out")
+        count = min(SHOWN, len(source))
+        return {"rows": [found], "rates": [0.0], "sheet": str(drawn(desk, "real", source.pictures(range(count))))}
+
+    return read(desk.once("real", [desk.train.fingerprint, desk.network.told(), judge is not None], make))
+
+
+def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, float]:
+    """A first stage on held-out pictures: PSNR, SSIM, the Fréchet distance of as many reconstructions as are generated."""
+
+    def make() -> Any:
+        codec = Codec.load(folder).to(desk.device)
+        held = PartPictures(desk.held_out, "held out")
+        found = summary(measured(Rebuilt(codec, held)))
+        again = desk.seen_fresh(Rebuilt(codec, PartPictures(desk.train, "train")), desk.images)
+        found[distance(desk)] = against(desk.real, again, desk.network.description)[distance(desk)]
+        drawn(desk, name, Rebuilt(codec, held).pictures(range(min(SHOWN, len(held)))))
+        return found
+
+    key = [files.sha256(folder / "model.yaml"), desk.images, desk.network.told()]
+    kept: dict[str, float] = desk.once(name, key, make)
+    return kept

@@ -1,0 +1,52 @@
+"""What studies train: first stages of any factor and the denoisers on them, small enough for two cores."""
+
+from pathlib import Path
+from typing import Any
+
+Fields = dict[str, Any]
+CHANNELS = {2: 2, 4: 3, 8: 4, 16: 8, 32: 16}  # of latents: the published first stages' (Rombach et al., 2022, table 8)
+BATCH = 128
+
+
+def first(kind: str, factor: int, channels: int | None = None, *, equivariance: float = 0.0) -> Fields:
+    """A first stage of a factor: `kind` kl or vq, latents of the published number of channels where none is given."""
+    stem = min(max(factor // 2, 1), 4)
+    levels = (factor // stem).bit_length()
+    coder = {
+        "factor": factor, "channels": channels or CHANNELS[factor], "stem": stem, "width": 64,
+        "multipliers": [1, *[2] * (levels - 1)], "blocks": 1, "decoder_blocks": 2, "middle_blocks": 1,
+        "middle_attention": False, "refine": 16, "down": "unshuffle", "up": "shuffle", "groups": 16,
+    }  # fmt: skip
+    stage: Fields = {"kind": kind, "bottleneck": False, "coder": coder}
+    if kind == "vq":
+        stage["codebook"] = {"size": 1024}
+    objective = {"l1": 1.0, "l2": 0.5, "kl": 1.0e-3, "equivariance": equivariance}
+    training = {"batch": 64, "rate": 1.0e-2, "flip": 0.5}
+    return {"stage": "autoencoder", "autoencoder": stage, "objective": objective, "training": training}
+
+
+def denoiser(
+    autoencoder: Path, conditioners: Fields | None = None, *, width: int = 64, multipliers: tuple[int, ...] = (1, 2),
+    mean: float = 0.8, cache: bool = True, **training: Any,
+) -> Fields:  # fmt: skip
+    """A U-Net on a first stage, flow prediction; the same network whatever the latents."""
+    backbone = {
+        "kind": "unet", "width": width, "multipliers": list(multipliers), "blocks": 1, "attention": [2],
+        "expansion": 2, "groups": None,
+    }  # fmt: skip
+    return {
+        "stage": "diffusion", "autoencoder": str(autoencoder), "backbone": backbone, "schedule": {"kind": "linear"},
+        "prediction": "flow", "times": {"density": "logit_normal", "mean": mean}, "cache": cache,
+        "conditioners": conditioners or {},
+        "training": {"batch": BATCH, "rate": 1.0e-2, "warmup": 0.02, "flip": 0.5, **training},
+    }  # fmt: skip
+
+
+def by_class() -> Fields:
+    """The conditioner of classes."""
+    return {"class": {"kind": "label", "width": 256, "dropout": 0.15}}
+
+
+def by_words() -> Fields:
+    """The conditioner of captions, trained with the denoiser."""
+    return {"caption": {"kind": "text", "width": 192, "layers": 1, "dropout": 0.1}}

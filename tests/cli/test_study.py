@@ -1,0 +1,34 @@
+"""`sfumato study` says what is wrong before anything is trained."""
+
+from pathlib import Path
+
+import pytest
+
+from sfumato import cli
+from sfumato.studies.names import HOURS, TOLD
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["study", *words])
+    assert end.value.code == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    return error
+
+
+def test_an_unknown_study_and_a_missing_network_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here = tmp_path / "few.pt"
+    assert "no study 'sharpness'; known: compression" in refused(["sharpness", "--features", str(here)], capsys)
+    assert "sfumato fetch inception" in refused(["cost", "--features", str(here)], capsys)
+    here.write_text("no network")
+    assert "is not TorchScript" in refused(["cost", "--features", str(here), "--hours", "1"], capsys)
+    assert "a study takes some hours" in refused(["cost", "--features", str(here), "--hours", "0"], capsys)
+    assert "features" in refused(["cost"], capsys)
+
+
+def test_studies_together_take_less_than_ten_hours() -> None:
+    assert sum(HOURS.values()) < 10
+    assert TOLD.keys() == HOURS.keys()
+    folder = Path(cli.__file__).parent.parent / "studies"
+    assert all((folder / f"{name}.py").is_file() for name in HOURS)

@@ -1,0 +1,115 @@
+"""A study goes on where it was stopped, and says so where it cannot."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sfumato.features import network
+from sfumato.studies.desk import Desk, whole
+from sfumato.studies.run import agreed, study
+from sfumato.training import run as runs
+
+
+class Few(nn.Module):
+    """Sixteen numbers of a picture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.adaptive_avg_pool2d(x, (4, 4)).mean(1).flatten(1)
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("features") / "few.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.script(Few()).save(str(path))
+    return path
+
+
+@pytest.fixture
+def desk(tmp_path: Path, features: Path) -> Desk:
+    return Desk(
+        tmp_path / "emoji-32", {"kind": "emoji", "size": 32}, network.opened(features), torch.device("cpu"), 0.0003,
+        images=12, steps=2, seeds=(0, 100), quiet=True,
+    )  # fmt: skip
+
+
+def test_numbers_of_images_are_worked_out_once(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    fields: dict[str, Any] = {"training": {"batch": 32}}
+    monkeypatch.setattr(Desk, "rate", lambda *_: 100.0)
+    assert desk.budget("one", fields, 0.01) == whole(3600.0, fields) == 3584
+    monkeypatch.setattr(Desk, "rate", lambda *_: 7.0)
+    assert desk.budget("one", fields, 0.01) == 3584
+
+
+def test_a_number_is_measured_again_when_what_it_is_of_changes(desk: Desk) -> None:
+    calls: list[int] = []
+
+    def make() -> int:
+        calls.append(1)
+        return len(calls)
+
+    assert [desk.once("n", ["a", (1, 2)], make), desk.once("n", ["a", (1, 2)], make)] == [1, 1]
+    assert desk.once("n", ["b", (1, 2)], make) == 2
+
+
+def test_a_study_with_other_hours_is_refused(desk: Desk) -> None:
+    agreed(desk, "cost")
+    desk.hours = 2.0
+    with pytest.raises(ValueError, match=r"holds this study with --hours 0\.0003"):
+        agreed(desk, "cost")
+
+
+def test_an_unknown_study_is_refused(desk: Desk) -> None:
+    with pytest.raises(ValueError, match=r"no study 'sharpness'; known: compression"):
+        study("sharpness", desk, "")
+
+
+def test_what_is_trained_is_not_trained_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sfumato.studies import recipes
+
+    fields = recipes.first("kl", 8)
+    folder = desk.trained("stage", fields, 128)
+    before = (folder / "model.yaml").read_bytes()
+    monkeypatch.setattr(runs.Loop, "step", lambda *_: pytest.fail("a step was taken"))
+    assert desk.trained("stage", fields, 128) == folder
+    assert (folder / "model.yaml").read_bytes() == before
+    with pytest.raises(ValueError, match="begun with other settings; give the same --hours"):
+        desk.trained("stage", fields, 256)
+
+
+def test_pixels_are_whitened_and_untouched(desk: Desk) -> None:
+    from sfumato.autoencoder.codec import Codec
+
+    codec = Codec.load(desk.pixels())
+    rows = torch.stack([desk.train.image(k) for k in range(len(desk.train))]).float() / 127.5 - 1.0
+    latents = codec.encode(rows)
+    assert float(latents.mean()) == pytest.approx(0.0, abs=0.01)
+    assert float(latents.std()) == pytest.approx(1.0, abs=0.05)
+    assert torch.allclose(codec.decode(latents[:4]), rows[:4], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["compression", "cost", "guidance", "conditioning", "families", "limits"])
+def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sfumato.studies.compression.STEPS", (1, 2))
+    monkeypatch.setattr("sfumato.studies.compression.POINTS", 2)
+    monkeypatch.setattr("sfumato.studies.guidance.SCALES", (1.0, 2.0))
+    monkeypatch.setattr("sfumato.studies.families.SIDES", (16, 32))
+    monkeypatch.setattr("sfumato.studies.limits.CHANNELS", (4, 8))
+    monkeypatch.setattr("sfumato.studies.conditioning.CAPTIONS", 8)
+    more: dict[str, Any] = {"factors": (1, 4, 8, 16)} if name == "compression" else {}
+    found, page = study(name, desk, f"sfumato study {name}", **more)
+    assert found.claims
+    assert found.tables
+    assert found.figures
+    text = page.read_text(encoding="utf-8")
+    for claim in found.claims:
+        assert claim.outcome in text
+    assert "nan" not in (page.parent / "study.md").read_text(encoding="utf-8").split()
+    again, _ = study(name, desk, f"sfumato study {name}", **more)  # all is kept
+    assert [c.told() for c in again.claims] == [c.told() for c in found.claims]
