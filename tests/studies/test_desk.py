@@ -101,6 +101,7 @@ def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest
     monkeypatch.setattr("sfumato.studies.compression.POINTS", 2)
     monkeypatch.setattr("sfumato.studies.guidance.SCALES", (1.0, 2.0))
     monkeypatch.setattr("sfumato.studies.families.SIDES", (16,))
+    monkeypatch.setattr("sfumato.studies.families.SMALL", 8)
     monkeypatch.setattr("sfumato.studies.limits.CHANNELS", (4, 8))
     monkeypatch.setattr("sfumato.studies.conditioning.CAPTIONS", 8)
     more: dict[str, Any] = {"factors": (1, 4, 8, 16)} if name == "compression" else {}

@@ -21,7 +21,7 @@ from sfumato.autoencoder.vq import VQAutoencoder
 from sfumato.families.base import Drawn, Family, FamilyConfig, Shape, classes
 from sfumato.streams import Stream
 
-Cache = list[tuple[Tensor, Tensor]]  # of each block: keys and values (B, heads, n, d)
+Cache = list[tuple[Tensor, Tensor]]  # of each block: keys and values (B, heads, N, d), written up to a place
 
 
 class AutoregressiveConfig(FamilyConfig):
@@ -55,14 +55,17 @@ class Block(nn.Module):
             nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
         )
 
-    def forward(self, x: Tensor, past: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x (B, n, C) after `past` -> the same, and the keys and values of all so far."""
+    def forward(self, x: Tensor, kept: tuple[Tensor, Tensor] | None = None, place: int = 0) -> Tensor:
+        """x (B, n, C) -> the same; with `kept`, x is the one token at a place, which is written there and looks back."""
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, -1))
-        if past is not None:
-            k, v = torch.cat([past[0], k], 2), torch.cat([past[1], v], 2)
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
+        if kept is not None:
+            for held, own in zip(kept, (k, v), strict=True):
+                held[:, :, place : place + 1] = own
+            k, v = (held[:, :, : place + 1] for held in kept)
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=kept is None)
         x = x + self.out(h.transpose(1, 2).flatten(2))
-        return x + self.feed(self.norm2(x)), (k, v)
+        result: Tensor = x + self.feed(self.norm2(x))
+        return result
 
 
 class Transformer(nn.Module):
@@ -73,6 +76,7 @@ class Transformer(nn.Module):
     def __init__(self, count: int, vocabulary: int, config: AutoregressiveConfig, labels: tuple[str, ...]) -> None:
         super().__init__()
         self.count, self.vocabulary, self.none = count, vocabulary, len(labels)
+        self.heads = config.heads
         self.tokens = nn.Embedding(vocabulary, config.width)
         self.places = nn.Parameter(0.02 * torch.randn(count, config.width))
         self.start, self.named = nn.Parameter(torch.zeros(config.width)), classes(labels, config.width)
@@ -89,18 +93,19 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
         x = torch.cat([self.first(labels), self.tokens(tokens[:, :-1])], 1) + self.places
         for block in self.blocks:
-            x, _ = block(x)
+            x = block(x)
         result: Tensor = self.head(self.norm(x))
         return result.float() if result.dtype != torch.float64 else result
 
     def step(self, x: Tensor, place: int, cache: Cache) -> tuple[Tensor, Cache]:
         """The logits (B, K) of the token at a place, from the embedding x (B, 1, C) of what stands before it."""
         x = x + self.places[place]
-        kept: Cache = []
-        for k, block in enumerate(self.blocks):
-            x, own = block(x, cache[k] if cache else None)
-            kept.append(own)
-        return self.head(self.norm(x))[:, 0].float(), kept
+        if not cache:  # room for all tokens at once: growing it would copy all that is kept at every token
+            size = (len(x), self.heads, self.count, x.shape[-1] // self.heads)
+            cache = [(x.new_empty(size), x.new_empty(size)) for _ in self.blocks]
+        for block, kept in zip(self.blocks, cache, strict=True):
+            x = block(x, kept, place)
+        return self.head(self.norm(x))[:, 0].float(), cache
 
 
 class Predicting(nn.Module):

@@ -17,12 +17,14 @@ from rich.console import Console
 
 from sfumato import device as devices
 from sfumato import files
+from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data, Part
 from sfumato.evaluation.gather import Gathered, gather
 from sfumato.evaluation.source import Chosen, PartPictures
 from sfumato.features.network import FeatureNetwork
 from sfumato.studies.judge import Judge, classes_of
+from sfumato.training.autoencoder import stack
 from sfumato.training.rate import rate
 from sfumato.training.recipe import Recipe, parse
 from sfumato.training.run import objective_of, train
@@ -177,9 +179,6 @@ class Desk:
         """The model folder of the identity, f = 1: its shift and scale measured, nothing trained."""
         folder = self.run(name) / "model"
         if not (folder / "model.yaml").is_file():
-            from sfumato.autoencoder.base import FirstStage
-            from sfumato.training.autoencoder import stack
-
             codec = Codec(FirstStage.model_validate({"kind": "identity", "image_channels": self.train.channels}))
             begins = range(0, len(self.train), 128)
             parts = (range(b, min(b + 128, len(self.train))) for b in begins)

@@ -13,10 +13,11 @@ from typing import Any
 import torch
 
 from sfumato import files
+from sfumato.autoencoder.codec import Codec
 from sfumato.evaluation.likelihood import likelihood
 from sfumato.families import base
 from sfumato.families.base import FamilyConfig, Shape
-from sfumato.model import LatentDiffusion
+from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.studies import recipes
 from sfumato.studies.compression import protocol
@@ -25,11 +26,19 @@ from sfumato.studies.guidance import good_stage
 from sfumato.studies.measure import Row, distance, generated, real, short
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import FAILS, HOLDS, Claim, better
+from sfumato.tasks.requests import Generate
+from sfumato.tasks.walk import walk
 
 Fields = dict[str, Any]
+SMALL = 32  # pixels a side that the transformer over pixels draws at most
 FIRST_SHARE, MEASURING = 0.1, 0.25
 SIDES = (16, 32, 64)  # of the curve of seconds against resolution
 LDM, PIXELS, GAN, VAE, AR, TWO = "LDM-8", "pixel diffusion", "GAN", "VAE", "pixel transformer", "VQ + transformer"
+
+
+def small(desk: Desk) -> int:
+    """Pixels a side that the transformer over pixels draws; its pictures are enlarged."""
+    return min(desk.train.size, SMALL)
 
 
 def family(kind: str, *, batch: int = 32, **settings: Any) -> Fields:
@@ -40,7 +49,7 @@ def family(kind: str, *, batch: int = 32, **settings: Any) -> Fields:
 
 def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
     """All six, of 4 to 8 million parameters each."""
-    side = min(desk.train.size, 32)
+    side = small(desk)
     cond = recipes.by_class() if desk.labelled else None
     return {
         GAN: family("gan", width=32, latent=128, r1=2.0),
@@ -72,7 +81,7 @@ def study(desk: Desk) -> Result:
     result = Result(
         "families", "The other families",
         f"Six models of {desk.name} at {desk.train.size} pixels, each trained {hours * 60:.0f} minutes on this machine. The "
-        f"transformer over pixels draws {min(desk.train.size, 32)} a side, its pictures are enlarged.",
+        f"transformer over pixels draws {small(desk)} a side, its pictures are enlarged.",
         protocol={**protocol(desk), "minutes each": hours * 60}, claims=claims(desk, rows, bits),
     )  # fmt: skip
     measures = [distance(desk), short(desk, "precision"), short(desk, "recall")]
@@ -140,17 +149,10 @@ def sampler(desk: Desk, one: Fields, side: int) -> Callable[[], Any]:
     """A call that draws one picture of `side` pixels."""
     if one["stage"] == "family":
         config = FamilyConfig.model_validate({**one["family"], **({"side": side} if "side" in one["family"] else {})})
-        from sfumato.autoencoder.codec import Codec
-
         codec = Codec.load(Path(one["autoencoder"])) if "autoencoder" in one else None
         made = config.build(Shape(desk.train.channels, side), (), codec).to(desk.device).eval()
         label = torch.zeros(1, dtype=torch.long, device=desk.device)
         return lambda: made.sample(Stream([0]), label)
-    from sfumato.autoencoder.codec import Codec
-    from sfumato.model import DiffusionConfig
-    from sfumato.tasks.requests import Generate
-    from sfumato.tasks.walk import walk
-
     kept = {k: v for k, v in one.items() if k in DiffusionConfig.model_fields and k != "conditioners"}
     model = LatentDiffusion(Codec.load(Path(one["autoencoder"])), DiffusionConfig.model_validate(kept), side, {})
     model = model.to(desk.device).eval().for_sampling(desk.dtype)
@@ -191,7 +193,7 @@ def claims(desk: Desk, rows: dict[str, Row], bits: dict[str, dict[str, float] | 
     made.append(beats(LDM, VAE, short(desk, "precision"), "A VAE's pictures are blurred beside it", lower=False))
     slow, fast = rows[AR].rate, rows[LDM].rate
     made.append(Claim("Autoregressive models of pixels sample slowly", HOLDS if slow < fast else FAILS,
-                      f"{1 / slow:.2f} s a picture of {min(desk.train.size, 32)} pixels, latent diffusion {1 / fast:.2f} s"))  # fmt: skip
+                      f"{1 / slow:.2f} s a picture of {small(desk)} pixels, latent diffusion {1 / fast:.2f} s"))  # fmt: skip
     gan = rows[GAN].rate
     made.append(Claim("A GAN samples faster than latent diffusion in 25 steps", HOLDS if gan > fast else FAILS,
                       f"{gan:,.0f} and {fast:,.1f} pictures a second"))  # fmt: skip
