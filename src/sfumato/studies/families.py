@@ -15,8 +15,7 @@ import torch
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
 from sfumato.evaluation.likelihood import likelihood
-from sfumato.families import base
-from sfumato.families.base import FamilyConfig, Shape
+from sfumato.families.base import Family, FamilyConfig, Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.studies import recipes
@@ -26,6 +25,7 @@ from sfumato.studies.guidance import good_stage
 from sfumato.studies.measure import Row, distance, generated, real, short
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import FAILS, HOLDS, Claim, better
+from sfumato.tasks.pipeline import opened
 from sfumato.tasks.requests import Generate
 from sfumato.tasks.walk import walk
 
@@ -117,10 +117,9 @@ def _cell(row: Row, measure: str) -> str:
 
 def parameters(folder: Path) -> list[torch.nn.Parameter]:
     """The weights that draw pictures: a first stage's encoder and decoder are not among them."""
-    if "stage: family" in (folder / "model.yaml").read_text(encoding="utf-8").splitlines():
-        loaded = base.load(folder)
-        return [p for m in loaded.learned(next(iter(loaded.turns))) for p in m.parameters()]
-    model = LatentDiffusion.load(folder)
+    model = opened(folder, torch.device("cpu"))
+    if isinstance(model, Family):
+        return [p for m in model.learned(next(iter(model.turns))) for p in m.parameters()]
     return [*model.denoiser.parameters(), *model.conditions.parameters()]
 
 
@@ -128,9 +127,8 @@ def bounded(desk: Desk, name: str, folder: Path) -> dict[str, float] | None:
     """Bits per dimension of held-out pictures, None where undefined or of another picture than the data's."""
 
     def make() -> dict[str, float] | None:
-        if "stage: family" not in (folder / "model.yaml").read_text(encoding="utf-8").splitlines():
-            return None
-        return likelihood(base.load(folder, desk.device), desk.held_out)
+        model = opened(folder, desk.device)
+        return likelihood(model, desk.held_out) if isinstance(model, Family) else None
 
     kept: dict[str, float] | None = desk.once(f"bits-{name}", files.sha256(folder / "model.yaml"), make)
     return kept

@@ -15,11 +15,11 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.evaluation.generation import against, halves, named
 from sfumato.evaluation.reconstruction import measured, summary
 from sfumato.evaluation.source import Modelled, PartPictures, Rebuilt, Sampled, Source
-from sfumato.families import base as families
-from sfumato.model import LatentDiffusion
+from sfumato.families.base import Family
 from sfumato.studies.desk import Desk
 from sfumato.studies.judge import Judge
 from sfumato.studies.verdict import Spread
+from sfumato.tasks.pipeline import opened
 from sfumato.tasks.requests import Generate
 
 SHOWN = 32  # pictures of a sheet, in two rows
@@ -97,19 +97,13 @@ def generated(
     key = [files.sha256(folder / "model.yaml"), facts, images, list(seeds), desk.network.told(), judge is not None]
 
     def make() -> Any:
-        text = (folder / "model.yaml").read_text(encoding="utf-8")
-        family = families.load(folder, desk.device) if "stage: family" in text.splitlines() else None
-        model = None if family else LatentDiffusion.load(folder, desk.device).for_sampling(desk.dtype)
-        few = model.config.distilled if model is not None else None
-
-        def source(seed: int) -> Source:
-            if family is not None:
-                return Modelled(family, images, seed, guidance, desk.train)
-            assert model is not None
-            settings = {"sampler": few.sampler, "grid": "even", **facts} if few else facts
-            return Sampled(model, Generate(seed=seed, batch=64, **settings), images, desk.train)
-
-        return sampled(desk, name, [source(seed) for seed in seeds], judge)
+        model = opened(folder, desk.device)
+        if isinstance(model, Family):
+            return sampled(desk, name, [Modelled(model, images, s, guidance, desk.train) for s in seeds], judge)
+        few, ready = model.config.distilled, model.for_sampling(desk.dtype)
+        asks = {"sampler": few.sampler, "grid": "even", **facts} if few else facts
+        requests = [Generate(seed=s, batch=64, **asks) for s in seeds]
+        return sampled(desk, name, [Sampled(ready, r, images, desk.train) for r in requests], judge)
 
     return read(desk.once(name, key, make))
 

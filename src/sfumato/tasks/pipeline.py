@@ -47,7 +47,7 @@ class Pipeline:
         if not path.exists():
             raise ValueError(f"there is no model folder {path}; train one with `sfumato train`, or run `sfumato demo`")
         where = devices.pick(device)
-        model = _opened(path, where, trust)
+        model = opened(path, where, trust)
         name = path.parent.name if path.name == "model" else path.name
         # model.yaml holds the hash of every file beside it, so its own names the whole model
         digest = hashlib.sha256((path / "model.yaml").read_bytes()).hexdigest()[:10]
@@ -112,7 +112,7 @@ class Pipeline:
         return list(self.stream(request or asked(kind, settings)))
 
 
-def _opened(path: Path, where: torch.device, trust: bool) -> LatentDiffusion | Family:
+def opened(path: Path, where: torch.device, trust: bool = False) -> LatentDiffusion | Family:
     """The model of a folder, of whatever stage it is."""
     text = (path / "model.yaml").read_text(encoding="utf-8") if (path / "model.yaml").is_file() else ""
     if "stage: family" in text.splitlines():
