@@ -79,7 +79,7 @@ def test_what_is_trained_is_not_trained_again(desk: Desk, monkeypatch: pytest.Mo
     assert desk.trained("stage", fields, 128) == folder
     assert (folder / "model.yaml").read_bytes() == before
     with pytest.raises(ValueError, match="begun with other settings; give the same --hours"):
-        desk.trained("stage", fields, 256)
+        desk.trained("stage", recipes.first("kl", 4), 128)
 
 
 def test_pixels_are_whitened_and_untouched(desk: Desk) -> None:

@@ -207,7 +207,26 @@ def test_a_folder_with_another_run_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="add --resume"):
         train(autoencoder_recipe(images=32), tmp_path, device="cpu", quiet=True)
     with pytest.raises(ValueError, match="another recipe"):
-        train(autoencoder_recipe(images=64), tmp_path, device="cpu", quiet=True, resume=True)
+        train(autoencoder_recipe(images=32, seed=1), tmp_path, device="cpu", quiet=True, resume=True)
+
+
+def test_a_finished_run_is_made_longer(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(autoencoder_recipe(images=32), tmp_path, device="cpu", quiet=True)
+    with caplog.at_level("WARNING"):
+        train(autoencoder_recipe(images=64, report=16), tmp_path, device="cpu", quiet=True, resume=True)
+    assert "training.images=64; until now it was 32" in caplog.text
+    newest = checkpoint.newest(tmp_path / "state")
+    assert newest is not None
+    assert newest[1]["images"] == 64
+    seen = [json.loads(line)["images"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert seen[-2:] == [48, 64]
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["images"] == 64
+
+
+def test_a_run_is_not_made_shorter_than_it_is(tmp_path: Path) -> None:
+    train(autoencoder_recipe(images=64), tmp_path, device="cpu", quiet=True)
+    with pytest.raises(ValueError, match=r"seen 64 images already; give training\.images=64 or more"):
+        train(autoencoder_recipe(images=32), tmp_path, device="cpu", quiet=True, resume=True)
 
 
 def test_the_first_stage_learns(tmp_path: Path) -> None:

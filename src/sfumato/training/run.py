@@ -56,8 +56,9 @@ REMEDIES = {
 }
 
 log = logging.getLogger(__name__)
-# What a resumed run may change: what alters no bit, and what one lowers after a loss that was not finite.
-FREE = ("workers", "checkpointing", "rate", "clip")
+# What a resumed run may change: its length, how often it tells and saves, what alters no bit, and what one lowers after a
+# loss that was not finite.
+FREE = ("images", "report", "preview", "checkpoint", "keep", "workers", "checkpointing", "rate", "clip")
 
 
 def train(
@@ -274,6 +275,12 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
         if stored != chosen:
             raise ValueError(
                 f"{path} holds another recipe than the one given; resume with that one, or use a new run folder"
+            )
+        done = [int(p.name) for p in checkpoint.found(folder / "state")]
+        if done and done[-1] > stored.training.images:
+            raise ValueError(
+                f"{folder} has seen {done[-1]:,} images already; give training.images={done[-1]} or more, "
+                "or use a new run folder"
             )
         if stored != written:
             _tell(written, stored)
