@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
 from sfumato.nn.attention import TransformerBlock
+from sfumato.nn.embed import sinusoid
 
 TOKENIZER = "tokenizer.json"
+LONGEST = 100.0  # tokens to a radian of the slowest sine of the positions
 AT_ONCE = 4096  # texts whose tokens are counted together
 
 
@@ -101,7 +103,9 @@ class Text(Conditioner):
         self.tokenizer = Tokenizer.from_str(tokenizer)
         self.sizes = Sizes(vector=config.width if config.pooled else 0, tokens=config.width)
         self.embedding = nn.Embedding(self.tokenizer.get_vocab_size(), config.width)
-        self.position = nn.Parameter(0.02 * torch.randn(config.length, config.width))
+        # as large as the words, and alike where they are near: beside words of 0.5 the customary 0.02 says so little of
+        # the order that what only words and their order together tell is not learned (benchmarks/words.py)
+        self.position = nn.Parameter(0.5 * sinusoid(torch.arange(config.length), config.width, LONGEST))
         self.blocks = nn.ModuleList(
             TransformerBlock(config.width, config.heads, expansion=config.expansion) for _ in range(config.layers)
         )
