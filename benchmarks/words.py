@@ -6,6 +6,7 @@ What a model does not hear costs it nothing: 0 within the standard error, and ha
 """
 
 import argparse
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -48,11 +49,8 @@ def main() -> None:
     asked = parser.parse_args()
     model = LatentDiffusion.load(asked.model).for_sampling()
     part = ScenesData(size=model.size).open(asked.part)
-    chosen: list[tuple[int, str]] = []
-    for k in range(len(part)):
-        caption = part.fields(k)["caption"][0]
-        if relation(caption) and len(chosen) < asked.count:
-            chosen.append((k, caption))
+    first = ((k, part.fields(k)["caption"][0]) for k in range(len(part)))
+    chosen = list(islice(((k, caption) for k, caption in first if relation(caption)), asked.count))
     captions = [c for _, c in chosen]
     pictures = torch.stack([part.image(k) for k, _ in chosen]).float() / 127.5 - 1.0
     latents = torch.cat([model.codec.encode(b) for b in pictures.split(64)])

@@ -103,8 +103,8 @@ class Text(Conditioner):
         self.tokenizer = Tokenizer.from_str(tokenizer)
         self.sizes = Sizes(vector=config.width if config.pooled else 0, tokens=config.width)
         self.embedding = nn.Embedding(self.tokenizer.get_vocab_size(), config.width)
-        # as large as the words, and alike where they are near: beside words of 0.5 the customary 0.02 says so little of
-        # the order that what only words and their order together tell is not learned (benchmarks/words.py)
+        # as large as the words, and alike where they are near: beside words of 0.5 the customary 0.02 takes twice the steps
+        # to learn what only words and their order together tell (tests/conditioning/test_text.py)
         self.position = nn.Parameter(0.5 * sinusoid(torch.arange(config.length), config.width, LONGEST))
         self.blocks = nn.ModuleList(
             TransformerBlock(config.width, config.heads, expansion=config.expansion) for _ in range(config.layers)

@@ -276,12 +276,7 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
             raise ValueError(
                 f"{path} holds another recipe than the one given; resume with that one, or use a new run folder"
             )
-        done = [int(p.name) for p in checkpoint.found(folder / "state")]
-        if done and done[-1] > stored.training.images:
-            raise ValueError(
-                f"{folder} has seen {done[-1]:,} images already; give training.images={done[-1]} or more, "
-                "or use a new run folder"
-            )
+        _long_enough(stored, folder)
         if stored != written:
             _tell(written, stored)
             files.write(path, yaml.safe_dump(dump(stored), sort_keys=False, allow_unicode=True))
@@ -294,6 +289,16 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     files.write(path, yaml.safe_dump(dump(settled), sort_keys=False, allow_unicode=True))
     files.write(folder / "environment.json", json.dumps(environment(where), indent=1))
     return settled
+
+
+def _long_enough(recipe: Recipe, folder: Path) -> None:
+    """Raise `ValueError` where a run has seen more images than it is to see."""
+    done = [int(p.name) for p in checkpoint.found(folder / "state")]
+    if done and done[-1] > recipe.training.images:
+        raise ValueError(
+            f"{folder} has seen {done[-1]:,} images already; give training.images={done[-1]} or more, "
+            "or use a new run folder"
+        )
 
 
 def _tell(before: Recipe, after: Recipe) -> None:
