@@ -5,7 +5,7 @@ units here too, but float32, so that 16 bits keep their fractions and everything
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -40,6 +40,11 @@ def to_tensor(picture: "Image.Image | np.ndarray[Any, Any]") -> Tensor:
     if array.ndim == 2:
         array = array[:, :, None]
     return torch.from_numpy(array).permute(2, 0, 1).float() / 127.5 - 1.0
+
+
+def given(picture: Tensor) -> Tensor:
+    """A picture of a data set, uint8 or float32 in [0, 255] -> as conditions are given: uint8, or float32 in [-1, 1]."""
+    return picture if picture.dtype == torch.uint8 else picture / 127.5 - 1.0
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ def pixels(path: Path | Stored, channels: int = 3, least: int | None = None) -> 
     (H, W) or (H, W, C) of uint8, of uint16 or of floats in [0, 1]. The file lies at a path, or its content is given.
     `least` and faults as in `read`; a number of channels that does not fit is a `ValueError` too.
     """
-    if path.content.startswith(NPY) if isinstance(path, Stored) else path.suffix.lower() == ".npy":
+    if arrayed(path):
         return fitting(_array(path), channels, path)
     if channels not in MODES:
         raise ValueError(f"{path} is a picture of 1, 3 or 4 channels and {channels} are asked for; use .npy arrays")
@@ -95,6 +100,11 @@ def pixels(path: Path | Stored, channels: int = 3, least: int | None = None) -> 
         whole = (whole if channels == 4 else over_white(whole)).convert(MODES[channels])
     array = np.array(whole)
     return array[:, :, None] if channels == 1 else array
+
+
+def arrayed(path: Path | Stored) -> bool:
+    """Whether it is a `.npy` array rather than a picture file."""
+    return path.content.startswith(NPY) if isinstance(path, Stored) else path.suffix.lower() == ".npy"
 
 
 def sides(path: Path) -> tuple[int, int]:
@@ -108,6 +118,54 @@ def sides(path: Path) -> tuple[int, int]:
             return (opened.height, opened.width) if turned else (opened.width, opened.height)
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as a picture ({error}); replace or remove it") from None
+
+
+def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name: str, knows: str) -> Pixels:
+    """The class numbers (H, W) of a map: whole numbers, those that it holds, or the places of its colours in `palette`.
+
+    A picture that has a palette of its own is read by its colours where classes have all that it uses, for programs put
+    palettes in another order; else, and where it is gray, it holds numbers. Raises `ValueError` for colours that no class
+    has, and for floats; `name` is what it calls the map, and `knows` what tells the classes' colours.
+    """
+    if picture.mode == "F":
+        raise ValueError(
+            f"{name} holds floats and a map whole class numbers: save it gray, of 8 bits, or with a palette"
+        )
+    if picture.mode == "P":
+        held = np.asarray(picture)
+        used = np.flatnonzero(np.bincount(held.ravel(), minlength=256))
+        own = np.zeros((256, 3), np.uint8)
+        told = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        own[: len(told)] = told
+        places = _places(own, palette)
+        by_colour = len(palette) > 0 and used.max() < len(told) and (places[used] >= 0).all()
+        return places[held] if by_colour else held
+    if picture.mode in ("L", "1", *DEEP):
+        return np.asarray(picture)
+    if not palette:
+        raise ValueError(f"{name} is a map in colour: give its classes' colours as `palette` in {knows}")
+    colours = np.asarray(picture.convert("RGB"))
+    places = _places(colours, palette)
+    if (places < 0).any():
+        strange = sorted({tuple(c) for c in colours[places < 0][:1000].tolist()})[:4]
+        raise ValueError(f"{name} has colours {strange} that {knows} does not know")
+    return places
+
+
+def _places(colours: Pixels, palette: Sequence[tuple[int, int, int]]) -> Pixels:
+    """The first place in a palette of each colour (..., 3) uint8, -1 where there is none; int64 (...)."""
+    known, first = np.unique(_coded(np.array(palette, np.int32).reshape(-1, 3)), return_index=True)
+    codes = _coded(colours.astype(np.int32))
+    if not len(known):
+        return np.full(codes.shape, -1)
+    near = np.searchsorted(known, codes).clip(max=len(known) - 1)
+    return np.where(known[near] == codes, first[near], -1)
+
+
+def _coded(colours: Pixels) -> Pixels:
+    """Colours (..., 3) as single numbers (...)."""
+    coded: Pixels = colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
+    return coded
 
 
 def _array(path: Path | Stored) -> Pixels:

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.nn import functional as F
 
 from sfumato.backbones.base import BackboneConfig
-from sfumato.backbones.dit import DiTConfig
+from sfumato.backbones.dit import DiT, DiTConfig, HeadNorm
 from sfumato.conditioning.base import Conditions, Sizes
 from sfumato.model import LatentDiffusion
 from sfumato.nn.position import rotate, rotations, sines
@@ -99,6 +100,64 @@ def test_rotations_tell_distances_alone() -> None:
     torch.testing.assert_close(products[2, 3, 1, 1], products[1, 2, 0, 0])
     assert not torch.allclose(products[0, 0, 0, 1], products[0, 0, 1, 0])
     assert sines((3, 5), 8).unique(dim=0).shape == (15, 8)
+
+
+def waked(**options: Any) -> DiT:
+    """A network with conditions by all doors whose weights are nowhere zero."""
+    torch.manual_seed(0)
+    net = DiTConfig(**{**SMALL, **options}).build(4, Sizes(6, 5, 2))
+    for parameter in net.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    for module in net.modules():
+        if isinstance(module, HeadNorm):
+            torch.nn.init.constant_(module.weight, 1.5)  # attention that looks at something
+    return net
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("which", ["attention", "cross"])
+@pytest.mark.parametrize("end", ["q", "k"])
+def test_normed_queries_and_keys_have_no_length(qk_norm: bool, which: str, end: str) -> None:
+    net, x, t = waked(qk_norm=qk_norm), torch.randn(2, 4, 4, 4), torch.tensor([10.0, 900.0])
+    base = net(x, t, conditions())
+    for block in net.blocks:
+        attention = getattr(block, which)
+        apart = end == "q" and which == "cross"
+        linear = attention.to_q if apart else attention.to_qkv
+        begin = 16 if (end, which) == ("k", "attention") else 0  # queries, keys and values lie in this order
+        for tensor in (linear.weight, linear.bias):
+            tensor[begin : begin + 16] *= 5
+    made = net(x, t, conditions())
+    if qk_norm:
+        torch.testing.assert_close(made, base, rtol=1e-4, atol=1e-4)
+    else:
+        assert float((made - base).abs().max()) > 0.01 * float(base.abs().max())
+
+
+def shuffled(x: torch.Tensor, order: list[int]) -> torch.Tensor:
+    """(B, C, 4, 4) with its four patches in another order."""
+    patches = F.pixel_unshuffle(x, 2).flatten(2)[..., order]
+    return F.pixel_shuffle(patches.unflatten(2, (2, 2)), 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("order", [[2, 3, 0, 1], [1, 0, 3, 2], [0, 2, 1, 3]], ids=["rows", "columns", "turned"])
+def test_patches_elsewhere_are_others_unless_their_positions_go_with_them(positions: str, order: list[int]) -> None:
+    net, x, t, cond = waked(positions=positions), torch.randn(2, 4, 4, 4), torch.tensor([10.0, 900.0]), conditions()
+    assert cond.image is not None
+    there = Conditions(cond.vector, cond.tokens, cond.mask, shuffled(cond.image, order))
+    wanted = shuffled(net(x, t, cond), order)
+    made = net(shuffled(x, order), t, there)
+    assert float((made - wanted).abs().max()) > 0.01 * float(wanted.abs().max())
+    if positions == "learned":
+        net.table.copy_(net.table.flatten(1)[:, order].unflatten(1, (2, 2)))
+    else:
+        (key,) = net._grids
+        found = net._grids[key]
+        net._grids[key] = (found[0][order], found[1][order]) if isinstance(found, tuple) else found[order]
+    torch.testing.assert_close(net(shuffled(x, order), t, there), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_it_learns_a_toy() -> None:

@@ -135,8 +135,13 @@ def test_encode_and_train_from_the_command_line(
         "autoencoder.coder.width=16",
         "training.precision=fp32",
     ]
-    code, out, _ = call("train", "emoji-autoencoder", *small, "--run", tmp_path / "run", "--quiet", capsys=capsys)
+    best = ["training.held_out=16", "training.best=true"]
+    code, out, err = call(
+        "train", "emoji-autoencoder", *small, *best, "--run", tmp_path / "run", "--quiet", capsys=capsys
+    )
     assert code == 0
+    assert out.strip() == str(tmp_path / "run" / "model")
+    assert f"The best model is {tmp_path / 'run' / 'best'}" in err
     assert (tmp_path / "run" / "model" / "model.yaml").is_file()
     assert call("train", "emoji", *small[:2], "--dry-run", capsys=capsys)[1].count("images: 32") == 1
 
@@ -163,7 +168,7 @@ def test_encode_and_train_from_the_command_line(
         (["generate", "{model}", "--prompt", ""], "prompt is empty"),
         (["generate", "{model}", "--prompt", "heart " * 4000], "shorten it"),
         (["generate", "{model}", "--steps", "0"], "greater than or equal to 1"),
-        (["generate", "{model}", "--width", "33"], "multiples of 8"),
+        (["generate", "{model}", "--width", "3300"], "no more than 256x256"),
         (["generate", "{model}", "--sampler", "x"], "known: ddim"),
         (["generate", "{model}", "--precision", "fp8"], "known: auto, fp32, bf16"),
         (["generate", "{model}", "--promt", "x"], "No such option"),

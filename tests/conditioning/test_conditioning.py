@@ -180,6 +180,17 @@ def test_several_labels_are_one_mean_or_a_token_each() -> None:
 def test_unknown_labels_offer_the_nearest_and_numbers_their_range() -> None:
     with pytest.raises(ValueError, match="unknown label 'dgo'; nearest: dog; the model knows cat, dog"):
         label()(["dgo"])
+    flowers = label(labels=("rose", "Daisy", "dandelion", "daisy"))
+    for said, offer in (
+        ("DAISY", "Daisy, daisy;"),
+        ("daisi", "Daisy, daisy;"),
+        ("Rosé", "rose;"),
+        ("DANDELLION", "dandelion;"),
+    ):
+        with pytest.raises(ValueError, match=f"unknown label '{said}'; nearest: {offer} the model knows rose, Daisy"):
+            flowers([said])
+    with pytest.raises(ValueError, match="unknown label 'xyz'; the model knows rose"):
+        flowers(["xyz"])
     with pytest.raises(ValueError, match="label 2 is out of range: numbers go from 0 to 1"):
         label()([2])
     for value in (True, -1):

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from sfumato.conditioning.boxes import Boxes, BoxesConfig
+from sfumato.conditioning.frame import FrameConfig
 from sfumato.conditioning.map import MapConfig
 from sfumato.data import beside, frame, loader
 from sfumato.data.base import Data
@@ -97,6 +98,38 @@ def test_maps_that_do_not_fit_their_classes_say_so(tmp_path: Path, classes: str,
     (tmp_path / "classes.json").write_text(classes)
     with pytest.raises(ValueError, match=words):
         opened(tmp_path, size=32).fields(0)
+
+
+def indexed(values: "np.ndarray[Any, Any]", palette: list[list[int]]) -> Image.Image:
+    """A map with a palette of its own."""
+    shown = Image.fromarray(values.astype(np.uint8), "L").copy()
+    shown.putpalette([v for colour in palette for v in colour])
+    return shown
+
+
+def test_a_palette_in_another_order_permutes_no_classes(tmp_path: Path) -> None:
+    palette = [[0, 0, 0], [255, 0, 0], [0, 0, 255]]
+    known = beside.Classes(("a", "b", "c"), tuple((r, g, b) for r, g, b in palette))
+    values = halves(32, 32)
+    there = {
+        "kept.png": indexed(values, palette),
+        "turned.png": indexed(2 - values, palette[::-1]),  # as an editor saves it
+        "strange.png": indexed(values, [[9, 9, 9], [1, 2, 3], [255, 0, 0]]),  # other colours: its numbers are meant
+        "unused.png": indexed(values, [*palette, [7, 7, 7]]),
+    }
+    for name, shown in there.items():
+        shown.save(tmp_path / name)
+        with Image.open(tmp_path / name) as back:
+            assert back.mode == "P"
+        assert np.array_equal(beside.numbers(tmp_path / name, centred(32, 32), 32, known), values), name
+    turned = beside.numbers(tmp_path / "turned.png", centred(32, 32), 32, beside.NO_CLASSES)
+    assert np.array_equal(turned, 2 - values)  # nothing tells its colours
+    reader = MapConfig(classes=3, palette=known.palette).build({})
+    assert np.array_equal(reader.value(there["turned.png"]).numpy(), values)
+    left = indexed(np.where(values == 1, 1, 2), [[9, 9, 9], palette[2], [1, 2, 3]])
+    left.save(tmp_path / "left.png")  # of its left half alone all colours are known
+    part = Frame(0, 0, 0.5, 0.5)
+    assert set(beside.numbers(tmp_path / "left.png", part, 16, known).flatten()) == {1}
 
 
 def test_a_picture_without_its_map_or_a_row_with_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -312,6 +345,30 @@ def test_crops_show_other_squares_of_the_training_pictures_with_their_boxes(tmp_
     assert len(drawn) == 8
     assert len(opened(tmp_path, "held_out", size=64, crops=8).families[0]) == 1
     assert part.fingerprint != plain.fingerprint != opened(tmp_path, size=64, crops=8, closest=0.7).fingerprint
+
+
+def test_a_crop_is_told_as_it_is_shown_and_mirrored(tmp_path: Path) -> None:
+    wide, high, size = 96, 64, 16
+    x, y = np.meshgrid(np.arange(wide), np.arange(high))
+    whole = np.stack([2 * x, 2 * y, np.zeros_like(x)], -1).astype(np.uint8)  # each pixel says where it is
+    for k in range(3):
+        whole[:, :, 2] = k
+        Image.fromarray(whole).save(tmp_path / f"{k}.png")
+    part, reader = opened(tmp_path, size=size, crops=4, closest=0.4, held_out=0), FrameConfig(width=8).build({})
+    batch = loader.batch(part, 0, range(24), flip=0.5)
+    flips = loader.plan(part, 0, range(24), flip=0.5).flips
+    assert {k % 4 for k in batch.indices} == {0, 1, 2, 3}
+    assert len(set(flips)) == 2
+    for shown, told, flipped in zip(batch.images, batch.fields["frame"], flips, strict=True):
+        across, down = ((shown[:2] + 1) * 127.5 / 2 + 0.5).unbind()  # in pixels of the picture
+        middle, top = float(across.mean()), float(down.mean())
+        side = abs(float(across[8, -1] - across[8, 0])) * size / (size - 1)
+        expected = [(middle - wide / 2) / high, (top - high / 2) / high, side / high]
+        x, y, share, turned = reader.mirrored(told) if flipped else told
+        expected[0] *= -1 if flipped else 1
+        assert (x, y, share) == pytest.approx(expected, abs=0.03)
+        assert turned == flipped == bool(across[8, -1] < across[8, 0])
+    assert len(set(batch.fields["frame"])) == 10  # three crops of three pictures, and whole ones
 
 
 def test_a_frame_keeps_what_it_shows_a_tenth_of() -> None:

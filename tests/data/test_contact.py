@@ -1,5 +1,6 @@
 """The contact sheet shows what the network sees, and the table says what was found and what was changed."""
 
+import io
 import json
 import struct
 import zlib
@@ -7,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageCms
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image, ImageCms, ImageFont
 
 from sfumato.data import contact
 from sfumato.data.base import Data
+from sfumato.image import Stored
 
 
 def png16(values: "np.ndarray[Any, Any]") -> bytes:
@@ -74,6 +79,85 @@ def test_depth_that_is_lost_and_profiles_that_change_colours_are_counted(tmp_pat
         "transparent, seen over white": 1,
         "from another colour profile to sRGB": 1,
     }
+
+
+def stored(name: str, shown: Image.Image, format: str = "PNG", **options: Any) -> Stored:
+    content = io.BytesIO()
+    shown.save(content, format, **options)
+    return Stored(content.getvalue(), name)
+
+
+def test_pictures_in_the_bytes_of_a_table_are_counted_too(tmp_path: Path) -> None:
+    exif, array = Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    np.save(array, np.zeros((8, 12), np.uint8))
+    gray = Image.fromarray(np.zeros((8, 8), np.uint16))
+    several = [
+        stored("row 0", Image.new("RGBA", (8, 8))),
+        stored("row 1", gray),
+        stored("row 2", Image.new("RGB", (8, 8)), "JPEG", exif=exif),
+        Stored(png16(np.full((8, 8, 3), 30_000)), "row 3"),
+        stored("row 4", Image.new("RGB", (8, 12))),
+        Stored(array.getvalue(), "row 5"),
+        Stored(b"no picture", "row 6"),
+    ]
+    expected = {
+        "transparent, seen over white": 1,
+        "deeper than 8 bits": 1,
+        "turned as their EXIF says": 1,
+        "colour or transparency of 16 bits, cut to 8": 1,
+        "cut to their centred square": 1,
+        "damaged, where training would stop": 1,
+    }
+    assert contact.conversions([*several, *several]) == expected
+    images = [one.content for one in several[:6]]
+    pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
+    fields = {"kind": "table", "path": str(tmp_path / "a.parquet"), "size": 8, "held_out": 0, "cache": str(tmp_path)}
+    told = dict(contact.facts(Data.model_validate({**fields, "channels": 1}).open()))["converted"]
+    assert "turned as their EXIF says: 1" in told
+    assert "transparent, seen over white: 1" in told
+
+
+def test_of_a_large_data_set_some_files_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for k in range(9):
+        Image.effect_noise((20 + k, 16), 90).save(tmp_path / f"{k}.png")
+    part = Data.model_validate({"kind": "folder", "path": str(tmp_path), "size": 16, "held_out": 0}).open()
+    assert dict(contact.facts(part))["converted"] == "cut to their centred square: 9"
+    monkeypatch.setattr(contact, "LOOKED", 4)
+    told = dict(contact.facts(part))["converted"]
+    assert told == "cut to their centred square: 3 (of 3 that were looked at)"
+
+
+def test_long_captions_are_wrapped_and_short_ones_are_not() -> None:
+    font = ImageFont.load_default(11)
+    assert contact.wrapped("a red apple", 128, font) == ["a red apple"]
+    assert contact.wrapped("", 128, font) == []
+    lines = contact.wrapped("a red apple left of a dog face on a\ngraded ground", 128, font)
+    assert len(lines) == contact.LINES
+    assert " ".join(lines).startswith("a red apple left of a dog face")
+    assert lines[1].split()[0] in ("left", "of", "a", "dog", "face", "on")  # words stay whole
+    assert all(font.getlength(line) <= 128 for line in lines)
+    long = contact.wrapped("word " * 80, 128, font)
+    assert long[-1].endswith("…")
+    assert font.getlength(long[-1]) <= 128
+    solid = contact.wrapped("x" * 400, 128, font)
+    assert len(solid) == contact.LINES
+    assert all(font.getlength(line) <= 128 for line in solid)
+    assert contact.wrapped("a red apple left of a dog face on a graded ground", 400, font) == [
+        "a red apple left of a dog face on a graded ground"
+    ]
+
+
+def test_a_second_line_of_words_is_drawn(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "a.png")
+    lines = []
+    for words in ("a dog", "a dog " * 9):
+        (tmp_path / "a.txt").write_text(words)
+        part = Data.model_validate({"kind": "folder", "path": str(tmp_path), "size": 8, "held_out": 0}).open()
+        below = np.asarray(contact.sheet(part, count=1).convert("L"))[contact.CELL :]
+        lines.append([int((below[k : k + contact.LINE] < 200).sum()) for k in (2, 2 + contact.LINE)])
+    assert lines[0][1] == 0 < lines[0][0]
+    assert lines[1][1] > 20
 
 
 def test_classes_have_their_own_colours() -> None:

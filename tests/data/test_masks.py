@@ -1,14 +1,19 @@
 """Holes drawn on the fly: of the asked size, of every kind, and functions of their draws alone."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 
 from sfumato import streams
-from sfumato.data import loader, masks
+from sfumato.conditioning import pictures
+from sfumato.data import contact, loader, masks
 from sfumato.data.base import Data
 from sfumato.data.masks import MasksConfig
 
@@ -64,3 +69,28 @@ def test_an_example_has_another_hole_each_time_it_is_shown_and_always_the_same_t
     for k, value in zip(plan.indices, plan.fields["masked"], strict=True):
         assert torch.equal(value[0], part.image(k))
     assert "masked" not in part.fields(3)
+
+
+def deep(path: Path, name: str, values: "np.ndarray[tuple[int, int], np.dtype[np.uint16]]") -> None:
+    """A gray picture of 16 bits, as a PNG or an array of floats."""
+    np.save(path / name, values / 65535) if name.endswith(".npy") else Image.fromarray(values).save(path / name)
+
+
+@pytest.mark.parametrize("suffix", ["png", "npy"])
+def test_deep_pictures_and_pairs_are_given_as_conditions_read_them(tmp_path: Path, suffix: str) -> None:
+    rows = []
+    (tmp_path / "other").mkdir()
+    for k in range(4):
+        values = np.random.default_rng(k).integers(0, 65536, (16, 16), dtype=np.uint16)
+        deep(tmp_path, f"{k}.{suffix}", values)
+        deep(tmp_path / "other", f"{k}.{suffix}", 65535 - values)
+        rows.append({"file_name": f"{k}.{suffix}", "pair": f"other/{k}.{suffix}"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    fields = {"kind": "folder", "path": str(tmp_path), "size": 16, "channels": 1, "held_out": 0, "masks": {}}
+    part = Data.model_validate(fields).open()
+    batch = loader.batch(part, 0, range(4))
+    for shown, (whole, _), pair in zip(batch.images, batch.fields["masked"], batch.fields["pair"], strict=True):
+        assert torch.equal(pictures.picture(whole, 1, "masked"), shown)
+        assert torch.allclose(pictures.picture(pair, 1, "pair"), -shown, atol=1e-4)
+    sheet = np.asarray(contact.sheet(part, count=1).convert("L")).astype(int)
+    assert np.abs(sheet[:128, :128] + sheet[:128, 130:258] - 255).max() <= 1  # the pair is the picture's negative

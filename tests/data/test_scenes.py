@@ -1,12 +1,13 @@
 """Scenes: what is said of them is true, what is held out is never shown, and a scene is a function of seed and index."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
-from sfumato.data import scenes
+from sfumato.data import loader, scenes
 from sfumato.data.base import Data
 from sfumato.data.scenes import INVERSE, NAMES, ScenesPart, Thing
 
@@ -106,3 +107,19 @@ def test_a_picture_on_white_loses_its_ground_and_nothing_else() -> None:
     small, cover = scenes.glyph(3, 14)
     assert small.shape == (3, 14, 14)
     assert np.isclose(float(cover.max()), 1, atol=0.02)
+
+
+def test_a_huge_count_takes_no_memory_and_is_learned_from_some() -> None:
+    tracemalloc.start()
+    try:
+        part = opened(count=10**12)
+        drawn = [loader.draw(part, 0, position) for position in range(100)]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(set(drawn)) == 100
+    assert max(drawn) > 10**11
+    assert peak < 1 << 20
+    assert part.image(drawn[0]).shape == (3, 64, 64)
+    assert len(part.telling("caption")) == scenes.TELLING
+    assert len(opened(count=400).telling("caption")) == 400

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sfumato.data import loader
 from sfumato.data.folder import FolderData
@@ -178,6 +178,46 @@ def test_held_out_rows_are_a_stable_share_and_equal_pictures_stay_together(tmp_p
     assert not set(shown(again)) & set(shown(train))
     few = parquet(tmp_path / "c" / "a.parquet", range(3))
     assert len(opened(few, "held_out", held_out=1e-9)) == 1
+
+
+def soft(k: int, quality: int = 95, mirrored: bool = False) -> bytes:
+    """A JPEG of some blotches."""
+    small = Image.fromarray(np.random.default_rng(k).integers(0, 256, (7, 7, 3), dtype=np.uint8))
+    shown = small.resize((48, 48), Image.Resampling.BICUBIC)
+    buffer = io.BytesIO()
+    (ImageOps.mirror(shown) if mirrored else shown).save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def test_pictures_that_look_alike_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [*(soft(k) for k in range(30)), *(soft(k, 60, k % 2 == 1) for k in range(30)), picture(99)[:200]]
+    path = parquet(tmp_path / "a.parquet", range(61), image=images)
+
+    def sides(**more: Any) -> list[set[int]]:
+        parts = [opened(path, part, held_out=0.4, **more) for part in ("train", "held_out")]
+        rows = [[int(part.fields(k)["name"]) for k in range(len(part))] for part in parts]
+        return [{row % 30 for row in several if row < 60} for several in rows]
+
+    assert not set.intersection(*sides())
+    train = opened(path, held_out=0.4)
+    assert train.alike().startswith("60 pictures in 30 groups, such as row 0 and row 30; each group is on one side")
+    assert opened(path, "held_out", held_out=0.4).alike() == ""
+    first = train.fingerprint
+    monkeypatch.setattr("sfumato.data.twins.groups", lambda looks: pytest.fail("they are kept"))
+    assert opened(path, held_out=0.4).fingerprint == first
+    monkeypatch.setattr("sfumato.data.table.COMPARED", 60)  # a larger table is split by bytes alone
+    assert set.intersection(*sides())
+    assert opened(path, held_out=0.4).fingerprint != first
+    assert opened(path, held_out=0.4).alike() == ""
+
+
+def test_tables_without_twins_are_split_by_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = parquet(tmp_path / "a.parquet", [*range(20), *range(5)])
+    compared = opened(path, "held_out", held_out=0.3)
+    monkeypatch.setattr("sfumato.data.table.COMPARED", 0)
+    plain = opened(path, "held_out", held_out=0.3)
+    assert list(compared.rows) == list(plain.rows)
+    assert compared.fingerprint == plain.fingerprint
 
 
 def test_splits_are_the_parts(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import hashlib
 import io
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sfumato.data import twins
 from sfumato.data.base import Data
@@ -24,7 +25,7 @@ def jpeg(shown: Image.Image, quality: int) -> Image.Image:
     return Image.open(io.BytesIO(file.getvalue())).convert("RGB")
 
 
-def look(shown: Image.Image) -> tuple[int, int]:
+def look(shown: Image.Image) -> twins.Looks:
     return twins.signature(np.asarray(shown))
 
 
@@ -45,12 +46,64 @@ def test_plain_pictures_are_nobodys_twins() -> None:
     assert twins.groups([]) == []
 
 
+def test_mirrored_pictures_are_twins_in_either_order() -> None:
+    several = [picture(k) for k in range(40)]
+    turned = [jpeg(ImageOps.mirror(shown), 70) for shown in several]
+    for order in (several + turned, turned + several):
+        assert twins.groups([look(shown) for shown in order]) == [*range(40), *range(40)]
+    upside = [ImageOps.flip(shown) for shown in several]  # which training never does
+    assert len(set(twins.groups([look(shown) for shown in several + upside]))) == 80
+    ramp = Image.linear_gradient("L").rotate(90)  # whose mirror image has no bit set
+    plain = [look(Image.new("L", (32, 32), v)) for v in (0, 99)]
+    assert twins.groups([look(ramp), look(ImageOps.mirror(ramp)), *plain]) == [0, 0, 2, 3]
+
+
+def compared(words: "np.ndarray[tuple[int, int], np.dtype[np.uint64]]") -> list[int]:
+    """The groups by comparing one pair after the other."""
+    number = list(range(len(words)))
+    for a in range(len(words)):
+        for b in range(a):
+            pairs = ((words[a, :2], words[b, :2]), (words[a, :2], words[b, 2:]), (words[a, 2:], words[b, :2]))
+            if any(x.any() and y.any() and int(np.bitwise_count(x ^ y).sum()) <= twins.NEAR for x, y in pairs):
+                low, high = sorted((number[a], number[b]))
+                number = [low if n == high else n for n in number]
+    return number
+
+
+def test_blocks_find_what_comparing_pair_by_pair_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(twins, "ROWS", 7)
+    monkeypatch.setattr(twins, "COLUMNS", 11)
+    rng = np.random.default_rng(0)
+    words = rng.integers(0, 2**63, (90, 4), dtype=np.uint64)
+    words[::13] = 0
+    for k in range(60):  # chains of near ones, some of them mirrored, some a little too far
+        a, b = rng.integers(0, 90, 2)
+        words[a] = words[b] if k % 3 else words[b][[2, 3, 0, 1]]
+        for _ in range(int(rng.integers(0, 13))):
+            words[a, rng.integers(4)] ^= np.uint64(1) << np.uint64(rng.integers(64))
+    found = twins.groups([(int(a), int(b), int(c), int(d)) for a, b, c, d in words])
+    assert found == compared(words)
+    assert 20 < len(set(found)) < 80
+
+
+def test_comparing_takes_no_memory_that_grows_with_the_square() -> None:
+    words = np.random.default_rng(0).integers(0, 2**63, (10_000, 4), dtype=np.uint64)
+    signatures = [(int(a), int(b), int(c), int(d)) for a, b, c, d in words]
+    tracemalloc.start()
+    try:
+        assert len(set(twins.groups(signatures))) == 10_000
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 16 << 20  # 1024 rows at once would be 160
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_a_split_keeps_twins_on_one_side(tmp_path: Path, seed: int) -> None:
     for k in range(30):
         whole = picture(100 * seed + k)
         whole.save(tmp_path / f"{k:02}-a.png")
-        jpeg(whole, 60).save(tmp_path / f"{k:02}-b.jpg", quality=60)
+        jpeg(ImageOps.mirror(whole) if k % 2 else whole, 60).save(tmp_path / f"{k:02}-b.jpg", quality=60)
     data = Data.model_validate({"kind": "folder", "path": str(tmp_path), "held_out": 0.4, "size": 16})
     sides = [{str(data.open(part).fields(k)["name"])[:2] for k in range(len(data.open(part)))} for part in data.parts]
     assert not sides[0] & sides[1]

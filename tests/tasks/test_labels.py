@@ -15,7 +15,7 @@ from sfumato.tasks import metadata
 from sfumato.tasks.generate import modelled
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate
-from sfumato.tasks.walk import fields
+from sfumato.tasks.said import fields
 from tests.tasks.test_tasks import built
 
 NUMBERS = ["1", "2", "3", "5"]

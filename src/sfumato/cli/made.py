@@ -13,8 +13,11 @@ from sfumato.tasks.requests import Request
 
 P = inspect.Parameter
 READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
+MARKED = {"mask": "transparent, seen over black", "map": "transparent, read as if it were not"}  # which hold no colours
 CLEAR = "transparent, seen over white"
 SQUARE = "cut to their centred square"  # which data are, and what is handed in is not
+TURNED, FIRST = "turned as their EXIF says", "first frame of an animation"
+FRINGE = "a JPEG: what is nearly black or nearly white is taken to be so"
 
 
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
@@ -60,9 +63,10 @@ def checked(kind: type[Request], fields: dict[str, Any]) -> Request:
 def converted(request: Request, channels: int) -> list[str]:
     """What is done to each picture that was handed in before a model of so many channels sees it, a line a file."""
     from sfumato.data import contact
+    from sfumato.tasks import given
 
     found = []
-    for field in READ:
+    for field in (*READ, *MARKED):
         value = getattr(request, field, None)
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, Path):
@@ -71,7 +75,11 @@ def converted(request: Request, channels: int) -> list[str]:
                 done = contact.conversions([path])
             except (OSError, ValueError, SyntaxError):  # no picture: the task says so
                 continue
-            said = [name for name in done if name != SQUARE and not (name == CLEAR and channels == 4)]
+            if field in MARKED:
+                said = [MARKED[field] if name == CLEAR else name for name in done if name in (CLEAR, TURNED, FIRST)]
+                said += [FRINGE] if field == "mask" and given.jpeg(path) else []
+            else:
+                said = [name for name in done if name != SQUARE and not (name == CLEAR and channels == 4)]
             if said:
                 found.append(f"{path}: {', '.join(said)}")
     return found

@@ -1,14 +1,16 @@
-"""`sfumato show RECIPE|MODEL|PICTURES`: settings, shapes, parameters and FLOPs; what a network will see of the data."""
+"""`sfumato show RECIPE|MODEL|PICTURES|TABLE`: settings, shapes, parameters and FLOPs; what a network will see of the data."""
 
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+TABLES = (".parquet", ".tar")
+
 
 def command(
     source: Annotated[
-        str, typer.Argument(help="a recipe (file or shipped name), a model folder, or a folder of pictures")
+        str, typer.Argument(help="a recipe (file or shipped name), a model folder, a folder of pictures, or a table")
     ],
     changes: Annotated[
         list[str] | None,
@@ -16,14 +18,15 @@ def command(
     ] = None,
     sheet: Annotated[
         Path | None,
-        typer.Option(help="write a contact sheet of what the network will see; of a folder by default sheet.png"),
+        typer.Option(help="write a contact sheet of what the network will see; of pictures by default sheet.png"),
     ] = None,
 ) -> None:
-    """Print what a recipe resolves to or a folder holds, and what it costs; draw what the data look like."""
+    """Print what a recipe resolves to or a folder or table holds, and what it costs; draw what the data look like."""
     path = Path(source)
     path = path / "model" if (path / "model" / "model.yaml").is_file() else path
-    if path.is_dir() and not (path / "model.yaml").is_file():
-        _pictures({"kind": "folder", "path": source}, changes or [], sheet or Path("sheet.png"))
+    if (path.is_dir() and not (path / "model.yaml").is_file()) or path.suffix in TABLES:
+        kind = "table" if _tabled(path) else "folder"
+        _pictures({"kind": kind, "path": source}, changes or [], sheet or Path("sheet.png"))
         return
     _made(source, path, changes or [])
     if sheet is not None and not path.is_dir():
@@ -31,6 +34,15 @@ def command(
 
         read = recipe.read(source, changes or [])
         _drawn(read.data, sheet, read.training.seed, read.training.flip)
+
+
+def _tabled(path: Path) -> bool:
+    """Whether it is a table, or a folder that holds one and no pictures: beside pictures an archive is what they came in."""
+    from sfumato.data import layout, rows
+
+    if not path.is_dir():
+        return True
+    return next(layout.pictures(path), None) is None and rows.detected(path) != "folder"
 
 
 def _made(source: str, path: Path, changes: list[str]) -> None:

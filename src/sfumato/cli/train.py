@@ -39,6 +39,23 @@ def command(
     from sfumato.training.run import train
 
     print(train(read, folder, resume=resume, device=device, quiet=quiet))
+    if read.training.best:
+        _tell_best(folder)
+
+
+def _tell_best(folder: Path) -> None:
+    """Which model of the run was the best on held-out pictures, on stderr: the last one, after many rounds over few
+    pictures, may have begun to repeat them."""
+    from sfumato.training.log import lines
+
+    judged = [row for row in lines(folder / "metrics.jsonl") if "held_out" in row]
+    if judged:
+        lowest = min(judged, key=lambda row: row["held_out"])
+        typer.echo(
+            f"best on held-out pictures after {lowest['images']:,} images, loss {lowest['held_out']:.4f}; "
+            f"the last has {judged[-1]['held_out']:.4f}. The best model is {folder / 'best'}",
+            err=True,
+        )
 
 
 def _needs(recipe: "Recipe", folder: Path, device: str) -> None:

@@ -148,6 +148,8 @@ class Conditioner(nn.Module, ABC):
     sizes: Sizes
     field: str
     dropout: float
+    role: ClassVar[str] = ""  # what a request calls what it reads, whatever the field: caption, label, boxes, map, ...
+    local: ClassVar[bool] = False  # it tells a window of the canvas in the window's own coordinates
     held: ClassVar[bool] = False  # guidance leaves it on both sides: it is given, and not to be amplified
 
     @abstractmethod
@@ -174,8 +176,7 @@ def index(value: Any, names: Sequence[str], what: str) -> int:
     if isinstance(value, str):
         if value in names:
             return names.index(value)
-        near = difflib.get_close_matches(value, names, 3, 0.5)
-        offer = f"; nearest: {', '.join(near)}" if near else ""
+        offer = f"; nearest: {', '.join(near)}" if (near := nearest(value, names)) else ""
         raise ValueError(f"unknown {what} {value!r}{offer}; the model knows {shown}")
     try:
         number = -1 if isinstance(value, bool) else operator.index(value)
@@ -186,6 +187,45 @@ def index(value: Any, names: Sequence[str], what: str) -> int:
             f"{what} {value!r} is out of range: numbers go from 0 to {len(names) - 1}; the model knows {shown}"
         )
     return number
+
+
+def nearest(word: str, names: Sequence[str], most: int = 3) -> list[str]:
+    """The names that look most like a word, however either is capitalised, best first."""
+    spelt: dict[str, list[str]] = {}
+    for name in names:
+        spelt.setdefault(name.casefold(), []).append(name)
+    return [name for key in difflib.get_close_matches(word.casefold(), spelt, most, 0.5) for name in spelt[key]][:most]
+
+
+def different(values: Sequence[Any], field: str) -> list[str]:
+    """The different texts of a field over the training part, sorted. An example has a text, several, or None.
+
+    Raises `ValueError` for a value that is no text; empty ones say nothing and are left out.
+    """
+    found = set()
+    for value in values:
+        for text in [value] if isinstance(value, str) or value is None else value:
+            if text is not None and not isinstance(text, str):
+                raise ValueError(f"{field} must be a text that says something; got {text!r}")
+            if text is not None and text.strip():
+                found.add(text)
+    return sorted(found)
+
+
+def short_enough(texts: Sequence[str], counts: Sequence[int], length: int, field: str, most: int | None = None) -> None:
+    """Raise `ValueError` where texts have more tokens than are read: training would stop when one is first shown.
+
+    `counts` are the tokens of each text, `most` what `length` could be at most.
+    """
+    largest = max(counts, default=0)
+    if largest <= length:
+        return
+    many = sum(count > length for count in counts)
+    remedy = "shorten them" if most is not None and largest > most else f"give it `length: {largest}`, or shorten them"
+    raise ValueError(
+        f"{many} of {len(texts)} different texts of {field!r} are too long: {texts[list(counts).index(largest)][:60]!r}"
+        f"... has {largest} tokens and this conditioner reads {length}; {remedy}"
+    )
 
 
 class ConditionerConfig(Choice):
@@ -203,6 +243,14 @@ class ConditionerConfig(Choice):
         alone where `reads` is False; `labels` the data set's class names. Raises `ValueError` where the data do not have what the conditioner reads.
         """
         return self, {}
+
+    def check(self, values: Sequence[Any], files: Mapping[str, str]) -> None:
+        """Raise `ValueError` where one of these values, of another part of the data, cannot be read.
+
+        This recipe is one that `learn` completed, `files` are the texts that came with it. Where `reads` is False, only
+        what the data say of all their values is asked.
+        """
+        self.learn(values, ())
 
     def coloured(self, palette: tuple[tuple[int, int, int], ...]) -> "ConditionerConfig":
         """This recipe, told the colours of the field's classes where the data have them."""

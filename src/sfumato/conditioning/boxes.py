@@ -118,6 +118,9 @@ def waves(corners: Tensor, bands: int) -> Tensor:
 class Boxes(Conditioner):
     """Lists of boxes -> tokens (B, N, width) with their mask (B, N), N the most of them in this batch."""
 
+    role = "boxes"
+    local = True
+
     def __init__(self, config: BoxesConfig) -> None:
         super().__init__()
         self.field, self.dropout, self.labels = config.field, config.dropout, config.labels

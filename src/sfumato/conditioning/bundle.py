@@ -1,6 +1,6 @@
 """All conditioners of a model as one: it reads examples' fields, drops conditions in training, joins the doors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -46,6 +46,12 @@ class Bundle(nn.Module):
     def kept(self) -> frozenset[str]:
         """Fields that guidance leaves on both sides."""
         return frozenset(self._get(name).field for name in self.conditioners if self._get(name).held)
+
+    def asked(self, role: str) -> list[str]:
+        """The fields that a request for this `role` (caption, label, boxes, ...) fills: the one of that name, else those of
+        all conditioners that play it."""
+        found = [self._get(name).field for name in self.conditioners if self._get(name).role == role]
+        return [role] if role in found else list(dict.fromkeys(found))
 
     def reader(self, field: str) -> Any:
         """The conditioner that reads a field. Raises `ValueError` where none does."""
@@ -105,15 +111,44 @@ class Bundle(nn.Module):
         in training; with `window` they are the conditions of that part of the canvas, for `tiled`: images are cut,
         boxes are told in the window's own coordinates.
         """
+        self._know(fields)
+        setting = self.setting(count, size, draws, augment, window)
+        whole = self._joined([self._one(n, fields, count, drop, k, setting) for k, n in enumerate(self.conditioners)])
+        return whole if window is None else crop(whole, window)
+
+    def over(
+        self,
+        fields: Mapping[str, Sequence[Any]],
+        count: int,
+        *,
+        size: tuple[int, int],
+        draws: Draws | None = None,
+    ) -> Callable[[Window | None], Conditions]:
+        """The conditions of any window of one canvas, as `forward` gives them, None for all of it.
+
+        What a window only cuts, such as a picture that goes through the first stage, is read once, for all windows.
+        """
+        self._know(fields)
+
+        def read(name: str, window: Window | None) -> Conditions:
+            setting = self.setting(count, size, draws, window=window)
+            return self._one(name, fields, count, None, 0, setting)
+
+        once = {name: read(name, None) for name in self.conditioners if not self._get(name).local}
+
+        def at(window: Window | None) -> Conditions:
+            whole = self._joined([once[n] if n in once else read(n, window) for n in self.conditioners])
+            return whole if window is None else crop(whole, window)
+
+        return at
+
+    def _know(self, fields: Mapping[str, Sequence[Any]]) -> None:
         known = set(self.fields.values())
         strange = sorted(set(fields) - known)
         if strange:
             raise ValueError(
                 f"the model takes no {', '.join(strange)}; it takes {', '.join(sorted(known)) or 'no condition'}"
             )
-        setting = self.setting(count, size, draws, augment, window)
-        whole = self._joined([self._one(n, fields, count, drop, k, setting) for k, n in enumerate(self.conditioners)])
-        return whole if window is None else crop(whole, window)
 
     def _one(
         self,

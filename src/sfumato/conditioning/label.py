@@ -24,10 +24,18 @@ class LabelConfig(ConditionerConfig):
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["LabelConfig", dict[str, str]]:
         if not self.labels and not labels:
             raise ValueError(f"the data have no {self.field!r}: sort the pictures into class folders, or name `labels`")
-        return self.model_copy(update={"labels": self.labels or tuple(labels)}), {}
+        names = self.labels or tuple(labels)
+        for one in {one for value in values if value is not None for one in several(value)}:
+            index(one, names, self.field)
+        return self.model_copy(update={"labels": names}), {}
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Label":
         return Label(self)
+
+
+def several(value: Any) -> list[Any]:
+    """The classes of an example that has one or more."""
+    return list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
 
 
 def named(word: str, labels: Sequence[str]) -> str | int:
@@ -37,6 +45,8 @@ def named(word: str, labels: Sequence[str]) -> str | int:
 
 class Label(Conditioner):
     """Labels by number or by name, one or a list an example -> vector (B, width) or tokens (B, most, width)."""
+
+    role = "label"
 
     def __init__(self, config: LabelConfig) -> None:
         super().__init__()
@@ -60,8 +70,7 @@ class Label(Conditioner):
         return Conditions(vector=(found * weight).sum(1) / weight.sum(1))
 
     def forward(self, values: Sequence[Any], setting: Setting | None = None) -> Conditions:
-        several = [list(v) if isinstance(v, list | tuple | set | frozenset) else [v] for v in values]
-        return self._conditions([sorted({self.index(one) for one in v}) for v in several])
+        return self._conditions([sorted({self.index(one) for one in several(v)}) for v in values])
 
     def null(self, count: int, setting: Setting | None = None) -> Conditions:
         return self._conditions([[len(self.labels)]] * count)

@@ -44,6 +44,7 @@ class LowresConfig(ConditionerConfig):
 class Lowres(Conditioner):
     """Small pictures, or {picture, level} -> image (B, width, h, w), and the level as vector (B, told)."""
 
+    role = "lowres"
     held = True
 
     def __init__(self, config: LowresConfig) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sfumato import image
 from sfumato.conditioning import pictures
 from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
 from sfumato.nn.rescale import Rescaler, area
@@ -40,6 +41,32 @@ class MapConfig(ConditionerConfig):
             raise ValueError(f"{self.field}: give `classes`, how many the maps have, or their names as `labels`")
         return self.model_copy(update={"labels": names, "classes": self.classes or len(names)}), {}
 
+    def check(self, values: Sequence[Any], files: Mapping[str, str]) -> None:
+        for value in values:
+            numbers = pictures.classes(value, self.field)
+            try:
+                self.known(numbers)
+            except ValueError as error:
+                most = int(numbers.max())
+                raise ValueError(
+                    f"{error}; give it `classes: {most + 1}`, or `ignore: {most}` where that means unknown"
+                ) from None
+
+    def known(self, numbers: Tensor) -> Tensor:
+        """Where (H, W) class numbers are classes, and not `ignore`. Raises `ValueError` for unknown ones."""
+        assert self.classes is not None
+        known = (numbers >= 0) & (numbers < self.classes)
+        kept = known if self.ignore is None else known | (numbers == self.ignore)
+        if not bool(kept.all()):
+            strange = ", ".join(map(str, sorted(set(numbers[~kept].tolist()))[:8]))
+            named = ": " + ", ".join(f"{k} {n}" for k, n in enumerate(self.labels[:20])) if self.labels else ""
+            more = ", ..." if len(self.labels) > 20 else ""
+            also = "" if self.ignore is None else f", and {self.ignore} for unknown"
+            raise ValueError(
+                f"{self.field} has unknown classes {strange}; the model knows 0 to {self.classes - 1}{named}{more}{also}"
+            )
+        return known if self.ignore is None else known & (numbers != self.ignore)
+
     def coloured(self, palette: tuple[tuple[int, int, int], ...]) -> "MapConfig":
         return self.model_copy(update={"palette": self.palette or palette})
 
@@ -50,11 +77,13 @@ class MapConfig(ConditionerConfig):
 class Map(Conditioner):
     """Maps (H, W) of class numbers -> image (B, width, h, w)."""
 
+    role = "map"
+
     def __init__(self, config: MapConfig) -> None:
         super().__init__()
         settled, _ = config.learn((), ())
         assert settled.classes is not None
-        self.field, self.dropout, self.ignore = config.field, config.dropout, config.ignore
+        self.field, self.dropout, self.known = config.field, config.dropout, settled.known
         self.classes, self.labels, self.palette = settled.classes, settled.labels, settled.palette
         self.sizes = Sizes(image=config.width)
         self.rescale = Rescaler(self.classes, config.width, config.stages)
@@ -64,36 +93,19 @@ class Map(Conditioner):
         return pictures.classes(value, self.field).flip(-1)
 
     def value(self, shown: Image.Image) -> Tensor:
-        """The class numbers (H, W) of a picture: those that it holds, or those of its colours, by the model's palette.
+        """The class numbers (H, W) of a picture: those that it holds, or those of its colours, by the model's palette; a
+        picture with a palette of its own is read by colours where the model knows all that it uses.
 
         Raises `ValueError` for unknown colours, and for colours where the model has no palette.
         """
-        if shown.mode not in ("RGB", "RGBA") or not self.palette:
-            return pictures.classes(shown, self.field)
-        colours = torch.from_numpy(np.array(shown.convert("RGB"))).long()
-        known = torch.tensor(self.palette)
-        same = (colours[:, :, None] == known).all(-1)
-        if not bool(same.any(-1).all()):
-            strange = sorted({tuple(c) for c in colours[~same.any(-1)].tolist()})[:4]
-            raise ValueError(f"{self.field} has unknown colours {strange}; the model's are {known.tolist()}")
-        return same.int().argmax(-1)
+        return torch.from_numpy(image.numbered(shown, self.palette, self.field, "the model").astype(np.int64))
 
     def planes(self, value: Any, size: tuple[int, int]) -> Tensor:
         """(K, *size) of one map: the share of each place that is each class. Raises `ValueError` for unknown classes."""
         numbers = pictures.classes(value, self.field)
-        known = (numbers >= 0) & (numbers < self.classes)
-        kept = known if self.ignore is None else known | (numbers == self.ignore)
-        if not bool(kept.all()):
-            strange = ", ".join(map(str, sorted(set(numbers[~kept].tolist()))[:8]))
-            raise ValueError(f"{self.field} has unknown classes {strange}; the model knows {self._known()}")
-        known = known if self.ignore is None else known & (numbers != self.ignore)
+        known = self.known(numbers)
         hot = F.one_hot(torch.where(known, numbers, 0), self.classes) * known[..., None]
         return area(hot.permute(2, 0, 1)[None].to(self.nothing.device, torch.float32), size)[0]
-
-    def _known(self) -> str:
-        named = ": " + ", ".join(f"{k} {n}" for k, n in enumerate(self.labels[:20])) if self.labels else ""
-        also = "" if self.ignore is None else f", and {self.ignore} for unknown"
-        return f"0 to {self.classes - 1}{named}{', ...' if len(self.labels) > 20 else ''}{also}"
 
     def forward(self, values: Sequence[Any], setting: Setting) -> Conditions:
         for value in values:

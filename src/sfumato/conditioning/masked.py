@@ -31,6 +31,7 @@ class MaskedConfig(ConditionerConfig):
 class Masked(Conditioner):
     """{picture, mask} or (picture, mask), the mask 1 where there is a hole -> image (B, C + 1, h, w)."""
 
+    role = "masked"
     held = True
 
     def __init__(self, config: MaskedConfig, latents: Latents) -> None:

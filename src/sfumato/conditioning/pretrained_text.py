@@ -1,36 +1,40 @@
 """`kind: pretrained_text`. A frozen text model of `transformers`: CLIP's text side, T5's encoder, or BERT.
 
-It is read from a folder on this machine, never from the network and never from pickle. Its weights are not part of the
-trained model: the model folder names the folder and the SHA-256 of the weights, and refuses others. What the model
-makes of a text is kept, so that each text is read once a process; texts are read one at a time, so that a text's
-numbers do not depend on what it was batched with.
+It is read from a folder on this machine (`frozen.py`). Its weights are not part of the trained model: the model folder
+names the folder and the SHA-256 of the weights, and refuses others.
+
+What the model makes of a text is kept in memory, and of the texts of a training also on disk. Those are read in groups
+that hang on the whole of them alone, and every other text by itself: whatever batch it is shown in, a text's numbers
+are the same.
 """
 
-import functools
-import json
 import threading
+import zlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, PrivateAttr
 from torch import Tensor, nn
 
-from sfumato import files
-from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
-from sfumato.features.vision import library
+from sfumato.conditioning import frozen
+from sfumato.conditioning.base import (
+    Conditioner,
+    ConditionerConfig,
+    Conditions,
+    Latents,
+    Setting,
+    Sizes,
+    different,
+    short_enough,
+)
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-# the class of `transformers` that reads texts, and the name of its width in config.json
-READERS = {
-    "clip": ("CLIPTextModel", "hidden_size"),
-    "clip_text_model": ("CLIPTextModel", "hidden_size"),
-    "t5": ("T5EncoderModel", "d_model"),
-    "bert": ("BertModel", "hidden_size"),
-}
-_lock = threading.Lock()  # parts of a batch run side by side; one of them opens a model
+KEPT = Path("runs/texts")
+GROUP = 64  # texts of a training that are read when the first of them is shown
+COUNTED = 4096  # texts whose tokens are counted together
+_lock = threading.Lock()  # parts of a batch run side by side; one of them reads a text
 
 
 class PretrainedTextConfig(ConditionerConfig):
@@ -41,16 +45,38 @@ class PretrainedTextConfig(ConditionerConfig):
     length: PositiveInt = Field(77, description="tokens that a text may have; longer ones are refused")
     pooled: bool = Field(False, description="the mean of the tokens also joins the time embedding")
     cache: PositiveInt = Field(20_000, description="texts whose outputs are kept in memory")
+    kept: Path | None = Field(KEPT, description="folder of the outputs for training's texts; null: kept in memory only")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     width: PositiveInt | None = None
-    reads: ClassVar[bool] = False
+    _texts: tuple[str, ...] = PrivateAttr(())  # of the training
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["PretrainedTextConfig", dict[str, str]]:
-        kind, width = described(self.folder)
-        found = fingerprint(self.folder, self.sha256)
-        if self.width not in (None, width):
-            raise ValueError(f"{self.folder} holds a {kind} of width {width}, `width` says {self.width}; leave it out")
-        return self.model_copy(update={"folder": self.folder.resolve(), "sha256": found, "width": width}), {}
+        told = frozen.described(self.folder)
+        found = frozen.fingerprint(self.folder, self.sha256)
+        if self.width not in (None, told.width):
+            raise ValueError(
+                f"{self.folder} holds a {told.kind} of width {told.width}, `width` says {self.width}; leave it out"
+            )
+        if told.most is not None and self.length > told.most:
+            raise ValueError(
+                f"{self.folder} holds a {told.kind} that reads {told.most} tokens, `length` says {self.length}; "
+                f"give it `length: {told.most}`"
+            )
+        texts = self._check(values)
+        settled = self.model_copy(update={"folder": self.folder.resolve(), "sha256": found, "width": told.width})
+        settled._texts = texts
+        return settled, {}
+
+    def check(self, values: Sequence[Any], files: Mapping[str, str]) -> None:
+        self._check(values)
+
+    def _check(self, values: Sequence[Any]) -> tuple[str, ...]:
+        """The different texts among the values of a part. Raises `ValueError` where some are too long."""
+        texts, counts = different(values, self.field), list[int]()
+        for begin in range(0, len(texts), COUNTED):
+            counts += map(len, frozen.tokens(self.folder, texts[begin : begin + COUNTED]))
+        short_enough(texts, counts, self.length, self.field, frozen.described(self.folder).most)
+        return tuple(texts)
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "PretrainedText":
         if self.sha256 is not None and self.width is not None:
@@ -59,110 +85,77 @@ class PretrainedTextConfig(ConditionerConfig):
         return PretrainedText(settled)
 
 
-def described(folder: Path) -> tuple[str, int]:
-    """The type and the width of a folder's text model. Raises `ValueError` where it is none that can be read."""
-    path = folder / CONFIG
-    _there(folder)
-    if not path.is_file():
-        raise ValueError(f"{folder} is no folder of transformers: it has no {CONFIG}; give a model's folder")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); copy the folder again, whole") from None
-    kind = str(config.get("model_type"))
-    if kind not in READERS:
-        raise ValueError(f"{folder} holds a model of type {kind!r}; known as text models: {', '.join(READERS)}")
-    return kind, int(config.get("text_config", config)[READERS[kind][1]])
+class Groups:
+    """The texts of a training in groups of about `GROUP`, each text's place in them by its own hash."""
 
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.groups: list[list[str]] = [[] for _ in range(max(len(texts) // GROUP, 1))]
+        for text in texts:
+            self._of(text).append(text)
 
-def fingerprint(folder: Path, expected: str | None = None) -> str:
-    """SHA-256 of the folder's weights. Raises `ValueError` where they are missing, no safetensors, or others."""
-    path = folder / WEIGHTS
-    _there(folder)
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; the weights must be in one safetensors file: save the model again so")
-    found = files.sha256(path)
-    if expected is not None and found != expected:
-        raise ValueError(f"{path} has SHA-256 {found}, the model was trained with {expected}; get that file")
-    return found
+    def _of(self, text: str) -> list[str]:
+        return self.groups[zlib.crc32(text.encode()) % len(self.groups)]
 
-
-def _there(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ValueError(
-            f"there is no folder {folder} with a text model; copy it there, or name its place as `folder` of this "
-            "conditioner, in the recipe or in model.yaml"
-        )
-
-
-class Reader(NamedTuple):
-    """A frozen text model and its tokenizer."""
-
-    model: Any
-    tokenizer: Any
-
-
-@functools.lru_cache(maxsize=2)
-def _opened(folder: Path, sha256: str | None, device: str) -> Reader:
-    fingerprint(folder, sha256)
-    transformers = library("pretrained text models")
-    local: dict[str, Any] = {"local_files_only": True}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), **local)
-    reader = getattr(transformers, READERS[described(folder)[0]][0])
-    with torch.random.fork_rng(devices=[]):  # what a file lacks is drawn from torch's own randomness
-        model, told = reader.from_pretrained(str(folder), use_safetensors=True, output_loading_info=True, **local)
-    lacking = sorted(name for name in told["missing_keys"] if "pooler" not in name)  # which is not read here
-    if lacking:
-        raise ValueError(
-            f"{folder / WEIGHTS} has no {lacking[0]} ({len(lacking)} tensors are missing); copy the folder again, whole"
-        )
-    return Reader(model.float().eval().requires_grad_(False).to(device), tokenizer)
+    def __call__(self, text: str) -> list[str]:
+        """The texts that are read with this one, itself among them; alone where it is not of the training."""
+        found = self._of(text)
+        return found if text in found else [text]
 
 
 class PretrainedText(Conditioner):
     """Texts -> tokens (B, N, width) with their mask (B, N); learned are a norm after the frozen model, and the null."""
 
+    role = "caption"
+
     def __init__(self, config: PretrainedTextConfig) -> None:
         super().__init__()
         assert config.width is not None
+        assert config.sha256 is not None
         self.config, self.field, self.dropout = config, config.field, config.dropout
+        self.folder, self.sha256 = config.folder, config.sha256
         self.sizes = Sizes(vector=config.width if config.pooled else 0, tokens=config.width)
         self.norm = nn.LayerNorm(config.width)
         self.nothing = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
-        self.kept: OrderedDict[str, Tensor] = OrderedDict()  # text -> (n, width) float32, on the CPU
+        self.shelf = None if config.kept is None else frozen.Shelf(config.kept, config.sha256)
+        self.writes = self.shelf is not None and bool(config._texts)  # what users ask for is not written down
+        self.groups = Groups(config._texts if self.writes else ())
+        self.memory: OrderedDict[str, Tensor] = OrderedDict()  # text -> (n, width) float32, on the CPU
 
-    def frozen(self, text: str) -> Tensor:
-        """What the frozen model makes of a text, (n, width) float32 on the CPU; read once, then kept."""
+    def read(self, text: str) -> Tensor:
+        """What the frozen model makes of a text, (n, width) float32 on the CPU; made once, then kept."""
         with _lock:
-            if text in self.kept:
-                self.kept.move_to_end(text)
-            else:
-                self.kept[text] = self._read(text)
-                while len(self.kept) > self.config.cache:
-                    self.kept.popitem(last=False)
-            return self.kept[text]
+            if text not in self.memory:
+                self.memory[text] = self._found(text)
+            self.memory.move_to_end(text)
+            while len(self.memory) > self.config.cache:
+                self.memory.popitem(last=False)
+            return self.memory[text]
 
-    # not `inference_mode`: what it makes could not be used in training
-    @torch.no_grad()
-    def _read(self, text: str) -> Tensor:
-        device = self.nothing.device
-        model, tokenizer = _opened(self.config.folder, self.config.sha256, str(device))
-        words = tokenizer([text], return_tensors="pt")
-        count = int(words["input_ids"].shape[1])
-        if count > self.config.length:
+    def _found(self, text: str) -> Tensor:
+        (tokens,) = frozen.tokens(self.folder, [text])
+        if len(tokens) > self.config.length:
             raise ValueError(
-                f"the {self.field} {text[:40]!r}... has {count} tokens, this model reads {self.config.length}; shorten it"
+                f"the {self.field} {text[:40]!r}... has {len(tokens)} tokens, this model reads {self.config.length}; "
+                "shorten it"
             )
-        with torch.autocast(device.type, enabled=False):
-            found = model(input_ids=words["input_ids"].to(device), attention_mask=words["attention_mask"].to(device))
-        rows: Tensor = found.last_hidden_state[0].float().cpu()
-        return rows
+        found = None if self.shelf is None else self.shelf.get(tokens)
+        return self._made(text) if found is None else found
+
+    def _made(self, text: str) -> Tensor:
+        """What the model makes of a text now, and of those of its group, which are put on the shelf."""
+        texts = self.groups(text)
+        tokens = frozen.tokens(self.folder, texts)
+        made = frozen.rows(self.folder, self.sha256, tokens, self.nothing.device)
+        if self.writes and self.shelf is not None:
+            for some, rows in zip(tokens, made, strict=True):
+                self.shelf.put(some, rows)
+        return made[texts.index(text)]
 
     def forward(self, values: Sequence[Any], setting: Setting | None = None) -> Conditions:
         for value in values:
             if not isinstance(value, str) or not value.strip():
                 raise ValueError(f"{self.field} must be a text that says something; got {value!r}")
-        rows = [self.frozen(v) for v in values]
+        rows = [self.read(v) for v in values]
         longest = max(map(len, rows))
         padded = torch.stack([nn.functional.pad(r, (0, 0, 0, longest - len(r))) for r in rows]).to(self.nothing)
         counts = torch.tensor([len(r) for r in rows], device=padded.device)

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
+from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes, short_enough
 from sfumato.nn.attention import TransformerBlock
 from sfumato.nn.embed import sinusoid
 
@@ -42,6 +42,10 @@ class TextConfig(ConditionerConfig):
         self._check(sorted(set(texts)), tokenizer)
         return self, {TOKENIZER: tokenizer}
 
+    def check(self, values: Sequence[Any], files: Mapping[str, str]) -> None:
+        if texts := sorted(set(_flat(values))):
+            self._check(texts, files[TOKENIZER])
+
     def _check(self, texts: Sequence[str], tokenizer: str) -> None:
         """Raise `ValueError` where texts have more tokens than are read: training would stop when one is first shown."""
         from tokenizers import Tokenizer
@@ -49,13 +53,7 @@ class TextConfig(ConditionerConfig):
         reader, counts = Tokenizer.from_str(tokenizer), list[int]()
         for begin in range(0, len(texts), AT_ONCE):
             counts += [len(found.ids) for found in reader.encode_batch(texts[begin : begin + AT_ONCE])]
-        most = max(counts)
-        if most > self.length:
-            many = sum(count > self.length for count in counts)
-            raise ValueError(
-                f"{many} of {len(texts)} different texts of {self.field!r} are too long: {texts[counts.index(most)][:60]!r}"
-                f"... has {most} tokens and this conditioner reads {self.length}; give it `length: {most}`, or shorten them"
-            )
+        short_enough(texts, counts, self.length, self.field)
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Text":
         if TOKENIZER not in files:
@@ -89,6 +87,8 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:
 
 class Text(Conditioner):
     """Texts -> tokens (B, N, width) with their mask (B, N), and their mean (B, width) as the vector."""
+
+    role = "caption"
 
     def __init__(self, config: TextConfig, tokenizer: str) -> None:
         super().__init__()

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, overload
 
 import numpy as np
 from pydantic import Field, PositiveInt
@@ -53,6 +53,22 @@ class Part(ABC):
     def fields(self, index: int) -> dict[str, Any]:
         """What is known: `caption` (a list of texts), `label` (an index into `labels`), `group`, `name`; absent where unknown."""
 
+    def field(self, index: int, name: str) -> Any:
+        """One of `fields`, None where it is unknown: quicker where others are read from files of their own."""
+        return self.fields(index).get(name)
+
+    def telling(self, field: str) -> Sequence[int]:
+        """Examples that between them show all that a field holds: what is learned of it is learned from them."""
+        return range(len(self))
+
+    def numbers(self, field: str) -> Mapping[int, str]:
+        """The class numbers in the maps of a field, each with what shows it; {} where they are not known ahead."""
+        return {}
+
+    def alike(self) -> str:
+        """Which pictures of the data set look like another one, for people; empty where none does, or none is compared."""
+        return ""
+
     def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
         """`fields`, what a network says of the picture, and what is derived of it as it is shown at this position, which is
         its index where None."""
@@ -72,7 +88,25 @@ class Part(ABC):
 
     def mirrors(self, index: int) -> bool:
         """Whether the mirrored picture still is what its captions say: none of them names a side."""
-        return not any(SIDED.search(caption) for caption in self.fields(index).get("caption", ()))
+        return not any(SIDED.search(caption) for caption in self.field(index, "caption") or ())
+
+
+class Singles(Sequence[Sequence[int]]):
+    """Families of one example each, without a list of them."""
+
+    def __init__(self, count: int) -> None:
+        self.total = count
+
+    def __len__(self) -> int:
+        return self.total
+
+    @overload
+    def __getitem__(self, place: int) -> Sequence[int]: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Sequence[int]]: ...
+    def __getitem__(self, place: int | slice) -> Any:
+        found = range(self.total)[place]
+        return [(k,) for k in found] if isinstance(found, range) else (found,)
 
 
 class Data(Choice):

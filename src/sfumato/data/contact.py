@@ -4,22 +4,27 @@ Most trainings that fail, fail here: upright pictures that lie on their side, ca
 picture. Looking costs a minute.
 """
 
+import io
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from sfumato import image
 from sfumato.data import loader
 from sfumato.data.base import Part
-from sfumato.data.folder import FolderPart
+from sfumato.image import Stored
 
 CELL, COLUMNS, SHOWN = 128, 8, 40
+LINES, LINE = 3, 14  # of the words below a picture, and pixels from one to the next
+WORDS = LINES * LINE + 4
+LOOKED = 20_000  # pictures whose files are looked at for what is changed on the way
 MAPPED = 0.45  # how much of a map's colour lies over its picture
 BESIDE = ("pair", "lowres", "masked")  # fields that are pictures, each drawn to the right of its own
-GRAY = 127.5  # what a model sees in a hole
 
 
 def sheet(part: Part, seed: int = 0, flip: float = 0.0, count: int = SHOWN) -> Image.Image:
@@ -33,9 +38,10 @@ def sheet(part: Part, seed: int = 0, flip: float = 0.0, count: int = SHOWN) -> I
     wide = max(cell.width for cell in cells) + 4
     columns = max(COLUMNS * (CELL + 4) // wide, 1)
     rows = -(-len(cells) // columns)
-    whole = Image.new("RGB", (columns * wide, rows * (CELL + 26)), "white")
+    high = CELL + WORDS + 4
+    whole = Image.new("RGB", (columns * wide, rows * high), "white")
     for k, cell in enumerate(cells):
-        whole.paste(cell, (k % columns * wide, k // columns * (CELL + 26)))
+        whole.paste(cell, (k % columns * wide, k // columns * high))
     return whole
 
 
@@ -51,12 +57,30 @@ def _cell(picture: Image.Image, said: dict[str, Any], flipped: bool, part: Part)
         pen.rectangle([x0 * CELL, y0 * CELL, x1 * CELL - 1, y1 * CELL - 1], outline=(230, 30, 30))
         pen.text((x0 * CELL + 2, y0 * CELL), str(label), fill=(230, 30, 30))
     several = [shown, *(_other(said[field], flipped) for field in BESIDE if said.get(field) is not None)]
-    cell = Image.new("RGB", (len(several) * (CELL + 2) - 2, CELL + 22), "white")
+    cell = Image.new("RGB", (len(several) * (CELL + 2) - 2, CELL + WORDS), "white")
     for k, one in enumerate(several):
         cell.paste(one, (k * (CELL + 2), 0))
-    words = said.get("caption") or ", ".join(_named(part, said.get("label")))
-    ImageDraw.Draw(cell).text((0, CELL + 2), str(words)[:24] + ("  mirrored" if flipped else ""), fill=(60, 60, 60))
+    words = str(said.get("caption") or ", ".join(_named(part, said.get("label"))))
+    font, pen = ImageFont.load_default(11), ImageDraw.Draw(cell)
+    for k, line in enumerate(wrapped(("(mirrored) " if flipped else "") + words, cell.width, font)):
+        pen.text((0, CELL + 2 + k * LINE), line, fill=(60, 60, 60), font=font)
     return cell
+
+
+def wrapped(words: str, width: int, font: Any) -> list[str]:
+    """Words as at most `LINES` lines of a width in pixels; what does not fit ends with dots."""
+    lines, rest = list[str](), " ".join(words.split())
+    while rest and len(lines) < LINES:
+        fits = next((n for n in range(len(rest), 1, -1) if font.getlength(rest[:n]) <= width), 1)
+        if fits < len(rest) and len(lines) == LINES - 1:
+            while fits and font.getlength(f"{rest[:fits].rstrip()}…") > width:
+                fits -= 1
+            return [*lines, f"{rest[:fits].rstrip()}…"]
+        if fits < len(rest) and rest[fits] != " " and (space := rest.rfind(" ", 1, fits)) > 0:
+            fits = space
+        lines.append(rest[:fits].rstrip())
+        rest = rest[fits:].lstrip()
+    return lines
 
 
 def _scaled(picture: Image.Image) -> Image.Image:
@@ -64,10 +88,11 @@ def _scaled(picture: Image.Image) -> Image.Image:
 
 
 def _other(value: Any, flipped: bool) -> Image.Image:
-    """A picture (C, H, W) in [0, 255], or one with its mask (H, W), whose hole is gray."""
+    """A picture as conditions are given it, or one with its mask (H, W), whose hole is gray."""
     whole, hole = value if isinstance(value, tuple) else (value, None)
-    shown = whole.float() if hole is None else whole * (1 - hole) + GRAY * hole
-    return _scaled(image.to_pil((shown.flip(-1) if flipped else shown)[None] / 127.5 - 1)[0])
+    shown: Tensor = whole if whole.is_floating_point() else whole.float() / 127.5 - 1.0
+    shown = shown if hole is None else shown * (1 - hole)
+    return _scaled(image.to_pil((shown.flip(-1) if flipped else shown)[None])[0])
 
 
 def _named(part: Part, label: Any) -> list[str]:
@@ -101,31 +126,41 @@ def facts(part: Part) -> list[tuple[str, str]]:
             )
     if part.derivations:
         rows.append(("made as they are shown", ", ".join(derive.field for derive in part.derivations)))
-    if isinstance(part, FolderPart) and (alike := part.alike()):
+    if alike := part.alike():
         rows.append(("look alike", alike))
-    if changed := conversions([p for k in range(count) if isinstance(p := part.stored(k), Path)]):
-        rows.append(("converted", ", ".join(f"{name}: {n:,}" for name, n in changed.most_common())))
+    places = range(0, count, max(-(-count // LOOKED), 1))
+    if changed := conversions(source for k in places if (source := part.stored(k)) is not None):
+        among = "" if len(places) == count else f" (of {len(places):,} that were looked at)"
+        rows.append(("converted", ", ".join(f"{name}: {n:,}" for name, n in changed.most_common()) + among))
     return rows
 
 
-def conversions(files: list[Path]) -> "Counter[str]":
-    """How many pictures are changed on the way, by what is done to them."""
-    found: Counter[str] = Counter()
-    for path in dict.fromkeys(files):
-        if path.suffix.lower() == ".npy":
+def conversions(sources: Iterable[Path | Stored]) -> "Counter[str]":
+    """How many pictures are changed on the way, by what is done to them; each file or row counts once."""
+    found, seen = Counter[str](), set[str]()
+    for source in sources:
+        if str(source) in seen or image.arrayed(source):
             continue
-        with Image.open(path) as opened:
-            cut = ";16" in str(getattr(opened, "tile", ()))  # empty as soon as it is decoded, which reading EXIF may do
-            found["colour or transparency of 16 bits, cut to 8"] += cut and opened.mode not in image.DEEP
-            found["turned as their EXIF says"] += opened.getexif().get(0x0112, 1) not in (0, 1)
-            profile = opened.info.get("icc_profile")
-            found["from another colour profile to sRGB"] += (
-                bool(profile) and opened.mode not in image.DEEP and image.recoloured(profile, opened.mode)
-            )
-            found["transparent, seen over white"] += (
-                opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info
-            )
-            found["deeper than 8 bits"] += opened.mode in image.DEEP
-            found["first frame of an animation"] += getattr(opened, "n_frames", 1) > 1
-            found["cut to their centred square"] += opened.width != opened.height
-    return +found
+        seen.add(str(source))
+        try:
+            with Image.open(io.BytesIO(source.content) if isinstance(source, Stored) else source) as opened:
+                found.update(_changed(opened))
+        except (OSError, ValueError, SyntaxError):  # of a table: a folder's were tried on opening
+            found["damaged, where training would stop"] += 1
+    return found
+
+
+def _changed(opened: Image.Image) -> list[str]:
+    """What is done to one picture."""
+    cut = ";16" in str(getattr(opened, "tile", ()))  # empty as soon as it is decoded, which reading EXIF may do
+    profile, deep = opened.info.get("icc_profile"), opened.mode in image.DEEP
+    told = {
+        "colour or transparency of 16 bits, cut to 8": cut and not deep,
+        "turned as their EXIF says": opened.getexif().get(0x0112, 1) not in (0, 1),
+        "from another colour profile to sRGB": bool(profile) and not deep and image.recoloured(profile, opened.mode),
+        "transparent, seen over white": opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info,
+        "deeper than 8 bits": deep,
+        "first frame of an animation": getattr(opened, "n_frames", 1) > 1,
+        "cut to their centred square": opened.width != opened.height,
+    }
+    return [name for name, done in told.items() if done]

@@ -22,13 +22,26 @@ class Frame(NamedTuple):
     width: float
     height: float
 
+    def square(self, wide: int, high: int) -> tuple[int, int, int]:
+        """Its left and upper edge and its side, in whole pixels of a picture of these sides."""
+        side = max(min(round(self.width * wide), round(self.height * high), high, wide), 1)
+        left = min(max(round(self.left * wide), 0), wide - side)
+        top = min(max(round(self.top * high), 0), high - side)
+        return left, top, side
+
     def cut(self, array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
         """The part of an array (H, W, ...), square to the pixel."""
-        high, wide = array.shape[:2]
-        side = max(min(round(self.width * wide), round(self.height * high), high, wide), 1)
-        top = min(max(round(self.top * high), 0), high - side)
-        left = min(max(round(self.left * wide), 0), wide - side)
+        left, top, side = self.square(array.shape[1], array.shape[0])
         return array[top : top + side, left : left + side]
+
+    def stepped(self, wide: int, high: int, step: int) -> "Frame":
+        """The frame with its edges at multiples of `step` pixels of a picture of these sides: one that is `step` times
+        smaller is cut at the same place to the pixel."""
+        if step == 1:
+            return self
+        left, top, side = (n // step * step for n in self.square(wide, high))
+        side = max(side, step)
+        return Frame(left / wide, top / high, side / wide, side / high)
 
     def spots(self, several: Sequence[Spot]) -> list[Spot]:
         """Boxes as the frame shows them: cut at its edges, gone where less than a tenth of them is left."""

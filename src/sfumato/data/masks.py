@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from sfumato import image
 from sfumato.config import Config
 
 TRIES = 20  # masks drawn until one's hole is as large as was asked for
@@ -44,8 +45,9 @@ class MasksConfig(Config):
         return "masked"
 
     def __call__(self, picture: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-        """A picture (C, H, W) -> the picture, and its mask (H, W) float32, 1 where there is a hole."""
-        return picture, self.mask(picture.shape[-2], picture.shape[-1], draws)
+        """A picture (C, H, W), uint8 or float32 in [0, 255] -> the picture, uint8 or float32 in [-1, 1], and its mask (H, W)
+        float32, 1 where there is a hole."""
+        return image.given(picture), self.mask(picture.shape[-2], picture.shape[-1], draws)
 
     def mask(self, height: int, width: int, draws: Draws) -> Tensor:
         """One mask (height, width): 1 in the hole, 0 elsewhere; the nearest to the asked shares of some tries."""

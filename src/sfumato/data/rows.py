@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +24,14 @@ from sfumato import files
 log = logging.getLogger(__name__)
 FORMATS = {"parquet": "*.parquet", "webdataset": "*.tar"}
 SPLIT = re.compile(r"(train|validation|valid|val|test|held_out)(?![a-z])")
+YEAR = re.compile(r"^(train|val)\d{4}$")
 HELD_OUT = ("val", "validation", "valid", "test", "held_out")
 IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "bytes", "content")
 CAPTIONS = ("caption", "captions", "text", "prompt", "txt", "json.caption", "json.text", "json.prompt")
 LABELS = ("label", "labels", "class", "cls", "json.label", "json.class")
 AT_ONCE = 64  # rows of one meal of the pass that hashes
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
+Integers = np.ndarray[Any, Any]
 
 
 class Sources(NamedTuple):
@@ -96,9 +98,10 @@ def _groups(path: Path, format: str) -> dict[str, list[Path]]:
         names = json.loads(table.read_text(encoding="utf-8"))["splits"] if table.is_file() else [""]
         return {name: [path / name] for name in names}
     if format == "folder":
-        if not (path / "train").is_dir():
-            return {"": [path]}
-        return {p.name: [p] for p in sorted(path.iterdir()) if p.is_dir() and p.name in ("train", *HELD_OUT)}
+        # COCO's parts have the year in their names: of several the last is read
+        parts = [(YEAR.sub(r"\1", p.name), p) for p in sorted(path.iterdir()) if p.is_dir()]
+        named = {name: [p] for name, p in parts if name in ("train", *HELD_OUT)}
+        return named if "train" in named else {"": [path]}
     groups: dict[str, list[Path]] = {}
     for file in [path] if path.is_file() else sorted(p for p in path.rglob(FORMATS[format]) if p.is_file()):
         words = (file.name,) if path.is_file() else file.relative_to(path).parts
@@ -133,6 +136,8 @@ class Table:
 
     def facts(self, row: int) -> dict[str, Any]:
         """What a row says besides its picture: the columns of captions and classes, and the key and file of a tar's."""
+        if not self._facts.column_names:  # which has no rows either
+            return {}
         found = self._facts[row]
         return {name: column[0].as_py() for name, column in zip(found.column_names, found.columns, strict=True)}
 
@@ -184,6 +189,16 @@ class Table:
             files.write(facts, json.dumps({"content": content}))
         return np.load(kept, mmap_mode="r"), json.loads(facts.read_text(encoding="utf-8"))["content"]
 
+    def kept(self, name: str, make: Callable[[], Integers]) -> Integers:
+        """An array of whole numbers, one a row, mapped into memory: made once and kept in the table's folder by its name."""
+        path = self.folder / f"{name}-{hashlib.sha256(self.columns.image.encode()).hexdigest()[:8]}.npy"
+        if not path.is_file():
+            made = make()
+            _release()
+            files.write(path, lambda part: _save(part, made))
+        found: Integers = np.load(path, mmap_mode="r")
+        return found
+
     def _surveyed(self) -> tuple[Hashes, str]:
         whole, hashes = hashlib.sha256(), np.empty(len(self), np.uint64)
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -228,7 +243,7 @@ def _hash(content: bytes | Path | None) -> int:
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
 
 
-def _save(path: Path, array: Hashes) -> None:
+def _save(path: Path, array: Integers) -> None:
     with path.open("wb") as file:
         np.save(file, array)
 

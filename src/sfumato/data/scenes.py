@@ -8,6 +8,7 @@ above, another) a share never occurs in training, in either order of words; `hel
 
 import hashlib
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato import streams
-from sfumato.data.base import Data, Part
+from sfumato.data.base import Data, Part, Singles
 from sfumato.data.emoji import shipped
 
 # Plain names, and pictures that tell one another apart at 14 pixels.
@@ -42,6 +43,7 @@ LEAST, MOST = 14 / 64, 32 / 64  # sides of an emoji, as shares of the picture's
 OVERLAP = 0.04  # of a side, by which boxes may overlap
 COUNTS = (25, 45, 20, 10)  # weights of one to four things
 SHARE = 0.1  # of the triples that are held out
+TELLING = 100_000  # scenes in which all words stand, thousands of times each
 
 
 class Thing(NamedTuple):
@@ -113,7 +115,7 @@ class ScenesPart(Part):
         self.part, self.count, self.seed, self.size, self.most = part, count, seed, size, most
         self.labels: tuple[str, ...] = ()
         self.class_names = {"boxes": NAMES, "map": ("ground", *NAMES)}
-        self.families = [(k,) for k in range(count)]
+        self.families = Singles(count)
         facts = repr((part, count, seed, size, most, NAMES, COLOURS, shipped()[0]["sheet_sha256"]))
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
         self._drawn = lru_cache(maxsize=512)(self._draw)
@@ -132,6 +134,9 @@ class ScenesPart(Part):
             if self.part != "train" and facts[0].held_out:
                 return found
         raise AssertionError("no scene fits the split")
+
+    def telling(self, field: str) -> Sequence[int]:
+        return range(min(self.count, TELLING))
 
     def image(self, index: int) -> Tensor:
         return self._drawn(index)[0]

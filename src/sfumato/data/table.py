@@ -7,8 +7,10 @@ it is asked for. So neither opening nor training takes memory that grows with th
 import bisect
 import hashlib
 import json
-from collections.abc import Sequence
-from functools import lru_cache
+import os
+from collections.abc import Callable, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -17,10 +19,14 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from sfumato import image
-from sfumato.data.base import Data, Part
-from sfumato.data.rows import Table, sources, within
+from sfumato.data import twins
+from sfumato.data.base import Data, Part, Singles
+from sfumato.data.rows import Hashes, Table, sources, within
 from sfumato.image import Stored
 
+COMPARED = 20_000  # rows of the largest table whose pictures are decoded on first opening, to see which look alike
+SMALL = 64  # pixels a side that suffice for that
+NOTHING = (0, 0, 0, 0)  # how a picture looks that is nobody's twin
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -29,7 +35,8 @@ class TableData(Data):
 
     Splits `train` and `val` (or `validation`, `valid`, `test`, `held_out`: the first there is), as folders, as the
     beginning of files' names or in a saved data set, make the parts. Without them, or where `split` names one, a share
-    `held_out` of the rows is held out, chosen by the hash of their pictures, and at least one.
+    `held_out` of the rows is held out, chosen by the hash of their pictures, and at least one; pictures that look alike
+    are on one side, in tables of at most 20,000 rows.
     """
 
     path: Path = Field(description="a Parquet or tar file, or a folder of them, of pictures, or by `save_to_disk`")
@@ -48,7 +55,8 @@ class TableData(Data):
         asked = (("image", self.image), ("caption", self.caption), ("label", self.label))
         table = _table(found.stamp, self.path, self.format, self.split, self.cache.absolute(), asked)
         hashes, content = table.survey()
-        held = self._held(table, hashes)
+        alike = self._alike(table)
+        held = self._held(table, hashes, alike)
         if max(self.skip, default=0) >= len(table):
             raise ValueError(f"data.skip names row {max(self.skip)} and {self.path} has {len(table)} rows, from 0")
         gone = np.union1d(np.flatnonzero(hashes == 0), np.array(self.skip, np.int64))
@@ -62,17 +70,52 @@ class TableData(Data):
                 f"out, {len(gone)} are left out and data.held_out is {self.held_out}; add rows, or choose another share"
             )
         told = [content, part, len(table), len(held), self.held_out, gone.tolist(), *table.columns]
-        return TablePart(table, rows, self.size, self.channels, json.dumps(told))
+        if not np.array_equal(held, self._held(table, hashes, None)):  # where their bytes alone do not say which
+            told.append(hashlib.sha256(held.astype(np.int64).tobytes()).hexdigest())
+        shown = TablePart(table, rows, self.size, self.channels, json.dumps(told))
+        if part == "train" and alike is not None:
+            shown.compared = partial(_told, alike, frozenset(held.tolist()))
+        return shown
 
-    def _held(self, table: Table, hashes: "np.ndarray[Any, np.dtype[np.uint64]]") -> Rows:
-        """Rows that are held out, sorted. Equal pictures are on one side, and others move none across."""
+    def _alike(self, table: Table) -> Rows | None:
+        """For each row the number of its group of pictures that look alike; None where they are not compared: in large
+        tables, whose pictures are decoded when they are shown and not before, and where no share is held out."""
+        if len(table) > COMPARED or table.sources.aside or self.held_out == 0:
+            return None
+        return table.kept(f"alike-{self.channels}", partial(_grouped, table, self.channels))
+
+    def _held(self, table: Table, hashes: Hashes, alike: Rows | None) -> Rows:
+        """Rows that are held out, sorted. Those that look the same are on one side, and others move none across."""
         if table.sources.aside:
             return np.arange(table.train, len(table))
         if self.held_out == 0:
             return np.arange(0)
+        if alike is not None and len(set(alike[hashes > 0].tolist())) > 1:  # where all look alike, by their bytes
+            decided = twins.deciding([f"{h:016x}" for h in hashes.tolist()], alike.tolist())
+            hashes = np.where(hashes == 0, 0, np.array([int(d[:16], 16) for d in decided], np.uint64))
         there = hashes[:] > 0
         share = np.flatnonzero(there & (hashes < np.uint64(self.held_out * 2**64)))
         return share if len(share) else np.flatnonzero(there & (hashes == hashes[there].min(initial=2**64 - 1)))
+
+
+def _grouped(table: Table, channels: int) -> Rows:
+    """The groups of the rows whose pictures look alike; one that cannot be decoded is its own."""
+
+    def looks(row: int) -> twins.Looks:
+        found = table.picture(row)
+        try:
+            source = Stored(found, "") if isinstance(found, bytes) else found
+            return NOTHING if source is None else twins.signature(image.pixels(source, channels, least=SMALL))
+        except ValueError:  # it is told when it is shown
+            return NOTHING
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return np.array(twins.groups(list(pool.map(looks, range(len(table))))), np.int64)
+
+
+def _told(alike: Rows, out: Set[int]) -> str:
+    names = [f"row {row}" for row in range(len(alike))]
+    return twins.alike(names, alike.tolist(), {f"row {row}" for row in out})
 
 
 @lru_cache(maxsize=4)
@@ -88,6 +131,7 @@ class TablePart(Part):
 
     def __init__(self, table: Table, rows: Sequence[int], size: int, channels: int, told: str) -> None:
         self.table, self.rows = table, rows
+        self.compared: Callable[[], str] = str
         self.size, self.channels = size, channels
         self.names = _classes(table)
         self.labels = tuple(self.names.values())
@@ -97,6 +141,9 @@ class TablePart(Part):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def alike(self) -> str:
+        return self.compared()
 
     def stored(self, index: int) -> Stored | Path:
         row = self.rows[index]
@@ -149,24 +196,6 @@ def _classes(table: Table) -> dict[Any, str]:
 def _numbered(value: str | int) -> tuple[int, str]:
     """Numbers in the order of numbers, before other names."""
     return (int(value), "") if str(value).isdecimal() else (2**63, str(value))
-
-
-class Singles(Sequence[Sequence[int]]):
-    """Families of one example each, without a list of them."""
-
-    def __init__(self, count: int) -> None:
-        self.total = count
-
-    def __len__(self) -> int:
-        return self.total
-
-    @overload
-    def __getitem__(self, place: int) -> Sequence[int]: ...
-    @overload
-    def __getitem__(self, place: slice) -> Sequence[Sequence[int]]: ...
-    def __getitem__(self, place: int | slice) -> Any:
-        found = range(self.total)[place]
-        return [(k,) for k in found] if isinstance(found, range) else (found,)
 
 
 class Picked(Sequence[int]):

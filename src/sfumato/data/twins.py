@@ -1,8 +1,9 @@
 """Near-duplicates: pictures that look the same though their files differ, such as a copy at another size or quality.
 
 A picture is told by 128 bits: whether each place of a 9 x 9 gray miniature is brighter than its right and its lower
-neighbour (Krawetz's difference hash, in both directions). Two pictures are twins where at most `NEAR` bits differ, and
-twins of twins are one group. A held-out picture whose twin is trained on measures nothing.
+neighbour (Krawetz's difference hash, in both directions). Two pictures are twins where at most `NEAR` bits differ, or as
+many of one and of the other's mirror image, for training may mirror; twins of twins are one group. A held-out picture
+whose twin is trained on measures nothing.
 """
 
 import hashlib
@@ -12,16 +13,22 @@ from typing import Any
 import numpy as np
 
 NEAR = 10  # of 128 bits
-ROWS = 1024  # compared with all others at once
+ROWS, COLUMNS = 128, 2048  # pairs that are compared at once: 2 MiB, which a processor's cache holds
+Looks = tuple[int, int, int, int]  # two words of 64 bits of the picture, two of its mirror image
 Words = np.ndarray[Any, np.dtype[np.uint64]]
+Places = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def signature(array: "np.ndarray[Any, Any]") -> tuple[int, int]:
-    """Two words of 64 bits that tell how a picture (H, W, C) looks."""
+def signature(array: "np.ndarray[Any, Any]") -> Looks:
+    """Words that tell how a picture (H, W, C) looks."""
     from PIL import Image
 
     gray = array.astype(np.float32).mean(2) if array.ndim == 3 else array.astype(np.float32)
     small = np.asarray(Image.fromarray(gray).resize((9, 9), Image.Resampling.BOX))
+    return (*_words(small), *_words(small[:, ::-1]))
+
+
+def _words(small: "np.ndarray[Any, Any]") -> tuple[int, int]:
     across = (small[:8, :8] > small[:8, 1:] + 0.5).flatten()
     down = (small[:8, :8] > small[1:, :8] + 0.5).flatten()
     return int.from_bytes(np.packbits(across).tobytes(), "big"), int.from_bytes(np.packbits(down).tobytes(), "big")
@@ -41,31 +48,41 @@ def deciding(digests: Sequence[str], numbers: Sequence[int]) -> list[str]:
     return [drawn[number] for number in numbers]
 
 
-def groups(signatures: "Sequence[tuple[int, int]]", near: int = NEAR) -> list[int]:
+def groups(signatures: Sequence[Looks], near: int = NEAR) -> list[int]:
     """For each picture the number of its group, that of the group's first picture.
 
-    Pictures without any structure, all of whose bits are 0, are nobody's twins. Compares all with all, a million pairs
-    in some ten milliseconds.
+    Pictures without any structure, all of whose bits are 0, are nobody's twins. Compares all with all in blocks, so memory
+    grows with the pictures alone; a million pairs take some ten milliseconds.
     """
-    words: Words = np.array(signatures, dtype=np.uint64).reshape(-1, 2)
-    parent = list(range(len(words)))
-
-    def root(k: int) -> int:
-        while parent[k] != k:
-            parent[k] = parent[parent[k]]
-            k = parent[k]
-        return k
-
-    plain = (words == 0).all(1)
+    words: Words = np.array(signatures, dtype=np.uint64).reshape(-1, 4)
+    own, turned = (np.ascontiguousarray(words[:, k : k + 2].T) for k in (0, 2))
+    first = np.arange(len(words))
     for begin in range(0, len(words), ROWS):
-        rows = words[begin : begin + ROWS]
-        off = np.bitwise_count(rows[:, None, :] ^ words[None, begin:, :]).sum(-1, dtype=np.int32)
-        for a, b in zip(*np.nonzero(off <= near), strict=True):
-            one, other = begin + int(a), begin + int(b)
-            if one < other and not plain[one] and not plain[other]:
-                first, second = sorted((root(one), root(other)))
-                parent[second] = first
-    return [root(k) for k in range(len(words))]
+        rows = slice(begin, begin + ROWS)
+        for start in range(begin, len(words), COLUMNS):
+            columns = slice(start, start + COLUMNS)
+            for one, other in ((own, own), (own, turned), (turned, own)):
+                _join(first, one, other, rows, columns, near)
+    found: list[int] = first.tolist()
+    return found
+
+
+def _join(first: Places, one: Words, other: Words, rows: slice, columns: slice, near: int) -> None:
+    """Make one group of each row of `one` and column of `other`, (2, N) words each, that differ in at most `near` bits."""
+    a, b = np.nonzero(np.bitwise_count(one[0, rows, None] ^ other[0, None, columns]) <= near)
+    a, b = a + rows.start, b + columns.start
+    apart = first[a] != first[b]
+    a, b = a[apart], b[apart]
+    off = np.bitwise_count(one[:, a] ^ other[:, b]).sum(0, dtype=np.int32)
+    alike = (off <= near) & one[:, a].any(0) & other[:, b].any(0)
+    a, b = a[alike], b[alike]
+    while len(a):
+        low, high = np.minimum(first[a], first[b]), np.maximum(first[a], first[b])
+        np.minimum.at(first, high, low)
+        while (further := first[first] != first).any():
+            first[further] = first[first[further]]
+        apart = first[a] != first[b]
+        a, b = a[apart], b[apart]
 
 
 def alike(names: Sequence[str], numbers: Sequence[int], out: Set[str]) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
-from sfumato.data.folder import SUFFIXES
+from sfumato.data.layout import SUFFIXES
 from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation import run
 from sfumato.evaluation.likelihood import likelihood

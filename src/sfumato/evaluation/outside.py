@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.data.base import Data, Part
-from sfumato.data.folder import FolderData, aside, unwrapped
+from sfumato.data.folder import FolderData
+from sfumato.data.layout import aside, unwrapped
 
 
 class Outside(Data):

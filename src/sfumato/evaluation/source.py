@@ -17,7 +17,7 @@ from torch import Tensor
 from sfumato import files, image, streams
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
-from sfumato.data.folder import listed, unwrapped
+from sfumato.data.layout import listed, unwrapped
 from sfumato.families.base import Family, single
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream

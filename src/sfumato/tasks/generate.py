@@ -10,8 +10,9 @@ from sfumato.conditioning.label import named
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
+from sfumato.tasks import canvas
 from sfumato.tasks.requests import Generate
-from sfumato.tasks.walk import Made, Progress, Rows, batches, fits, walk
+from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
 
 def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress | None = None) -> Iterator[Made]:
@@ -19,20 +20,19 @@ def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress 
     if isinstance(model, Family):
         yield from modelled(model, request, tell)
         return
-    fits(model, request.width or model.size, request.height or model.size)
-    shape = model.latent_shape(request.width, request.height)
+    made = canvas.whole(model, request.width, request.height)
 
     def make(rows: Rows) -> Tensor:
-        x = started(request, rows, shape).to(model.device)
+        x = started(request, rows, made.shape).to(model.device)
         return model.pictures(walk(model, x, request, rows.said, rows.noise, rows.tell))
 
-    yield from batches(model, request, make, tell)
+    yield from batches(model, request, made, make, tell)
 
 
 def modelled(family: Family, request: Generate, tell: Progress | None = None) -> Iterator[Made]:
     """Pictures of a model of another family, which knows classes and nothing else. Raises `ValueError` for more."""
     size = family.shape.size
-    more = request.prompt or request.negative or request.reference or request.bank
+    more = request.prompt or request.negative or request.reference or request.bank or request.boxes or request.map
     if more or {request.width or size, request.height or size} != {size}:
         raise ValueError(f"this model makes pictures of {size}x{size} pixels, of a class at most; leave the rest out")
     if request.label is not None and not family.labels:

@@ -13,6 +13,8 @@ from sfumato import image
 from sfumato.conditioning import pictures
 from sfumato.model import LatentDiffusion
 
+FRINGE = 16 / 255  # how near to black and white JPEG leaves what was so, beside a hard edge
+
 
 def picture(model: LatentDiffusion, value: Any, field: str = "picture") -> Tensor:
     """A path or a PIL picture -> (C, H, W) in [-1, 1], as a person sees it: turned, in sRGB, over white.
@@ -42,10 +44,11 @@ def opened(value: Any, field: str) -> Image.Image:
 def mask(value: Any, size: tuple[int, int]) -> Tensor:
     """A path or a PIL picture -> (1, H, W) in [0, 1], 1 where there is a hole.
 
-    Where it has transparency and one colour, what is opaque is the hole. One of 16 bits is as fine. Raises `ValueError`
+    Where it has transparency and one colour, what is opaque is the hole. One of 16 bits is as fine. In a JPEG, which
+    leaves a fringe around edges, what is nearly black is black, and what is nearly white is white. Raises `ValueError`
     unless it is `size` (H, W).
     """
-    shown = opened(value, "mask")
+    shown, fringed = opened(value, "mask"), jpeg(value)
     if shown.mode in ("RGBA", "LA") and len(set(shown.convert("L").getextrema())) == 1:
         shown = shown.getchannel("A")
     elif shown.mode in ("RGBA", "LA", "P", "PA"):
@@ -56,7 +59,20 @@ def mask(value: Any, size: tuple[int, int]) -> Tensor:
         raise ValueError(
             f"the mask is {found.shape[-1]}x{found.shape[-2]} and the picture {size[1]}x{size[0]}; make them equal"
         )
+    if fringed:
+        found = torch.where(found < FRINGE, 0.0, torch.where(found > 1 - FRINGE, 1.0, found))
     return found
+
+
+def jpeg(value: Any) -> bool:
+    """Whether a path or an opened picture is a JPEG."""
+    if not isinstance(value, Path):
+        return getattr(value, "format", None) == "JPEG"
+    try:
+        with Image.open(value) as file:
+            return file.format == "JPEG"
+    except OSError:
+        return False
 
 
 def whole(x: Tensor, multiple: int) -> Tensor:

@@ -16,9 +16,10 @@ from sfumato.diffusion.grid import grid
 from sfumato.diffusion.repaint import repaint
 from sfumato.model import LatentDiffusion
 from sfumato.nn.rescale import area
-from sfumato.tasks import given
+from sfumato.tasks import canvas, given
 from sfumato.tasks.requests import Inpaint
-from sfumato.tasks.walk import Made, Progress, Rows, Said, apart, batches, bound, follow, takes, walk
+from sfumato.tasks.said import takes
+from sfumato.tasks.walk import Made, Progress, Rows, batches, bound, follow, walk
 
 
 def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = None) -> Iterator[Made]:
@@ -26,33 +27,32 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
 
     Raises `ValueError` for a mask of another size, one without a hole, and `method: trained` where the model is not.
     """
-    picture, soft = canvas(model, request)
+    picture, soft = opened(model, request)
     high, wide = picture.shape[-2:]
     hole = (soft > 0).float()
     if not bool(hole.any()):
         raise ValueError("the mask has no hole: it is black everywhere; white is what is filled")
     padded = given.whole(picture, model.codec.factor)
     open_ = F.pad(hole, (0, padded.shape[-1] - wide, 0, padded.shape[-2] - high))
-    trained = "masked" in model.conditions.fields.values()
-    if request.method == "trained":
-        takes(model, "masked", "inpainting")
-    shape = model.latent_shape(padded.shape[-1], padded.shape[-2])
-    stride = apart(model, wide, high)
+    trained = request.method != "free" and bool(model.conditions.asked("masked"))
+    if trained or request.method == "trained":
+        field = takes(model, "masked", "inpainting")
+    seen = canvas.parted(model, wide, high)
 
     def make(rows: Rows) -> Tensor:
-        x = rows.noise.normal(shape, 0).to(model.device)
-        if trained and request.method != "free":
-            said = rows.every("masked", (padded, open_))
-            latents = walk(model, x, request, said, rows.noise, rows.tell, stride=stride)
+        x = rows.noise.normal(seen.shape, 0).to(model.device)
+        if trained:
+            said = rows.every(field, (padded, open_))
+            latents = walk(model, x, request, said, rows.noise, rows.tell, stride=seen.stride)
         else:
-            latents = _free(model, request, x, padded, open_, rows, stride)
-        made = model.pictures(latents).cpu()[..., :high, :wide]
+            latents = _free(model, request, x, padded, open_, rows, seen.stride)
+        made = seen.cut(model.pictures(latents).cpu())
         return joined(picture, made, softened(soft, request.soften))
 
-    yield from batches(model, request, make, tell)
+    yield from batches(model, request, seen, make, tell)
 
 
-def canvas(model: LatentDiffusion, request: Inpaint) -> tuple[Tensor, Tensor]:
+def opened(model: LatentDiffusion, request: Inpaint) -> tuple[Tensor, Tensor]:
     """The picture (C, H, W) with what is added to its sides, gray, and its soft mask (1, H, W), 1 in the hole.
 
     Raises `ValueError` where that would be too large.
@@ -62,7 +62,7 @@ def canvas(model: LatentDiffusion, request: Inpaint) -> tuple[Tensor, Tensor]:
     soft = torch.zeros(1, *size) if request.mask is None else given.mask(request.mask, size)
     if request.expand is not None:
         left, top, right, bottom = request.expand
-        apart(model, left + size[1] + right, top + size[0] + bottom)  # before there is a canvas of that size
+        canvas.parted(model, left + size[1] + right, top + size[0] + bottom)  # before there is a canvas of that size
         sides = (left, right, top, bottom)
         picture, soft = F.pad(picture, sides), F.pad(soft, sides, value=1.0)
     return picture, soft
@@ -86,11 +86,10 @@ def _free(
     model: LatentDiffusion, request: Inpaint, x: Tensor, picture: Tensor, hole: Tensor, rows: Rows, stride: int | None
 ) -> Tensor:
     """Latents (B, c, h, w) by a model that was not trained for it: places without any hole are kept."""
-    said: Said = rows.said
     smooth = filled(picture, hole)[None].to(model.device)
     known = model.codec.encode(smooth)
     kept = (area(hole[None], (x.shape[-2], x.shape[-1])) <= 0).to(known)
-    denoise = keeping(bound(model, x, request, said, rows.noise, stride=stride), known, kept)
+    denoise = keeping(bound(model, x, request, rows.said, rows.noise, stride=stride), known, kept)
     if request.resample == 1:
         return follow(model, x, request, denoise, rows.noise, rows.tell)
     steps = grid(request.grid)(model.denoiser.schedule, request.steps)

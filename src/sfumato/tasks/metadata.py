@@ -15,6 +15,7 @@ A1111, OURS = "parameters", "sfumato"
 
 def settings(
     request: Request,
+    place: int,
     seed: int,
     prompt: str | None,
     size: tuple[int, int],
@@ -22,8 +23,16 @@ def settings(
     model_hash: str,
     version: str,
 ) -> dict[str, Any]:
-    """Everything that is needed to make one picture again."""
+    """Everything that is needed to make picture `place` of a request again, alone.
+
+    What counts up with the place is told as it was for this picture; of a way between two seeds, which is not made of
+    one picture, `count` and `place`.
+    """
     kept = request.model_dump(exclude={"prompt", "seed", "count", "batch", "width", "height"}, exclude_none=True)
+    if "variation_seed" in kept:
+        kept["variation_seed"] = (kept["variation_seed"] + place) % 2**63
+    if "until" in kept:
+        kept.update(count=request.total, place=place)
     if len(kept.get("label", ())) == 1:
         kept["label"] = kept["label"][0]
     kept = {name: value if _plain(value) else _told(value) for name, value in kept.items()}
@@ -74,9 +83,20 @@ def infotext(s: dict[str, Any]) -> str:
         "Model": s["model"],
         "RNG": "CPU",
         **({"Denoising strength": f"{s['strength']:g}"} if "strength" in s else {}),
+        **_variation(s),
         "Version": f"sfumato {s['version']}",
     }
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])
+
+
+def _variation(s: dict[str, Any]) -> dict[str, Any]:
+    """A mixture with another seed's noise, as that web UI tells it, which goes between two seeds by nothing else."""
+    if "until" in s:
+        share = s["place"] / (s["count"] - 1)
+        return {"Variation seed": s["until"], "Variation seed strength": f"{share:g}"}
+    if "variation_seed" in s:
+        return {"Variation seed": s["variation_seed"], "Variation seed strength": f"{s['variation']:g}"}
+    return {}
 
 
 def save(picture: Image.Image, path: Path) -> None:

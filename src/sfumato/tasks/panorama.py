@@ -12,34 +12,39 @@ import torch
 from torch import Tensor
 
 from sfumato.model import LatentDiffusion
+from sfumato.tasks import canvas
 from sfumato.tasks.requests import Panorama
-from sfumato.tasks.walk import Made, Progress, Rows, batches, fits, walk, windowed
+from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
 MARGIN = 8  # latent places that a wrapped canvas is continued by while it is decoded
 
 
 def panorama(model: LatentDiffusion, request: Panorama, tell: Progress | None = None) -> Iterator[Made]:
-    """The request's pictures. Raises `ValueError` for sizes that the first stage's factor does not divide, and for
-    `wrap` with `whole` or a picture narrower than the model's own."""
-    height = request.height or model.size
-    if request.whole:
-        fits(model, request.width, height)
-    shape = model.latent_shape(request.width, height)
-    side = model.latent_shape()[1]
-    if request.wrap and (request.whole or shape[2] <= side):
+    """The request's pictures. Raises `ValueError` for sizes that would never end, and for `wrap` with `whole`, with a
+    width that the first stage's factor does not divide, or with a picture no wider than the model's own."""
+    side, factor = model.latent_shape()[1], model.codec.factor
+    stride = max(round(side * (1 - request.overlap)), 1)
+    seen = (
+        canvas.whole(model, request.width, request.height)
+        if request.whole
+        else canvas.parted(model, request.width, request.height, stride)
+    )
+    if request.wrap and (request.whole or request.width <= model.size):
         raise ValueError(f"wrap joins windows: leave whole out, and ask for a width above {model.size}")
+    if request.wrap and request.width % factor:
+        near = round(request.width / factor) * factor
+        raise ValueError(
+            f"an edge that is joined cannot be cut: a width with wrap is a multiple of {factor}, try {near}"
+        )
     if request.wrap and model.conditions.sizes.image:
         raise ValueError("wrap is for models without pictures as conditions, which have edges; leave it out")
-    stride = None if request.whole else max(round(side * (1 - request.overlap)), 1)
-    if stride is not None:
-        windowed(model, request.width, height, stride)
 
     def make(rows: Rows) -> Tensor:
-        x = rows.noise.normal(shape, 0).to(model.device)
-        latents = walk(model, x, request, rows.said, rows.noise, rows.tell, stride=stride, wrap=request.wrap)
+        x = rows.noise.normal(seen.shape, 0).to(model.device)
+        latents = walk(model, x, request, rows.said, rows.noise, rows.tell, stride=seen.stride, wrap=request.wrap)
         return around(model, latents) if request.wrap else model.pictures(latents)
 
-    yield from batches(model, request, make, tell)
+    yield from batches(model, request, seen, make, tell)
 
 
 def around(model: LatentDiffusion, latents: Tensor) -> Tensor:

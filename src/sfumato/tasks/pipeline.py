@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -91,11 +92,13 @@ class Pipeline:
             raise ValueError(
                 f"a model of this family makes pictures of nothing but a class; it cannot {_named(request)}"
             )
-        request = self._few(request)
+        request, place = self._few(request), itertools.count()
         for made in task(request)(self.family or self.model, request, tell=tell):
             pictures = image.to_pil(made.pictures)
             for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
-                s = metadata.settings(request, seed, prompt, picture.size, self.name, self.digest, __version__)
+                s = metadata.settings(
+                    request, next(place), seed, prompt, picture.size, self.name, self.digest, __version__
+                )
                 yield metadata.attach(picture, s)
 
     def _few(self, request: Request) -> Request:

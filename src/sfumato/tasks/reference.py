@@ -15,7 +15,7 @@ from torch import Tensor
 from sfumato import image
 from sfumato.conditioning.reference import Reference
 from sfumato.data import embed
-from sfumato.data.folder import listed, unwrapped
+from sfumato.data.layout import listed, unwrapped
 from sfumato.features.retrieval import embedded, neighbours
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import given

@@ -166,6 +166,12 @@ class Request(Config):
     reference: Pictures | None = Field(
         None, description="pictures to be like, for models that were trained with embeddings of pictures"
     )
+    boxes: Boxes | None = Field(
+        None, description='where things stand: "dog 0.1 0.2 0.5 0.9", class and corners; or a JSON file of them'
+    )
+    map: Picture | None = Field(
+        None, description="what is where: class numbers, gray or with a palette, or the classes' colours"
+    )
     bank: Folder | None = Field(
         None, description="folder of pictures: those that are nearest to the reference are told instead"
     )
@@ -189,6 +195,8 @@ class Request(Config):
     def _says_something(self) -> Self:
         if self.neighbours is not None and self.bank is None:
             raise ValueError("neighbours are looked for in a bank; give both or neither")
+        if self.boxes is not None and not self.boxes:
+            raise ValueError("the list of boxes is empty; give at least one")
         if self.label is not None and not self.label:
             raise ValueError("the list of labels is empty; leave label out for a picture of no class")
         if self.prompt is not None and not self.prompt:
@@ -292,7 +300,7 @@ class Upscale(Request):
 class Layout(Request):
     """A picture whose things stand where boxes say."""
 
-    boxes: Boxes = Field(min_length=1, description='"dog 0.1 0.2 0.5 0.9", class and corners; or a JSON file of them')
+    boxes: Boxes = Field(description='"dog 0.1 0.2 0.5 0.9", class and corners; or a JSON file of them')
     width: Side = None
     height: Side = None
 

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from sfumato.model import LatentDiffusion
-from sfumato.tasks import given
+from sfumato.tasks import canvas, given
 from sfumato.tasks.requests import Semantic
-from sfumato.tasks.walk import Made, Progress, Rows, apart, batches, takes, walk
+from sfumato.tasks.said import TOLD, takes
+from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
 
 def semantic(model: LatentDiffusion, request: Semantic, tell: Progress | None = None) -> Iterator[Made]:
@@ -18,17 +19,14 @@ def semantic(model: LatentDiffusion, request: Semantic, tell: Progress | None = 
 
     Raises `ValueError` for maps with unknown classes or colours, and for those that are too large.
     """
-    takes(model, "map", "semantic maps")
-    reader = model.conditions.reader("map")
-    numbers = reader.value(given.opened(request.map, "map"))
-    high, wide = numbers.shape
+    field = takes(model, "map", TOLD["map"])
+    numbers = model.conditions.reader(field).value(given.opened(request.map, "map"))
+    made = canvas.parted(model, numbers.shape[1], numbers.shape[0])
     numbers = given.whole(numbers.float(), model.codec.factor).long()
-    shape = model.latent_shape(numbers.shape[-1], numbers.shape[-2])
-    stride = apart(model, wide, high)
 
     def make(rows: Rows) -> Tensor:
-        x = rows.noise.normal(shape, 0).to(model.device)
-        said = rows.every("map", numbers)
-        return model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=stride))[..., :high, :wide]
+        x = rows.noise.normal(made.shape, 0).to(model.device)
+        said = rows.every(field, numbers)  # with its edge continued as far as the latents reach
+        return model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=made.stride))
 
-    yield from batches(model, request, make, tell)
+    yield from batches(model, request, made, make, tell)

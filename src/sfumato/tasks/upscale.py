@@ -14,32 +14,31 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sfumato.model import LatentDiffusion
-from sfumato.tasks import given
+from sfumato.tasks import canvas, given
 from sfumato.tasks.requests import Upscale
-from sfumato.tasks.walk import Made, Progress, Rows, apart, batches, takes, walk
+from sfumato.tasks.said import takes
+from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
 
 def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = None) -> Iterator[Made]:
     """The request's pictures, `factor` times as large as the one given. Raises `ValueError` for a level that was not
     trained, a picture that would be too large, and a model that knows no small pictures."""
-    takes(model, "lowres", "super-resolution")
-    factor = magnification(model)
+    field = takes(model, "lowres", "super-resolution")
+    factor = magnification(model, field)
     small = given.picture(model, request.picture)
     high, wide = small.shape[-2:]
     multiple = model.codec.factor // math.gcd(model.codec.factor, factor)
     padded = given.whole(small, multiple)
     value: dict[str, Any] = {"picture": padded, "level": request.level}
-    shape = model.latent_shape(factor * padded.shape[-1], factor * padded.shape[-2])
-    stride = apart(model, factor * wide, factor * high)
+    made = canvas.parted(model, factor * wide, factor * high)
 
     def make(rows: Rows) -> Tensor:
-        x = rows.noise.normal(shape, 0).to(model.device)
-        said = rows.every("lowres", value)
-        made = model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=stride))
-        made = made[..., : factor * high, : factor * wide]
-        return corrected(made, small.to(made)) if request.consistent and not request.level else made
+        x = rows.noise.normal(made.shape, 0).to(model.device)
+        said = rows.every(field, value)
+        large = made.cut(model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=made.stride)))
+        return corrected(large, small.to(large)) if request.consistent and not request.level else large
 
-    yield from batches(model, request, make, tell)
+    yield from batches(model, request, made, make, tell)
 
 
 def corrected(pictures: Tensor, small: Tensor, rounds: int = 6, steps: int = 12) -> Tensor:
@@ -80,9 +79,9 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum((1, 2, 3), keepdim=True)
 
 
-def magnification(model: LatentDiffusion) -> int:
+def magnification(model: LatentDiffusion, field: str) -> int:
     """How many times larger the model's pictures are than the small ones that it was trained with."""
-    side: int | None = getattr(model.conditions.reader("lowres"), "side", None)
+    side: int | None = getattr(model.conditions.reader(field), "side", None)
     if side is None:
         raise ValueError("this model does not say how large its small pictures were; train it with data.degrade")
     return max(round(model.size / side), 1)

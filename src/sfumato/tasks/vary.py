@@ -6,6 +6,7 @@ stays, what the words change changes.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from sfumato.diffusion.grid import grid
 from sfumato.diffusion.inversion import inversion
 from sfumato.diffusion.samplers import last
 from sfumato.model import LatentDiffusion
-from sfumato.tasks import given
+from sfumato.tasks import canvas, given
 from sfumato.tasks.requests import Generate, Vary
-from sfumato.tasks.walk import Made, Progress, Rows, batches, bound, fits, walk
+from sfumato.tasks.said import fields, placed
+from sfumato.tasks.walk import Made, Progress, Rows, batches, bound, walk
 
 REFINE = 2  # evaluations by which each upward step is corrected
 
@@ -33,8 +35,7 @@ def vary(model: LatentDiffusion, request: Vary, tell: Progress | None = None) ->
     if request.invert:
         request = request.model_copy(update={"sampler": "ddim"})
     shown = given.picture(model, request.picture)
-    high, wide = shown.shape[-2:]
-    fits(model, wide, high)
+    seen = canvas.whole(model, shown.shape[-1], shown.shape[-2])
     clean = model.codec.encode(given.whole(shown, model.codec.factor)[None].to(model.device))
     rows_of_noise = grid(request.grid)(model.denoiser.schedule, request.steps, start=request.strength)
 
@@ -46,15 +47,20 @@ def vary(model: LatentDiffusion, request: Vary, tell: Progress | None = None) ->
             first = rows_of_noise.rows()[0]
             x = first.alpha * x_0 + first.sigma * rows.noise.normal(clean.shape[1:], 0, x_0)
         made = walk(model, x, request, rows.said, rows.noise, rows.tell, rows=rows_of_noise)
-        return model.pictures(made)[..., :high, :wide]
+        return model.pictures(made)
 
     with torch.no_grad():
-        yield from batches(model, request, make, tell)
+        yield from batches(model, request, seen, make, tell)
 
 
 def _inverted(model: LatentDiffusion, request: Vary, x_0: Tensor, rows: Rows) -> Tensor:
-    """The noise at `strength` from which ddim, told what the source says, comes back to x_0."""
-    plain = Generate(prompt=request.source, guidance=1.0, steps=request.steps, sampler="ddim", grid=request.grid)
-    said = {"caption": [request.source] * len(rows)} if request.source else {}
+    """The noise at `strength` from which ddim, told what the source says, comes back to x_0. Boxes and a map, which say
+    the form that is to stay, hold on the way up too."""
+    plain = Generate(guidance=1.0, steps=request.steps, sampler="ddim", grid=request.grid)
+    said: dict[str, Any] = {field: [value] * len(rows) for field, value in placed(model, request).items()}
+    if request.source:
+        classes = not model.conditions.asked("caption") and bool(model.conditions.asked("label"))
+        words, labels = (None, [request.source]) if classes else (request.source, None)
+        said.update(fields(model, [words] * len(rows), labels))
     up = grid(request.grid)(model.denoiser.schedule, request.steps, start=request.strength)
     return last(inversion(bound(model, x_0, plain, said, rows.noise, rows=up), x_0, up, refine=REFINE))

@@ -3,10 +3,8 @@
 Picture k of a request depends on seed + k and on what is said of it alone, not on the batch it is made in.
 """
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import torch
@@ -14,22 +12,21 @@ from torch import Tensor
 
 from sfumato import distributed
 from sfumato.conditioning.base import Conditions, Draws
-from sfumato.conditioning.label import named
 from sfumato.diffusion.combinators import tiled, within
 from sfumato.diffusion.grid import Grid, grid
 from sfumato.diffusion.names import SAMPLERS
 from sfumato.diffusion.samplers import Denoise, sampler
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
+from sfumato.tasks.canvas import Canvas
 from sfumato.tasks.reference import references
 from sfumato.tasks.requests import Request
+from sfumato.tasks.said import Said, fields, negative, placed
+from sfumato.tasks.said import scale as scaled
 from sfumato.tasks.strides import strode, teller
-from sfumato.windows import Window, starts
+from sfumato.windows import Window
 
-LARGEST = 64  # times the pixels that the model was trained at; attention over more would never end
-WINDOWS = 4096  # of a canvas that is worked on in parts; each is a pass through the network at every step
 Progress = Callable[[int, int], None]  # (steps done, in all)
-Said = Mapping[str, Sequence[Any]]  # values by field, one a picture
 Tell = Callable[[int], None]  # steps done of a batch
 
 
@@ -61,87 +58,23 @@ class Rows:
         return {**self.said, field: [value] * len(self)}
 
 
-def fields(model: LatentDiffusion, prompts: Sequence[str | None], labels: Sequence[str] | None) -> dict[str, list[Any]]:
-    """What words and classes say, by the fields that the model's conditioners read; several classes are all of each picture.
-
-    Raises `ValueError` where the model takes no text or no label.
-    """
-    known = set(model.conditions.fields.values())
-    said: dict[str, list[Any]] = {}
-    if any(p is not None for p in prompts):
-        if "caption" not in known:
-            raise ValueError("this model was trained without text, so it takes no prompt; leave the prompt out")
-        said["caption"] = list(prompts)
-    if labels is not None:
-        if "label" not in known:
-            raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
-        known_labels = getattr(model.conditions.reader("label"), "labels", ())
-        several: list[Any] = [named(one, known_labels) for one in labels]
-        said["label"] = [several if len(several) > 1 else several[0]] * len(prompts)
-    return said
-
-
-def takes(model: LatentDiffusion, field: str, what: str) -> None:
-    """Raise `ValueError` unless the model was trained with this field."""
-    known = sorted(set(model.conditions.fields.values()))
-    if field not in known:
-        raise ValueError(
-            f"this model was not trained for {what}: it takes {', '.join(known) or 'no condition'}, and not {field!r}; "
-            "use a model whose recipe has that conditioner"
-        )
-
-
-def fits(model: LatentDiffusion, width: int, height: int) -> None:
-    """Raise `ValueError` for pictures that would never end."""
-    largest = LARGEST * model.size**2
-    if width * height > largest:
-        raise ValueError(
-            f"the model was trained at {model.size} pixels a side and makes at most {LARGEST} times as many pixels at once: "
-            f"ask for no more than {math.isqrt(largest)}x{math.isqrt(largest)}"
-        )
-
-
-def windowed(model: LatentDiffusion, width: int, height: int, stride: int) -> None:
-    """Raise `ValueError` for pictures of so many windows, `stride` latent places apart, that they would never end."""
-    side, factor = model.latent_shape()[1], model.codec.factor
-    across, down = (len(starts(-(-n // factor), side, stride)) for n in (width, height))
-    if across * down > WINDOWS:
-        raise ValueError(
-            f"{width}x{height} pixels are {across * down:,} windows of {model.size} pixels a side, and at most {WINDOWS:,} "
-            "are worked on: ask for a smaller picture, or where that can be said for less overlap"
-        )
-
-
-def apart(model: LatentDiffusion, width: int, height: int) -> int | None:
-    """How many latent places windows over a picture are apart; None where the model sees all of it at once.
-
-    Raises `ValueError` for pictures that would never end.
-    """
-    if max(width, height) <= model.size:
-        return None
-    stride = max(model.latent_shape()[1] // 2, 1)
-    windowed(model, width, height, stride)
-    return stride
-
-
 def batches(
     model: LatentDiffusion,
     request: Request,
+    canvas: Canvas,
     make: Callable[[Rows], Tensor],
     tell: Progress | None = None,
-    steps: int | None = None,
 ) -> Iterator[Made]:
     """The request's pictures, a batch at a time; several processes take turns at batches, and each yields all.
 
-    `make` gives the pictures (B, C, H, W) of some rows; `steps` are told to be done for each batch.
+    `make` gives pictures (B, C, H, W) of some rows, which are cut to the canvas's size.
     """
     seeds, prompts = request.seeds(), request.prompts()
     begins = range(0, len(seeds), request.batch)
-    whole = request.steps if steps is None else steps
-    referred = references(model, request)
+    of_all = {**references(model, request), **placed(model, request)}
 
     def spoken(words: Sequence[str | None]) -> dict[str, list[Any]]:
-        return {**fields(model, words, request.label), **{name: [v] * len(words) for name, v in referred.items()}}
+        return {**fields(model, words, request.label), **{name: [v] * len(words) for name, v in of_all.items()}}
 
     def made(number: int) -> Made:
         places = range(begins[number], min(begins[number] + request.batch, len(seeds)))
@@ -149,61 +82,34 @@ def batches(
 
         def told(step: int) -> None:
             if tell is not None:
-                tell(number * whole + step, len(begins) * whole)
+                tell(number * request.steps + step, len(begins) * request.steps)
 
         rows = Rows(places, own, words, spoken(words), Stream(own), told)
         with torch.no_grad():
-            return Made(make(rows).cpu(), own, words)
+            return Made(canvas.cut(make(rows)).cpu(), own, words)
 
     for begin in begins:  # a word that the last batch cannot read is told before the first is sampled
         words = prompts[begin : begin + request.batch]
         said = spoken(words)
         with torch.no_grad():
-            model.conditions(said, len(words))
+            model.conditions(said, len(words), size=canvas.places)
             negative(model, request, said, len(words))
     yield from distributed.spread(made, range(len(begins)))
 
 
-def negative(model: LatentDiffusion, request: Request, said: Said, count: int) -> dict[str, list[Any]]:
-    """What guidance moves away from: the request's negative, and what is kept on both sides, such as a masked picture."""
-    kept = {name: list(values) for name, values in said.items() if name in model.conditions.kept}
-    if not (request.negative and request.negative.strip()):
-        return kept
-    if "caption" not in set(model.conditions.fields.values()):
-        raise ValueError("this model was trained without text, so it takes no negative; leave it out")
-    return {**kept, "caption": [request.negative] * count}
-
-
-@torch.no_grad()
 def steer(
     model: LatentDiffusion,
-    said: Said,
-    size: tuple[int, int],
-    draws: Draws | None,
+    given: Conditions,
+    other: Conditions | None,
     scale: float,
-    other: Said | None = None,
-    window: Window | None = None,
-    count: int = 1,
-    interval: tuple[float, float] | None = None,
+    interval: tuple[float, float] | None,
 ) -> Denoise:
-    """`denoise(x_t, t)` for `count` pictures of which this is said, guided away from `other`, from the null where that
-    says nothing; for a window of the canvas (h, w) `size` where one is given. Outside of the `interval` of times, where
-    there is one, guidance rests."""
-
-    def read(what: Said) -> Conditions:
-        found: Conditions = model.conditions(what, count, size=size, draws=draws, window=window)
-        return found
-
-    given = read(said)
-    amplified = model.denoise(given, read(other) if other else None, scale)
+    """`denoise(x_t, t)` under conditions, guided away from the `other`, the null where there are none. Outside of the
+    `interval` of times, where there is one, guidance rests."""
+    amplified = model.denoise(given, other, scale)
     if interval is None or scale == 1.0:
         return amplified
     return within(amplified, model.denoise(given), *interval)
-
-
-def guidance(request: Request, said: Said, kept: frozenset[str]) -> float:
-    """The request's guidance, 1 where nothing is said that guidance could amplify."""
-    return request.guidance if set(said) - kept else 1.0
 
 
 def walk(
@@ -251,6 +157,7 @@ def bound(
     return strode(under, _rows(model, request) if rows is None else rows, told.known)
 
 
+@torch.no_grad()
 def _bound(
     model: LatentDiffusion,
     x: Tensor,
@@ -262,16 +169,17 @@ def _bound(
 ) -> Denoise:
     size, count = (x.shape[-2], x.shape[-1]), len(x)
     draws = None if noise is None else Draws.request(noise.seeds)
-    other, scale = negative(model, request, said, count), guidance(request, said, model.conditions.kept)
+    other, scale = negative(model, request, said, count), scaled(model, request, said)
+    given = model.conditions.over(said, count, size=size, draws=draws)
+    against = model.conditions.over(other, count, size=size, draws=draws) if other and scale != 1.0 else None
+
+    @torch.no_grad()
+    def at(window: Window | None) -> Denoise:
+        return steer(model, given(window), against(window) if against else None, scale, request.interval)
+
     if stride is None:
-        return steer(model, said, size, draws, scale, other, count=count, interval=request.interval)
-    side = model.latent_shape()[1]
-
-    @cache
-    def at(window: Window) -> Denoise:
-        return steer(model, said, size, draws, scale, other, window, count, request.interval)
-
-    return tiled(None, side, stride, at=at, wrap=wrap)
+        return at(None)
+    return tiled(None, model.latent_shape()[1], stride, at=at, wrap=wrap)
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from sfumato.training.latents import Fresh, Latents, encode
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
 from sfumato.training.objective import Objective
+from sfumato.training.readable import readable
 from sfumato.training.recipe import (
     AutoencoderRecipe,
     DiffusionRecipe,
@@ -116,14 +117,23 @@ def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruc
 def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Denoising:
     """The second stage's objective: its conditioners fitted to the data, its latents encoded where they are not yet."""
     codec = Codec.load(recipe.autoencoder).to(where)
-    part = recipe.data.open("train")
-    config, texts = fitted(recipe, part)
+    part, apart = recipe.data.open("train"), held_out(recipe)
+    config, texts = fitted(recipe, part, apart)
     model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
     latents: Latents | Fresh = Fresh(codec, part)
     if recipe.cache:
         latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
-    apart = recipe.data.open("held_out") if recipe.training.held_out else None
-    return Denoising(model, recipe, part, latents, where, card(recipe), apart)
+    return Denoising(model, recipe, part, latents, where, card(recipe), apart if recipe.training.held_out else None)
+
+
+def held_out(recipe: DiffusionRecipe) -> Part | None:
+    """What is held out, for runs and evaluations to show; None where nothing is. Raises where the run asks for it then."""
+    try:
+        return recipe.data.open("held_out")
+    except ValueError:
+        if recipe.training.held_out:
+            raise
+        return None
 
 
 def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
@@ -154,10 +164,12 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
         stage="diffusion", autoencoder=recipe.teacher / "autoencoder", cache=recipe.cache, prompts=recipe.prompts,
         data=recipe.data, training=recipe.training, **fields,
     )  # fmt: skip
-    part = recipe.data.open("train")
-    for conditioner in teacher.config.conditioners.values():
+    part, apart = recipe.data.open("train"), held_out(whole)
+    for name, conditioner in teacher.config.conditioners.items():
         present(conditioner, part)
         seen(conditioner, part)
+        for shown in filter(None, (part, apart)):
+            readable(conditioner, teacher.texts[name], shown)
     latents: Latents | Fresh = Fresh(teacher.codec, part)
     if recipe.cache:
         latents = cached(teacher.codec, part, folder.parent / "latents", recipe.training.flip > 0)
@@ -171,10 +183,13 @@ def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
     return encode(codec, part, folder / name, flip=flip)
 
 
-def fitted(recipe: DiffusionRecipe, part: Part) -> tuple[DiffusionConfig, dict[str, dict[str, str]]]:
+def fitted(
+    recipe: DiffusionRecipe, part: Part, apart: Part | None = None
+) -> tuple[DiffusionConfig, dict[str, dict[str, str]]]:
     """The model's configuration with its conditioners completed by the training data, and their texts.
 
-    Raises `ValueError` where no picture has the field that a conditioner reads: it would be trained on nothing.
+    Raises `ValueError` where no picture has the field that a conditioner reads, as it would be trained on nothing, and
+    where it could not read what the part, or `apart`, which is held out, has.
     """
     conditioners, texts = {}, {}
     for name, conditioner in recipe.conditioners.items():
@@ -183,6 +198,9 @@ def fitted(recipe: DiffusionRecipe, part: Part) -> tuple[DiffusionConfig, dict[s
         names = part.class_names.get(conditioner.field, () if conditioner.kind_name() in WITHIN else part.labels)
         learnt, texts[name] = conditioner.learn(values, names)
         conditioners[name] = seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part)
+        readable(learnt, texts[name], part, ())  # its values were learned from
+        if apart is not None:
+            readable(learnt, texts[name], apart)
     kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
     return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
 
@@ -196,7 +214,7 @@ def present(conditioner: ConditionerConfig, part: Part) -> list[Any]:
     if not field or field in ALWAYS:
         return []
     if conditioner.reads:
-        found = [v for k in range(len(part)) if (v := part.fields(k).get(field)) is not None]
+        found = [v for k in part.telling(field) if (v := part.field(k, field)) is not None]
         if all(silent(v) for v in found):
             raise ValueError(absent(conditioner))
         return found

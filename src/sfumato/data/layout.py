@@ -1,0 +1,265 @@
+"""Which pictures a folder holds, in which parts, and what its names, tables and neighbours say of each.
+
+The layouts are those of Hugging Face's `imagefolder` (class folders, `metadata.jsonl`, `train` and `val`), a `NAME.txt`
+beside each picture, folders `maps` and `pairs` beside `images`, and COCO as it is distributed. Nothing is decoded here.
+"""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sfumato.data import beside, coco
+from sfumato.data.coco import Told
+from sfumato.data.frame import Spot
+
+log = logging.getLogger(__name__)
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".npy"}
+HELD_OUT_FOLDERS = ("val", "validation", "valid", "test", "held_out")
+TABLES = ("metadata.jsonl", "metadata.csv")
+CAPTIONS = ("caption", "captions", "text", "prompt")
+COMPANIONS = {"map": "maps", "pair": "pairs"}  # fields that are files, and the folders of them beside `images`
+
+
+class Entry(NamedTuple):
+    """One picture of a folder."""
+
+    file: Path
+    name: str  # its path inside the folder
+    captions: tuple[str, ...] = ()
+    group: str | tuple[str, ...] | None = None  # its class, or several
+    map: Path | None = None
+    pair: Path | None = None
+    boxes: tuple[Spot, ...] | None = None
+    sides: tuple[float, float] | None = None  # of the picture that the boxes are of, where these are in pixels
+
+
+class Parts(NamedTuple):
+    """Folders of a data set."""
+
+    train: Path
+    aside: Path | None  # held out; where None, a share of the other is
+
+
+def listed(root: Path) -> list[Entry]:
+    """The pictures under `root` with their captions and classes, sorted by name.
+
+    Raises `ValueError` where there is none, or where a table is not what it should be.
+    """
+    several = {folder: _listed(folder, root) for folder in folders(root)}
+    entries = _annotated(several, root)
+    if not entries:
+        raise ValueError(
+            f"there are no pictures in {root}; it may hold {', '.join(sorted(SUFFIXES))} files or class folders"
+        )
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def folders(root: Path) -> list[Path]:
+    """Where the pictures are: the parts, or the folder itself where it has none, or one table of all of it."""
+    parts = parted(root)
+    if parts is None or _table(root) is not None:
+        return [root]
+    return [folder for folder in parts if folder is not None]
+
+
+def unwrapped(path: Path) -> Path:
+    """The folder itself, or the only folder in it where that has parts or a table: archives often add one."""
+    inner = [p for p in path.iterdir() if not p.name.startswith(".")]
+    if len(inner) == 1 and inner[0].is_dir() and (parted(inner[0]) or _table(inner[0])):
+        return inner[0]
+    return path
+
+
+def parted(root: Path) -> Parts | None:
+    """The parts of a folder, None where it has none.
+
+    `train` and the first there is of `val`, `validation`, ..., or what COCO calls them, `train2017` and `val2017`, of the
+    last year that is there; in the folder itself, or in its `images`.
+    """
+    for folder in (root, root / "images"):
+        found = {p.name: p for p in (folder.iterdir() if folder.is_dir() else ()) if _names_part(p.name) and p.is_dir()}
+        aside = next((found[name] for name in HELD_OUT_FOLDERS if name in found), None)
+        if "train" in found and (aside or folder == root):
+            return Parts(found["train"], aside)
+        years = sorted(name for name in found if coco.YEAR.fullmatch(name))  # all of train before all of val
+        train, val = ([found[name] for name in years if name.startswith(part)] for part in ("train", "val"))
+        if train:
+            same = found.get(train[-1].name.replace("train", "val"))
+            return Parts(train[-1], same or (val[-1] if val else None))
+        if val:
+            return Parts(val[-1], None)
+    return None
+
+
+def _names_part(name: str) -> bool:
+    return name == "train" or name in HELD_OUT_FOLDERS or coco.YEAR.fullmatch(name) is not None
+
+
+def aside(root: Path) -> list[Path]:
+    """The folder that is held out; empty where there is none."""
+    parts = parted(root)
+    return [parts.aside] if parts is not None and parts.aside is not None else []
+
+
+def labels(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """The names of the classes, numbers in the order of numbers: those of all parts, so that an index means one class."""
+    groups = [(e.group,) if isinstance(e.group, str) else e.group or () for e in entries]
+    names = {name for group in groups for name in group}
+    return tuple(sorted(names, key=lambda name: (int(name) if name.isdecimal() else -1, name)))
+
+
+def categories(root: Path, entries: Sequence[Entry]) -> tuple[str, ...]:
+    """Names of the classes of boxes: COCO's categories in their order, else those that boxes name, sorted."""
+    named = [name for path, _ in coco.files(root, folders(root)) for name in coco.told(path)[1]]
+    if named:
+        return tuple(dict.fromkeys(named))
+    return tuple(sorted({spot[0] for e in entries for spot in e.boxes or () if isinstance(spot[0], str)}))
+
+
+def _table(folder: Path) -> Path | None:
+    return next((folder / name for name in TABLES if (folder / name).is_file()), None)
+
+
+def _annotated(several: dict[Path, list[Entry]], root: Path) -> list[Entry]:
+    """All entries, with the boxes and captions that files of COCO's form say of them."""
+    entries = [entry for one in several.values() for entry in one]
+    found: dict[Path, Told] = {}
+    for path, of in coco.files(root, list(several)):
+        folder, those = (root, entries) if of is None else (of, several[of])
+        inner = [_within(entry.file, folder) or entry.name for entry in those]
+        known, doubtful = coco.matched(coco.told(path)[0], inner)
+        if doubtful:
+            _warn(
+                f"{path}: annotations of {len(doubtful)} pictures are not read, for several pictures or annotations are "
+                f"called so; the first: {doubtful[0]}"
+            )
+        for entry, name in zip(those, inner, strict=True):
+            if name in known:
+                found[entry.file] = found.get(entry.file, Told()) | known[name]
+    return [_with(entry, found[entry.file]) if entry.file in found else entry for entry in entries]
+
+
+def _with(entry: Entry, told: Told) -> Entry:
+    group = None if entry.group in ("images", "train", "val") else entry.group
+    boxes = entry.boxes if told.boxes is None else told.boxes
+    return entry._replace(boxes=boxes, captions=entry.captions + told.captions, group=group, sides=told.sides)
+
+
+def _within(path: Path, folder: Path) -> str | None:
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else None
+
+
+@lru_cache(maxsize=64)
+def _warn(text: str) -> None:
+    """Say it once, though the parts are opened one after the other."""
+    log.warning(text)
+
+
+def _listed(folder: Path, root: Path) -> list[Entry]:
+    images, companions = _companions(folder, root)
+    source = _table(folder)
+    if source is not None:
+        rows = [_row(source, number, row, root) for number, row in enumerate(table(source), 1)]
+        return _accompanied(rows, images, companions, all_of_them=False)
+    if images != folder:
+        return _accompanied(_listed(images, root), images, companions, all_of_them=True)
+    inside = [(path, path.relative_to(folder)) for path in pictures(folder)]
+    grouped = all(len(name.parts) > 1 for _, name in inside)
+    entries = [
+        Entry(
+            path,
+            path.relative_to(root).as_posix(),
+            _beside(path.with_suffix(".txt")),
+            name.parent.as_posix() if grouped else None,
+        )
+        for path, name in inside
+    ]
+    return _accompanied(entries, images, companions, all_of_them=True)
+
+
+def pictures(folder: Path) -> Iterator[Path]:
+    """The picture files under a folder but hidden ones, in no order."""
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in path.relative_to(folder).parts):
+            yield path
+
+
+def _companions(folder: Path, root: Path) -> tuple[Path, dict[str, Path]]:
+    """Where the pictures of a folder are, and what stands beside them, by field: `maps` beside `images`, or `maps/train2017`
+    where the folder is `images/train2017`."""
+    found = {field: folder / name for field, name in COMPANIONS.items() if (folder / name).is_dir()}
+    if found and (folder / "images").is_dir():
+        return folder / "images", found
+    if folder != root and folder.parent.name == "images":
+        where = {field: folder.parent.parent / name / folder.name for field, name in COMPANIONS.items()}
+        return folder, {field: path for field, path in where.items() if path.is_dir()}
+    return folder, {}
+
+
+def _accompanied(entries: list[Entry], images: Path, companions: dict[str, Path], all_of_them: bool) -> list[Entry]:
+    """The entries with the files of their names in the folders beside `images`; those that a table named stay.
+
+    Raises `ValueError` where there is none and `all_of_them` need one.
+    """
+    for field, folder in companions.items():
+        there = {path.relative_to(folder).with_suffix(""): path for path in sorted(pictures(folder), reverse=True)}
+        for k, entry in enumerate(entries):
+            if getattr(entry, field) is not None or not entry.file.is_relative_to(images):
+                continue
+            found = there.get(entry.file.relative_to(images).with_suffix(""))
+            if found is None and all_of_them:
+                raise ValueError(f"{folder} has no {field} for {entry.name}; every picture in {images.name} needs one")
+            more: dict[str, Any] = {field: found}
+            entries[k] = entry._replace(**more)
+    return entries
+
+
+def _beside(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, each a caption; () where there is no file."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path.is_file() else []
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _row(source: Path, number: int, row: Any, root: Path) -> Entry:
+    name = row.get("file_name") if isinstance(row, dict) else None
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{source}, line {number}: every line needs a `file_name`")
+    said = next((row[key] for key in CAPTIONS if row.get(key)), ())
+    captions = (said,) if isinstance(said, str) else said
+    if not isinstance(captions, list | tuple) or not all(isinstance(caption, str) for caption in captions):
+        raise ValueError(f"{source}, line {number}: a caption is a text or a list of texts; got {said!r}")
+    file, group = source.parent / name, _group(row.get("label"), f"{source}, line {number}")
+    more: dict[str, Any] = {field: source.parent / row[field] for field in COMPANIONS if row.get(field)}
+    for path in more.values():
+        if not path.is_file():
+            raise ValueError(f"{source}, line {number}: there is no file {path}")
+    if isinstance(row.get("boxes"), list):
+        more["boxes"] = beside.spots(row["boxes"], f"{source}, line {number}")
+    return Entry(file, _within(file, root) or name, tuple(captions), group, **more)
+
+
+def _group(said: Any, where: str) -> str | tuple[str, ...] | None:
+    """The class that a row names, several where it lists them, or None. Raises `ValueError` for another thing."""
+    several = said if isinstance(said, list) else [said]
+    if any(isinstance(one, list | dict) for one in several):
+        raise ValueError(f"{where}: a label is a name or a number, or a list of them; got {said!r}")
+    names = tuple(dict.fromkeys(str(one) for one in several if one not in (None, "")))
+    return names if len(names) > 1 else names[0] if names else None
+
+
+def table(path: Path) -> list[Any]:
+    """The rows of a JSON-lines or CSV file. Raises `ValueError` where it is neither."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if path.suffix == ".csv":
+            return list(csv.DictReader(io.StringIO(text, newline="")))
+        return [json.loads(line) for line in text.splitlines() if line.strip()]
+    except (ValueError, csv.Error) as error:
+        raise ValueError(
+            f"{path} is not JSON lines or CSV ({error}); one object a line, with `file_name` and `text`"
+        ) from None

@@ -1,0 +1,102 @@
+"""One look at every file of a folder before anything is trained on: what cannot be read is found here, not in mid-run.
+
+Every picture is decoded to its end, and so are its map and its pair. Files are looked at by as many threads as there are
+processors, JPEGs at a small fraction of their size, and once in a process: while no file changes, the parts share it.
+"""
+
+import hashlib
+import logging
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sfumato import image
+from sfumato.data import beside, twins
+from sfumato.data.beside import Classes, Numbers
+from sfumato.data.frame import centred
+from sfumato.data.layout import Entry
+
+log = logging.getLogger(__name__)
+SMALL = 64  # pixels a side that suffice to see what a picture looks like
+
+
+class Seen(NamedTuple):
+    """What one look tells of a picture."""
+
+    digest: str  # of the file's content
+    looks: twins.Looks
+    sides: tuple[int, int]  # (width, height) as a person sees it
+    ratio: int = 1  # how many times larger than its pair it is, where that is a whole number
+    numbers: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # in its map: in all of it, in the centred square
+
+
+def surveyed(root: Path, entries: Sequence[Entry], channels: int, known: Classes) -> dict[str, Seen]:
+    """What is seen of the pictures that can be decoded to their end, by name; warns of the others once.
+
+    Raises `ValueError` where none can be, and for a map that does not fit `classes.json` or holds other than class numbers.
+    """
+    stamps = tuple(_stamp(path) for e in entries for path in (e.file, e.map, e.pair) if path is not None)
+    return _surveyed(root, tuple(entries), stamps, channels, known)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _surveyed(
+    root: Path, entries: tuple[Entry, ...], stamps: tuple[tuple[int, int], ...], channels: int, known: Classes
+) -> dict[str, Seen]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = list(pool.map(partial(_tried, channels=channels, known=known), entries))
+    faults = [text for text in found if isinstance(text, str)]
+    if len(faults) == len(entries):
+        raise ValueError(f"none of the {len(entries)} pictures in {root} can be read; the first fault: {faults[0]}")
+    if faults:
+        log.warning("left out of %s: %d of %d pictures; the first: %s", root, len(faults), len(entries), faults[0])
+    return {entry.name: seen for entry, seen in zip(entries, found, strict=True) if isinstance(seen, Seen)}
+
+
+def _tried(entry: Entry, channels: int, known: Classes) -> Seen | str:
+    """What is seen of a picture, or the fault for which it is left out. Raises for maps that were made wrong, not damaged."""
+    try:
+        looks = twins.signature(image.pixels(entry.file, channels, least=SMALL))
+        sides = image.sides(entry.file)
+        faults = [beside.misfit(path, f"its picture {entry.file}", sides) for path in (entry.map, entry.pair) if path]
+        faults += [beside.misfit(entry.file, "its COCO annotation", entry.sides)] if entry.sides else []
+        if fault := next(filter(None, faults), None):
+            return fault
+        digest = hashlib.blake2b(entry.file.read_bytes(), digest_size=16).hexdigest()
+        ratio = 1
+        if entry.pair is not None:
+            image.pixels(entry.pair, channels, least=SMALL)
+            ratio = _ratio(sides, image.sides(entry.pair))
+        shown = None if entry.map is None else beside.opened(entry.map)
+    except (ValueError, OSError) as error:
+        return str(error)
+    if shown is None or entry.map is None:
+        return Seen(digest, looks, sides, ratio)
+    numbers = beside.whole(shown, entry.map, known)
+    middle = centred(numbers.shape[1], numbers.shape[0]).cut(numbers)
+    return Seen(digest, looks, sides, ratio, (_different(numbers), _different(middle)))
+
+
+def _ratio(sides: tuple[int, int], smaller: tuple[int, int]) -> int:
+    """How many times larger a picture is than its pair, 1 where that is not the same whole number on both sides."""
+    (wide, rest), (high, left) = (divmod(a, b) for a, b in zip(sides, smaller, strict=True))
+    return wide if rest == left == 0 and wide == high else 1
+
+
+def _different(numbers: Numbers) -> tuple[int, ...]:
+    there = np.zeros(256, bool)
+    there[numbers] = True
+    return tuple(np.flatnonzero(there).tolist())

@@ -1,0 +1,81 @@
+"""What is said of pictures: a request's words, classes, boxes and map, under the fields that the model's conditioners read."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sfumato.conditioning.label import named
+from sfumato.model import LatentDiffusion
+from sfumato.tasks import given
+from sfumato.tasks.requests import Request
+
+Said = Mapping[str, Sequence[Any]]  # values by field, one a picture
+TOLD = {"boxes": "layouts", "map": "semantic maps"}  # what a request of any task may say of where things stand
+
+
+def fields(model: LatentDiffusion, prompts: Sequence[str | None], labels: Sequence[str] | None) -> dict[str, list[Any]]:
+    """What words and classes say; several classes are all of each picture.
+
+    Raises `ValueError` where the model takes no text or no label.
+    """
+    said: dict[str, list[Any]] = {}
+    if any(p is not None for p in prompts):
+        said.update({field: list(prompts) for field in _words(model, "prompt")})
+    if labels is None:
+        return said
+    known = model.conditions.asked("label")
+    if not known:
+        raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
+    for field in known:
+        several: list[Any] = [named(one, getattr(model.conditions.reader(field), "labels", ())) for one in labels]
+        said[field] = [several if len(several) > 1 else several[0]] * len(prompts)
+    return said
+
+
+def _words(model: LatentDiffusion, what: str) -> list[str]:
+    known = model.conditions.asked("caption")
+    if not known:
+        raise ValueError(f"this model was trained without text, so it takes no {what}; leave the {what} out")
+    return known
+
+
+def placed(model: LatentDiffusion, request: Request) -> dict[str, Any]:
+    """What the request's boxes and map say of every picture. Raises `ValueError` where the model takes none, or cannot
+    read the map."""
+    said: dict[str, Any] = {}
+    for role, what in TOLD.items():
+        value = getattr(request, role)
+        if value is None:
+            continue
+        field = takes(model, role, what)
+        said[field] = value if role == "boxes" else model.conditions.reader(field).value(given.opened(value, role))
+    return said
+
+
+def takes(model: LatentDiffusion, role: str, what: str) -> str:
+    """The field of the conditioner that plays this role. Raises `ValueError` unless the model was trained with one."""
+    found: list[str] = model.conditions.asked(role)
+    if not found:
+        known = ", ".join(sorted(set(model.conditions.fields.values())))
+        raise ValueError(
+            f"this model was not trained for {what}: it takes {known or 'no condition'}, and not {role!r}; "
+            "use a model whose recipe has that conditioner"
+        )
+    return found[0]
+
+
+def negative(model: LatentDiffusion, request: Request, said: Said, count: int) -> dict[str, list[Any]]:
+    """What guidance moves away from: the request's negative, and what is kept on both sides, such as a masked picture."""
+    kept = {name: list(values) for name, values in said.items() if name in model.conditions.kept}
+    if denied(request):
+        kept.update({field: [request.negative] * count for field in _words(model, "negative")})
+    return kept
+
+
+def denied(request: Request) -> bool:
+    """Whether the request has a negative that says something."""
+    return bool(request.negative and request.negative.strip())
+
+
+def scale(model: LatentDiffusion, request: Request, said: Said) -> float:
+    """The request's guidance, 1 where nothing is said that guidance could amplify or move away from."""
+    return request.guidance if denied(request) or set(said) - model.conditions.kept else 1.0

@@ -1,0 +1,85 @@
+"""The tasks' verbs on a model that takes every condition: what each option does, and what is told of what was handed in."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sfumato.tasks import metadata
+from tests.cli.test_cli import call
+from tests.tasks.test_tasks import CONDITIONERS, built, far, noise
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("everything") / "model"
+    built(CONDITIONERS).model.save(path)
+    return path
+
+
+class Verbs:
+    """Calls a verb and gives the picture that it wrote."""
+
+    def __init__(self, folder: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.out, self.capsys, self.err = folder, out, capsys, ""
+
+    def __call__(self, verb: str, *words: Any) -> Image.Image:
+        settled = ["--seed", 0, "--steps", 2, "--out", self.out]
+        code, _, self.err = call(verb, self.folder, *words, *settled, capsys=self.capsys)
+        assert code == 0, self.err
+        path = max(self.out.iterdir())
+        assert metadata.read(path)["task"] == verb
+        with Image.open(path) as opened:
+            return opened.copy()
+
+
+@pytest.fixture
+def made(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Verbs:
+    return Verbs(folder, tmp_path / "out", capsys)
+
+
+def test_upscale_by_windows_and_with_a_level(made: Verbs, tmp_path: Path) -> None:
+    noise(20, 9).save(tmp_path / "small.png")
+    plain, level = (
+        made("upscale", "-i", tmp_path / "small.png", "--no-consistent", *more) for more in ((), ("--level", 0.4))
+    )
+    assert plain.size == (80, 36)
+    assert far(plain, level) > 0
+    assert far(made("upscale", "-i", tmp_path / "small.png"), plain) > 0  # consistent by default
+
+
+def test_boxes_one_by_one_and_from_a_file(made: Verbs, tmp_path: Path) -> None:
+    (tmp_path / "b.json").write_text(
+        '[{"label": "cat", "box": [0, 0, 0.5, 1]}, {"label": "red apple", "box": [0.5, 0, 1, 1]}]'
+    )
+    both = made("layout", "--box", "cat 0 0 0.5 1", "-b", "red apple 0.5 0 1 1")
+    assert far(both, made("layout", "--box", tmp_path / "b.json")) == 0
+    assert far(both, made("layout", "--box", "cat 0 0 0.5 1")) > 0
+    assert far(made("generate", "--box", tmp_path / "b.json"), made("generate")) > 0  # as in every task
+
+
+def test_maps_in_numbers_and_in_colours(made: Verbs, tmp_path: Path) -> None:
+    numbers = np.random.default_rng(1).integers(0, 3, (40, 32), dtype=np.uint8)
+    Image.fromarray(numbers).save(tmp_path / "gray.png")
+    coloured = Image.fromarray(np.array([[0, 0, 0], [255, 0, 0], [0, 0, 255]], np.uint8)[numbers])
+    coloured.save(tmp_path / "colours.png")
+    first = made("semantic", "--map", tmp_path / "gray.png", "--label", "dog")
+    assert first.size == (32, 40)
+    assert far(first, made("semantic", "--map", tmp_path / "colours.png", "--label", "dog")) == 0
+    coloured.putalpha(0)
+    coloured.save(tmp_path / "clear.png")
+    made("semantic", "--map", tmp_path / "clear.png")
+    assert f"{tmp_path / 'clear.png'}: transparent, read as if it were not" in made.err
+
+
+def test_what_is_done_to_a_mask_is_told(made: Verbs, tmp_path: Path) -> None:
+    noise(32, 32).save(tmp_path / "a.png")
+    Image.new("L", (32, 32), 255).save(tmp_path / "m.jpg")
+    made("inpaint", "-i", tmp_path / "a.png", "--mask", tmp_path / "m.jpg")
+    assert f"{tmp_path / 'm.jpg'}: a JPEG" in made.err
+    Image.new("RGBA", (32, 32), (255, 255, 255, 9)).save(tmp_path / "m.png")
+    made("inpaint", "-i", tmp_path / "a.png", "--mask", tmp_path / "m.png")
+    assert "transparent, seen over black" in made.err
+    assert "a.png:" not in made.err

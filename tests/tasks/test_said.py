@@ -1,0 +1,148 @@
+"""What is said of pictures reaches the network in every task, and windows of a large canvas hear their part of it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sfumato
+from sfumato.tasks import given
+from sfumato.tasks.pipeline import Pipeline
+from sfumato.windows import Window
+from tests.tasks.test_tasks import CONDITIONERS, DIT, array, built, far, hole, noise
+
+BOXES = ["cat 0.1 0.2 0.5 0.9", "red apple 0.5 0 1 0.4"]
+STRIPES = Image.fromarray(np.repeat(np.array([0, 1, 2, 1], np.uint8), 8)[None].repeat(32, 0))
+TASKS: dict[str, dict[str, Any]] = {
+    "generate": {},
+    "vary": {"picture": noise(32, 32)},
+    "inpaint": {"picture": noise(32, 32), "mask": hole(32, 32, (0, 0, 24, 32))},
+    "upscale": {"picture": noise(8, 8), "guidance": 3.0, "consistent": False},
+    "layout": {"boxes": BOXES[1:]},
+    "semantic": {"map": STRIPES.rotate(90)},
+    "panorama": {"width": 32, "height": 32},
+}
+
+
+@pytest.fixture(scope="module", params=["unet", "dit"])
+def everything(request: pytest.FixtureRequest) -> Pipeline:
+    return built(CONDITIONERS, DIT) if request.param == "dit" else built(CONDITIONERS)
+
+
+@pytest.fixture(scope="module")
+def worded(model_folder: Path) -> Pipeline:
+    return sfumato.load(model_folder, device="cpu")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_classes_boxes_and_maps_matter_in_every_task(everything: Pipeline, task: str) -> None:
+    def made(**more: Any) -> Image.Image:
+        return getattr(everything, task)(**{**TASKS[task], "seed": 0, "steps": 2, **more})[0]
+
+    plain = made()
+    for more in ({"label": "dog"}, {"boxes": BOXES}, {"map": STRIPES}):
+        assert far(plain, made(**more)) > 0, more
+
+
+def test_a_negative_alone_moves_away_from_it(worded: Pipeline) -> None:
+    for task in ("generate", "inpaint"):
+        plain, away = (
+            getattr(worded, task)(**TASKS[task], seed=0, steps=2, guidance=30.0, negative=n)[0] for n in (None, "sun")
+        )
+        assert far(plain, away) > 0, task
+
+
+def test_a_conditioner_is_asked_whatever_its_field_is_called() -> None:
+    pairs = built({"small": {**CONDITIONERS["small"], "field": "pair", "side": 16}})
+    assert pairs.upscale(picture=noise(9, 16), seed=0, steps=1)[0].size == (18, 32)  # trained to make two of one
+    two = built({"a": CONDITIONERS["class"], "b": {**CONDITIONERS["class"], "field": "style"}})
+    assert two.model.conditions.asked("label") == ["label"]  # the one that is called so, not both
+
+
+def test_windows_hear_what_the_whole_bundle_says_of_them(everything: Pipeline) -> None:
+    said: dict[str, list[Any]] = {
+        "boxes": [[("cat", 0.1, 0.2, 0.5, 0.9)], None],
+        "label": ["dog", "cat"],
+        "map": [torch.randint(0, 3, (32, 96)), None],
+        "lowres": [torch.rand(3, 8, 24), torch.rand(3, 8, 24)],
+        "masked": [None, (torch.rand(3, 32, 96), torch.ones(1, 32, 96))],
+    }
+    bundle = everything.model.conditions
+    over = bundle.over(said, 2, size=(4, 12))
+    for window in (None, Window(0, 0, 4, 4), Window(0, 6, 4, 4)):
+        for a, b in zip(over(window).parts(), bundle(said, 2, size=(4, 12), window=window).parts(), strict=True):
+            assert a is not None
+            assert torch.equal(a, b)  # type: ignore[arg-type]
+
+
+def test_a_large_picture_goes_through_the_first_stage_once_for_all_windows(
+    everything: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, hidden = [], everything.model.conditions.reader("masked")
+    encode = hidden.encode
+    monkeypatch.setattr(hidden, "encode", lambda x: seen.append(tuple(x.shape)) or encode(x))
+    picture = noise(96, 64)
+    everything.inpaint(picture=picture, mask=hole(96, 64, (8, 8, 80, 60)), seed=0, steps=1, label="cat")
+    assert len(seen) <= 2  # what is kept is on both sides of guidance; the windows are 15
+
+
+def test_large_layouts_are_made_in_windows(everything: Pipeline) -> None:
+    seen: set[tuple[int, ...]] = set()
+    hook = everything.model.denoiser.register_forward_pre_hook(lambda _, given: seen.add(tuple(given[0].shape[-2:])))
+    try:
+        assert everything.layout(boxes=BOXES, width=96, height=40, seed=0, steps=1)[0].size == (96, 40)
+    finally:
+        hook.remove()
+    assert seen == {(4, 4)}
+
+
+@pytest.mark.parametrize("task", ["generate", "layout", "panorama"])
+def test_any_size_can_be_asked(everything: Pipeline, task: str) -> None:
+    own = {"boxes": BOXES} if task == "layout" else {}
+    small, large = (
+        getattr(everything, task)(**own, width=w, height=h, seed=0, steps=2)[0] for w, h in ((50, 37), (56, 40))
+    )
+    assert small.size == (50, 37)
+    assert np.abs(array(small).astype(int) - array(large.crop((0, 0, 50, 37)))).max() <= 1
+
+
+def test_inversion_holds_the_map_on_its_way_up_and_reads_a_class_as_source(everything: Pipeline) -> None:
+    start = everything.generate(seed=1, steps=3, map=STRIPES)[0]
+    settings: dict[str, Any] = {"picture": start, "seed": 0, "steps": 20, "guidance": 1.0, "strength": 0.9}
+    told = {"map": STRIPES, "boxes": BOXES}
+    kept = everything.vary(**settings, **told, invert=True)[0]
+    lost = everything.vary(**settings, **told)[0]
+    shown = everything.vary(**{**settings, "strength": 0.01, "steps": 1}, **told)[0]
+    assert far(kept, shown) < 0.4 * far(lost, shown)
+    cat, dog = (everything.vary(**settings, invert=True, source=s)[0] for s in ("cat", "dog"))
+    assert far(cat, dog) > 0
+    with pytest.raises(ValueError, match="nearest: cat"):
+        everything.vary(**settings, invert=True, source="cta")
+
+
+def test_a_jpeg_mask_keeps_what_its_fringe_would_open(tmp_path: Path) -> None:
+    drawn = hole(64, 64, (13, 9, 41, 50))
+    drawn.save(tmp_path / "a.jpg", quality=75)
+    plain, fringed = given.mask(drawn, (64, 64)), given.mask(tmp_path / "a.jpg", (64, 64))
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert torch.equal(given.mask(opened, (64, 64)), fringed)
+        raw = torch.from_numpy(np.array(opened)) / 255.0
+    assert float((raw > 0).float().mean()) > 1.1 * float((plain > 0).float().mean())  # or the test shows nothing
+    assert float(((fringed > 0) != (plain[0] > 0)).float().mean()) < 0.02
+
+
+def test_every_picture_can_be_made_again_from_its_settings(worded: Pipeline) -> None:
+    for request in ({"variation_seed": 9, "variation": 0.4}, {"until": 12}):
+        made = worded.generate(seed=3, count=3, steps=2, **request)
+        for k, picture in enumerate(made):
+            told = json.loads(picture.info["sfumato"])
+            again = worded.generate(
+                **{name: told[name] for name in (*request, "seed", "count", "steps") if name in told}
+            )
+            assert far(again[told.get("place", 0)], picture) < 0.1
+            share = 0.4 if "variation" in request else k / 2
+            assert f"Variation seed strength: {share:g}" in picture.info["parameters"]
