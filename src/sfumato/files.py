@@ -111,11 +111,16 @@ def fingerprint(tensors: Mapping[str, Tensor], also: str = "") -> str:
     return digest.hexdigest()[:16]
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """A safetensors file, written atomically. Tensors are made contiguous. Raises as `write`."""
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], half: bool = False) -> None:
+    """A safetensors file, written atomically. Tensors are made contiguous; with `half` those of which half precision holds
+    every value are written in it. Raises as `write`.
+    """
     from safetensors.torch import save_file
 
     plain = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    if half:
+        exact = (n for n, t in plain.items() if t.dtype == torch.float32 and torch.equal(t.half().float(), t))
+        plain.update({name: plain[name].half() for name in list(exact)})
 
     def save(part: Path) -> None:
         with _told():

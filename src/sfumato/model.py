@@ -123,11 +123,12 @@ class LatentDiffusion(nn.Module):
         rows = min(at_once, max(AT_ONCE // max(pixels, 1), 1))
         return torch.cat([self.codec.decode(part) for part in torch.split(latents, rows)])
 
-    def save(self, folder: Path, card: str = "") -> None:
-        """Write the model folder; the autoencoder's is copied inside it."""
-        self.codec.save(folder / "autoencoder")
-        files.save_tensors(folder / "denoiser.safetensors", self.denoiser.state_dict())
-        files.save_tensors(folder / "conditioners.safetensors", self.conditions.state_dict())
+    def save(self, folder: Path, card: str = "", half: bool = False) -> None:
+        """Write the model folder, the autoencoder's inside it; with `half`, what half precision holds exactly is written
+        in it."""
+        self.codec.save(folder / "autoencoder", half)
+        files.save_tensors(folder / "denoiser.safetensors", self.denoiser.state_dict(), half)
+        files.save_tensors(folder / "conditioners.safetensors", self.conditions.state_dict(), half)
         for name, texts in self.texts.items():
             for file, text in texts.items():
                 files.write(folder / "conditioners" / name / file, text)

@@ -143,9 +143,9 @@ class Codec(nn.Module):
         """16 hexadecimal digits of the recipe, the weights, the shift and the scale."""
         return files.fingerprint(self.state_dict(), repr(sorted(self.config.model_dump().items())))
 
-    def save(self, folder: Path) -> None:
-        """Write the autoencoder's model folder."""
-        files.save_tensors(folder / WEIGHTS, self.state_dict())
+    def save(self, folder: Path, half: bool = False) -> None:
+        """Write the autoencoder's model folder; with `half`, what half precision holds exactly is written in it."""
+        files.save_tensors(folder / WEIGHTS, self.state_dict(), half)
         latents = {"shift": self.shift.tolist(), "scale": self.scale.tolist()}
         fields = {
             "stage": "autoencoder",

@@ -19,7 +19,7 @@ VERBS = {
     "panorama": "Make a picture larger than the model was trained on.",
     "evaluate": "Measure a model folder on held-out data.",
     "fetch": "Download a published feature network by its name.",
-    "convert": "Turn foreign weights into a model folder.",
+    "convert": "Turn foreign weights into a model folder, or a model folder into half its size.",
     "ema": "Rebuild another average of the weights after a run, or compare several.",
     "bench": "Measure what feeds a training step, and say what the bottleneck is.",
     "show": "Print a recipe or a model folder, or draw what a network will see of your pictures.",

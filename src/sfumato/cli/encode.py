@@ -29,12 +29,12 @@ def command(
     import torch
 
     from sfumato import device as devices
+    from sfumato import shipped
     from sfumato.autoencoder.codec import Codec
     from sfumato.training.run import cached
 
     where = devices.pick(device)
-    folder = autoencoder / "model" if (autoencoder / "model" / "model.yaml").is_file() else autoencoder
-    codec = Codec.load(folder).to(where)
+    codec = Codec.load(shipped.folder(autoencoder)).to(where)
     meant, mirrored = _meant(data, changes or [], size, codec.image_channels)
     mirrored = mirrored if flip is None else flip
     channels = getattr(meant, "channels", codec.image_channels)

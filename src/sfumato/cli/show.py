@@ -22,8 +22,10 @@ def command(
     ] = None,
 ) -> None:
     """Print what a recipe resolves to or a folder or table holds, and what it costs; draw what the data look like."""
-    path = Path(source)
-    path = path / "model" if (path / "model" / "model.yaml").is_file() else path
+    from sfumato.shipped import MODELS, folder
+
+    path = folder(source)
+    path = Path(source) if MODELS in path.parents else path  # a recipe of the same name
     if (path.is_dir() and not (path / "model.yaml").is_file()) or path.suffix in TABLES:
         kind = "table" if _tabled(path) else "folder"
         _pictures({"kind": kind, "path": source}, changes or [], sheet or Path("sheet.png"))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 
+from sfumato import shipped
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
 from sfumato.data.layout import SUFFIXES
@@ -79,7 +80,7 @@ def evaluate(asked: Asked, look: Looking, device: torch.device, tell: Tell) -> t
 
     Raises `ValueError` where the target is nothing that can be measured, or something is missing for it.
     """
-    folder = asked.target / "model" if (asked.target / "model" / "model.yaml").is_file() else asked.target
+    folder = shipped.folder(asked.target)
     text = (folder / "model.yaml").read_text(encoding="utf-8") if (folder / "model.yaml").is_file() else "{}"
     stage = (yaml.safe_load(text) or {}).get("stage")
     if stage is None and _pictures(folder):

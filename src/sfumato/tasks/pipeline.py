@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from sfumato import __version__, image
+from sfumato import __version__, image, shipped
 from sfumato import device as devices
 from sfumato.config import explain
 from sfumato.families import base as families
@@ -36,17 +36,15 @@ class Pipeline:
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", precision: str = "fp32", trust: bool = False) -> Self:
-        """Open a model folder, or a run folder that holds one.
+        """Open a model folder, a run folder that holds one, or a model that ships, by its name.
 
         `precision` is that of the network's weights and work (`fp32`, `bf16`, or `auto`); noise, latents and the
         decoder stay in float32.
         `trust` allows kinds that are foreign code. Raises `ValueError` where something is missing, damaged or foreign.
         """
-        path = Path(folder)
-        if not (path / "model.yaml").is_file() and (path / "model" / "model.yaml").is_file():
-            path = path / "model"
+        path = shipped.folder(folder)
         if not path.exists():
-            raise ValueError(f"there is no model folder {path}; train one with `sfumato train`, or run `sfumato demo`")
+            raise ValueError(f"there is no model folder {path}; {shipped.told()}")
         where = devices.pick(device)
         model = opened(path, where, trust)
         name = path.parent.name if path.name == "model" else path.name
