@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sfumato.data.base import Data
 from sfumato.training import recipe
-from sfumato.training.run import fitted
+from sfumato.training.run import denoising, fitted
+
+LOWRES = {"kind": "lowres", "width": 2, "told": 8}
+LABEL = {"kind": "label", "width": 8}
 
 
 def folder(path: Path, maps: bool = False, boxes: bool = False) -> Path:
@@ -86,3 +90,30 @@ def test_classes_of_pictures_are_not_those_of_maps_and_boxes(tmp_path: Path) -> 
         settled(read(path, {"kind": "map"}))
     with pytest.raises(ValueError, match="with named classes"):
         settled(read(path, {"kind": "boxes"}))
+
+
+@pytest.mark.parametrize(("conditioners", "rows"), [({"small": LOWRES}, 16), ({"small": LOWRES, "class": LABEL}, 32)])
+def test_previews_amplify_what_is_said_and_no_picture_that_is_given(
+    first_stage: Path, tmp_path: Path, conditioners: dict[str, Any], rows: int
+) -> None:
+    asked = read(folder(tmp_path / "pictures"), {"kind": "label"}, degrade={"factor": 4})
+    backbone = {"kind": "unet", "width": 8, "multipliers": [1], "blocks": 1, "attention": [], "groups": 1}
+    parsed = recipe.parse(
+        {
+            **recipe.dump(asked),
+            "autoencoder": str(first_stage),
+            "conditioners": conditioners,
+            "backbone": backbone,
+            "cache": False,
+        }
+    )
+    assert isinstance(parsed, recipe.DiffusionRecipe)
+    objective = denoising(parsed, tmp_path, torch.device("cpu"))
+    seen: list[int] = []
+    said: list[set[str]] = []
+    conditions = objective.model.conditions
+    objective.model.denoiser.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    conditions.register_forward_pre_hook(lambda _, given: said.append(set(given[0])))
+    objective.preview()
+    assert set(seen) == {rows}
+    assert {"lowres"} in said or rows == 16  # what guidance moves away from has the same small pictures
