@@ -70,7 +70,7 @@ def fitted(
         optimizer.step()
         plan.step()
         if step % 100 == 0:
-            print(f"{path.stem}: {step} of {steps}, loss {float(found):.4f}", flush=True)
+            print(f"{path.stem}: {step} of {steps}, loss {float(found.detach()):.4f}", flush=True)
     torch.save(net.state_dict(), path)
     return net.eval()
 

@@ -67,10 +67,11 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
     maps = [torch.from_numpy(part.fields(k)["map"]) for k in range(asked.count)]
     rows: dict[str, Any] = {}
 
-    def measure(title: str, several: list[Tensor], wanted: list[Any] = scenes) -> None:
-        rows[title] = detection.score(several, wanted).told()
+    def measure(title: str, several: list[Tensor], by: int = 0) -> None:
+        """Score pictures against what the scenes `by` places on say."""
+        rows[title] = detection.score(several, [*scenes[by:], *scenes[:by]]).told()
         if kind == "map":
-            rows[title]["foreground"] = detection.foreground(several, maps)
+            rows[title]["foreground"] = detection.foreground(several, [*maps[by:], *maps[:by]])
         print(title, rows[title], flush=True)
 
     measure("real", pictures)
@@ -84,7 +85,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
         measure(f"guidance {scale:g}", several)
         shown.append(several)
         if scale == scales[0]:
-            measure("chance", several, [*scenes[1:], scenes[0]])
+            measure("chance", several, 1)
     sheet(shown, asked.out / f"{kind}.png")
     told = {"kind": kind, "count": asked.count, "steps": asked.steps, "seed": asked.seed, "rows": rows}
     if kind == "text":

@@ -91,10 +91,10 @@ def infotext(s: dict[str, Any]) -> str:
 
 def _variation(s: dict[str, Any]) -> dict[str, Any]:
     """A mixture with another seed's noise, as that web UI tells it, which goes between two seeds by nothing else."""
-    if "until" in s:
+    if s.get("until") is not None:
         share = s["place"] / (s["count"] - 1)
         return {"Variation seed": s["until"], "Variation seed strength": f"{share:g}"}
-    if "variation_seed" in s:
+    if s.get("variation_seed") is not None:
         return {"Variation seed": s["variation_seed"], "Variation seed strength": f"{s['variation']:g}"}
     return {}
 
