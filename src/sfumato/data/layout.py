@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from sfumato.data import beside, coco
 from sfumato.data.coco import Told
 from sfumato.data.frame import Spot
+from sfumato.data.rows import HELD_OUT
 
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".npy"}
-HELD_OUT_FOLDERS = ("val", "validation", "valid", "test", "held_out")
 TABLES = ("metadata.jsonl", "metadata.csv")
 CAPTIONS = ("caption", "captions", "text", "prompt")
 COMPANIONS = {"map": "maps", "pair": "pairs"}  # fields that are files, and the folders of them beside `images`
@@ -83,7 +83,7 @@ def parted(root: Path) -> Parts | None:
     """
     for folder in (root, root / "images"):
         found = {p.name: p for p in (folder.iterdir() if folder.is_dir() else ()) if _names_part(p.name) and p.is_dir()}
-        aside = next((found[name] for name in HELD_OUT_FOLDERS if name in found), None)
+        aside = next((found[name] for name in HELD_OUT if name in found), None)
         if "train" in found and (aside or folder == root):
             return Parts(found["train"], aside)
         years = sorted(name for name in found if coco.YEAR.fullmatch(name))  # all of train before all of val
@@ -97,7 +97,7 @@ def parted(root: Path) -> Parts | None:
 
 
 def _names_part(name: str) -> bool:
-    return name == "train" or name in HELD_OUT_FOLDERS or coco.YEAR.fullmatch(name) is not None
+    return name == "train" or name in HELD_OUT or coco.YEAR.fullmatch(name) is not None
 
 
 def aside(root: Path) -> list[Path]:

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sfumato import files
+from sfumato.data import coco
 
 log = logging.getLogger(__name__)
 FORMATS = {"parquet": "*.parquet", "webdataset": "*.tar"}
 SPLIT = re.compile(r"(train|validation|valid|val|test|held_out)(?![a-z])")
-YEAR = re.compile(r"^(train|val)\d{4}$")
 HELD_OUT = ("val", "validation", "valid", "test", "held_out")
 IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "bytes", "content")
 CAPTIONS = ("caption", "captions", "text", "prompt", "txt", "json.caption", "json.text", "json.prompt")
@@ -99,7 +99,8 @@ def _groups(path: Path, format: str) -> dict[str, list[Path]]:
         return {name: [path / name] for name in names}
     if format == "folder":
         # COCO's parts have the year in their names: of several the last is read
-        parts = [(YEAR.sub(r"\1", p.name), p) for p in sorted(path.iterdir()) if p.is_dir()]
+        folders = [(coco.YEAR.fullmatch(p.name), p) for p in sorted(path.iterdir()) if p.is_dir()]
+        parts = [(year[1] if year else p.name, p) for year, p in folders]
         named = {name: [p] for name, p in parts if name in ("train", *HELD_OUT)}
         return named if "train" in named else {"": [path]}
     groups: dict[str, list[Path]] = {}

@@ -153,6 +153,10 @@ Sides = Annotated[tuple[int, int, int, int], BeforeValidator(_sides)]
 Span = Annotated[tuple[float, float], BeforeValidator(_span)]
 
 
+BOXES = '"dog 0.1 0.2 0.5 0.9", class and corners; or a JSON file of them'
+MAP = "class numbers, gray or with a palette, or the classes' colours"
+
+
 class Request(Config):
     """What every task asks: words, a class or a reference, seeds, and how it is sampled."""
 
@@ -166,12 +170,8 @@ class Request(Config):
     reference: Pictures | None = Field(
         None, description="pictures to be like, for models that were trained with embeddings of pictures"
     )
-    boxes: Boxes | None = Field(
-        None, description='where things stand: "dog 0.1 0.2 0.5 0.9", class and corners; or a JSON file of them'
-    )
-    map: Picture | None = Field(
-        None, description="what is where: class numbers, gray or with a palette, or the classes' colours"
-    )
+    boxes: Boxes | None = Field(None, description=f"where things stand: {BOXES}")
+    map: Picture | None = Field(None, description=f"what is where: {MAP}")
     bank: Folder | None = Field(
         None, description="folder of pictures: those that are nearest to the reference are told instead"
     )
@@ -300,7 +300,7 @@ class Upscale(Request):
 class Layout(Request):
     """A picture whose things stand where boxes say."""
 
-    boxes: Boxes = Field(description='"dog 0.1 0.2 0.5 0.9", class and corners; or a JSON file of them')
+    boxes: Boxes = Field(description=BOXES)
     width: Side = None
     height: Side = None
 
@@ -308,7 +308,7 @@ class Layout(Request):
 class Semantic(Request):
     """A picture from a map that says what is where."""
 
-    map: Picture = Field(description="class numbers, gray or with a palette, or the classes' colours")
+    map: Picture = Field(description=MAP)
 
 
 class Panorama(Request):

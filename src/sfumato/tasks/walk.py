@@ -88,12 +88,12 @@ def batches(
         with torch.no_grad():
             return Made(canvas.cut(make(rows)).cpu(), own, words)
 
-    for begin in begins:  # a word that the last batch cannot read is told before the first is sampled
-        words = prompts[begin : begin + request.batch]
-        said = spoken(words)
-        with torch.no_grad():
-            model.conditions(said, len(words), size=canvas.places)
-            negative(model, request, said, len(words))
+    with torch.no_grad():  # what the last batch cannot read is told before the first is sampled, in every process
+        model.conditions({name: [value] for name, value in of_all.items()}, 1, size=canvas.places)
+        for begin in begins:
+            words = prompts[begin : begin + request.batch]
+            model.conditions(fields(model, words, request.label), len(words))
+        negative(model, request, {}, 1)
     yield from distributed.spread(made, range(len(begins)))
 
 
