@@ -85,6 +85,14 @@ def _seconds(*dtypes: torch.dtype) -> list[float]:
     return totals
 
 
+def wait(device: torch.device) -> None:
+    """Until what was asked of the device is done, before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def at_least_single(x: Tensor) -> Tensor:
     """In float32, or in float64 where it is that: for what half precision cannot hold."""
     return x if x.dtype == torch.float64 else x.float()

@@ -16,7 +16,7 @@ from sfumato.autoencoder.vq import VQConfig
 from sfumato.families import base
 from sfumato.families.autoregressive import AutoregressiveConfig
 from sfumato.families.base import Drawn, FamilyConfig, Shape, single
-from sfumato.families.gan import Gan, GanConfig
+from sfumato.families.gan import Gan, GanConfig, shown
 from sfumato.families.vae import VaeConfig
 from sfumato.streams import Stream
 from sfumato.training import recipe, run
@@ -130,7 +130,7 @@ def test_r1_is_half_the_squared_gradient_at_real_pictures_however_a_batch_is_spl
     whole = drawn(8)
     found = gan.turns["critic"](whole)
     rows = [k for k in whole.positions if k % gan.config.every == 0]
-    real = whole.images[rows].clone().requires_grad_()
+    real = shown(whole.images, whole, "real")[rows].clone().requires_grad_()
     (slope,) = torch.autograd.grad(gan.judge(real, whole.labels[rows]).sum(), real)
     expected = 0.5 * slope.square().flatten(1).sum(1).sum() * gan.config.every / 8
     assert float(found["r1"]) == pytest.approx(float(expected), rel=1e-4)
@@ -138,6 +138,26 @@ def test_r1_is_half_the_squared_gradient_at_real_pictures_however_a_batch_is_spl
         gan.turns["critic"](Drawn(whole.images[k::2], whole.labels[k::2], whole.positions[k::2], 0)) for k in (0, 1)
     ]
     assert sum(float(h.get("r1", torch.zeros(()))) for h in halves) / 2 == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_critic_sees_pictures_shifted_and_brighter_alike_however_a_batch_is_split() -> None:
+    whole = drawn(8)
+    found = shown(whole.images, whole, "real")
+    assert found.shape == whole.images.shape
+    half = Drawn(whole.images[1::2], whole.labels[1::2], whole.positions[1::2], 0)
+    assert torch.equal(found[1::2], shown(half.images, half, "real"))
+    assert not torch.equal(found, shown(whole.images, whole, "made"))
+    flat = shown(torch.ones_like(whole.images), whole, "real")
+    lights = flat[:, 0, 8, 8] - 1.0  # the middle is never shifted out
+    assert float(lights.abs().max()) <= 0.5
+    assert len(lights.unique()) > 4
+    inside = ((flat[:, 0] - lights[:, None, None] - 1.0).abs() < 1e-6).float().mean((1, 2))
+    assert all(0.75**2 <= share <= 1.0 for share in inside.tolist())  # an eighth of either side is lost at most
+    assert float(inside.min()) < 1.0
+    pixels = whole.images.clone().requires_grad_()
+    shown(pixels, whole, "real").sum().backward()
+    assert pixels.grad is not None
+    assert set(pixels.grad.unique().tolist()) == {0.0, 1.0}
 
 
 # vae

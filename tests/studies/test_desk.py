@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from sfumato.features import network
 from sfumato.studies.desk import Desk, whole
-from sfumato.studies.run import agreed, study
+from sfumato.studies.result import Result, Table
+from sfumato.studies.run import begun, joined, study
+from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim
 from sfumato.training import run as runs
 
 
@@ -33,7 +35,7 @@ def features(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def desk(tmp_path: Path, features: Path) -> Desk:
     return Desk(
-        tmp_path / "emoji-32", {"kind": "emoji", "size": 32}, network.opened(features), torch.device("cpu"), 0.0003,
+        tmp_path / "emoji-32" / "one", {"kind": "emoji", "size": 32}, network.opened(features), torch.device("cpu"), 0.0003,
         images=12, steps=2, seeds=(0, 100), quiet=True,
     )  # fmt: skip
 
@@ -58,10 +60,12 @@ def test_a_number_is_measured_again_when_what_it_is_of_changes(desk: Desk) -> No
 
 
 def test_a_study_with_other_hours_is_refused(desk: Desk) -> None:
-    agreed(desk, "cost")
+    begun(desk, 1)
+    with pytest.raises(ValueError, match="holds this study with --trainings 1"):
+        begun(desk, 2)
     desk.hours = 2.0
     with pytest.raises(ValueError, match=r"holds this study with --hours 0\.0003"):
-        agreed(desk, "cost")
+        begun(desk, 1)
 
 
 def test_an_unknown_study_is_refused(desk: Desk) -> None:
@@ -80,6 +84,45 @@ def test_what_is_trained_is_not_trained_again(desk: Desk, monkeypatch: pytest.Mo
     assert (folder / "model.yaml").read_bytes() == before
     with pytest.raises(ValueError, match="begun with other settings; give the same --hours"):
         desk.trained("stage", recipes.first("kl", 4), 128)
+
+
+def test_a_training_from_another_seed_is_another(desk: Desk) -> None:
+    fields = {"stage": "family", "family": {"kind": "vae", "width": 8}, "training": {"batch": 32}}
+    assert desk.recipe("vae", fields, 128).training.seed == 0
+    desk.seed = 3
+    assert desk.recipe("vae", fields, 128).training.seed == 3
+
+
+def test_wider_networks_are_wider_and_fit_their_heads(desk: Desk) -> None:
+    from sfumato.studies import recipes
+
+    fields = recipes.denoiser(desk.folder, width=64)
+    assert recipes.wider(fields, 1.0) == fields
+    assert recipes.wider(fields, 1.7)["backbone"]["width"] == 96
+    assert recipes.wider(recipes.first("kl", 8), 2.0)["autoencoder"]["coder"]["width"] == 128
+    assert fields["backbone"]["width"] == 64
+
+
+def test_the_seconds_of_a_run_are_those_of_its_steps(desk: Desk) -> None:
+    run = desk.run("one")
+    run.mkdir(parents=True)
+    lines = ['{"images": 64, "images_per_second": 32.0, "seconds": 2.0}', '{"images": 128, "seconds": 3.0}']
+    (run / "times.jsonl").write_text("\n".join(lines) + "\n")
+    assert desk.elapsed("one") == [(64, 2.0), (128, 5.0)]
+    assert desk.seconds("one") == 5.0
+    assert desk.seconds("none") == 0.0
+
+
+def test_several_trainings_decide_only_what_all_say() -> None:
+    def one(outcomes: list[Any]) -> Result:
+        claims = [Claim(f"claim {k}", outcome, f"measured {k}") for k, outcome in enumerate(outcomes)]
+        return Result("cost", "Cost", "Intro.", claims=claims, tables=[Table("Rows", ["a"], [["1"]])], hours=0.5)
+
+    found = joined([one([HOLDS, HOLDS, FAILS]), one([HOLDS, FAILS, FAILS])])
+    assert [c.outcome for c in found.claims] == [HOLDS, OPEN, FAILS]
+    assert found.claims[1].measured == "training 1: measured 1; training 2: measured 1"
+    assert [t.title for t in found.tables] == ["Rows, training 1", "Rows, training 2"]
+    assert found.hours == 1.0
 
 
 def test_pixels_are_whitened_and_untouched(desk: Desk) -> None:
@@ -104,6 +147,8 @@ def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest
     monkeypatch.setattr("sfumato.studies.families.SMALL", 8)
     monkeypatch.setattr("sfumato.studies.limits.CHANNELS", (4, 8))
     monkeypatch.setattr("sfumato.studies.conditioning.CAPTIONS", 8)
+    monkeypatch.setattr("sfumato.studies.cost.FACTORS", (1, 4))
+    desk.folder = desk.folder.parent / name
     more: dict[str, Any] = {"factors": (1, 4, 8, 16)} if name == "compression" else {}
     found, page = study(name, desk, f"sfumato study {name}", **more)
     assert found.claims
@@ -112,6 +157,9 @@ def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest
     text = page.read_text(encoding="utf-8")
     for claim in found.claims:
         assert claim.outcome in text
+    assert "/" not in str(page.parent.relative_to(desk.folder))  # beside what it shows
+    assert all((page.parent / f.path.relative_to(desk.folder)).is_file() for f in found.figures)
+    assert found.hours > 0
     assert "nan" not in (page.parent / "study.md").read_text(encoding="utf-8").split()
     again, _ = study(name, desk, f"sfumato study {name}", **more)  # all is kept
     assert [c.told() for c in again.claims] == [c.told() for c in found.claims]

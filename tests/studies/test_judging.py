@@ -6,25 +6,90 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.studies import compression, cost, energy
+from sfumato.studies import compression, conditioning, cost, energy, guidance, limits
 from sfumato.studies.judge import Judge
-from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Spread, better, every
+from sfumato.studies.measure import Row
+from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Spread, above, agreed, better, every, quantile
 
 
 def test_a_difference_decides_only_beyond_two_standard_errors() -> None:
     noisy = Spread.of([10.0, 12.0, 14.0])  # 12, error 2 / sqrt(3)
     assert noisy.value == 12.0
     assert noisy.error == pytest.approx(2 / math.sqrt(3))
-    assert better(Spread(9.0), noisy) == HOLDS
-    assert better(Spread(10.0), noisy) == OPEN
-    assert better(Spread(15.0), noisy) == FAILS
-    assert better(Spread(15.0), noisy, lower=False) == HOLDS
+    exact = [Spread(value, 0.0, 3) for value in (6.0, 9.0, 18.0)]
+    assert [better(one, noisy) for one in exact] == [HOLDS, OPEN, FAILS]  # 4.30 errors of two degrees of freedom are 5
+    assert better(exact[2], noisy, lower=False) == HOLDS
+
+
+def test_one_value_decides_nothing() -> None:
+    assert better(Spread(1.0), Spread.of([100.0, 101.0, 102.0])) == OPEN
+    assert better(Spread.of([1.0, 1.1]), Spread(100.0)) == OPEN
+    assert better(Spread(1.0), Spread(100.0)) == OPEN
+
+
+def test_students_quantile_is_that_of_the_fewer_degrees() -> None:
+    assert [quantile(f) for f in (0.5, 2.0, 3.9, 4.0, 7.0, 1e9)] == [12.71, 4.30, 3.18, 2.78, 2.45, 1.98]
+
+
+def test_trainings_that_differ_decide_nothing() -> None:
+    assert agreed([HOLDS, HOLDS]) == HOLDS
+    assert agreed([HOLDS, FAILS]) == OPEN
+    assert above(Spread.of([1.0, 1.1, 0.9, 1.0]), 0.0) == HOLDS
+    assert above(Spread.of([1.0, -1.1, 0.9, -1.0]), 0.0) == OPEN
 
 
 def test_a_claim_of_so_much_asks_for_so_much() -> None:
-    assert better(Spread(60.0), Spread(100.0), by=0.375) == HOLDS
-    assert better(Spread(65.0), Spread(100.0), by=0.375) == FAILS
-    assert better(Spread(1.3), Spread(1.0), lower=False, by=0.5) == FAILS
+    def sure(value: float) -> Spread:
+        return Spread(value, 0.0, 3)
+
+    assert better(sure(60.0), sure(100.0), by=0.375) == HOLDS
+    assert better(sure(65.0), sure(100.0), by=0.375) == FAILS
+    assert better(sure(1.3), sure(1.0), lower=False, by=0.5) == FAILS
+
+
+def test_latents_are_sooner_only_in_all_samplings() -> None:
+    assert cost.sooner(8, [10.0, 11.0, 12.0], 60.0).outcome == HOLDS
+    assert cost.sooner(8, [10.0, None, 12.0], 60.0).outcome == OPEN
+    assert cost.sooner(8, [None, None, None], 60.0).outcome == FAILS
+    assert cost.sooner(8, [100.0, 101.0, 102.0], 60.0).outcome == FAILS
+    assert "5.5 times" in cost.sooner(8, [10.0, 11.0, 12.0], 60.0).measured
+
+
+def test_losses_are_compared_picture_by_picture() -> None:
+    hard = [10.0 * k for k in range(20)]  # pictures differ far more than models do
+    easier = [h - 0.5 - 0.01 * (k % 3) for k, h in enumerate(hard)]
+    assert conditioning.paired("", hard, easier).outcome == HOLDS
+    assert conditioning.paired("", easier, hard).outcome == FAILS
+    assert conditioning.paired("", hard, [h + (-1) ** k for k, h in enumerate(hard)]).outcome == OPEN
+
+
+def rows(**measures: list[float]) -> Row:
+    named = {k.replace("_", " "): Spread.of(v) for k, v in measures.items()}
+    return Row(named, Spread.of([5.0, 5.1, 4.9]), Path())
+
+
+def test_guidance_trades_only_where_both_are_seen() -> None:
+    names = ["distance", "precision", "recall"]
+    one = rows(distance=[50.0, 51.0, 49.0], precision=[0.5, 0.51, 0.49], recall=[0.4, 0.41, 0.39])
+    best = rows(distance=[40.0, 41.0, 39.0], precision=[0.6, 0.61, 0.59], recall=[0.3, 0.31, 0.29])
+    last = rows(distance=[60.0, 61.0, 59.0], precision=[0.7, 0.71, 0.69], recall=[0.2, 0.21, 0.19])
+    same = rows(distance=[60.0, 61.0, 59.0], precision=[0.7, 0.71, 0.69], recall=[0.4, 0.45, 0.35])
+    scales = {1.0: one, 2.0: best, 8.0: last}
+    assert [c.outcome for c in guidance.claims("class", scales, {2.0: best}, names)] == [HOLDS, HOLDS, HOLDS, OPEN]
+    found = guidance.claims("class", scales | {8.0: same}, {2.0: last}, names)
+    assert [c.outcome for c in found] == [HOLDS, HOLDS, OPEN, FAILS]
+    assert guidance.claims("class", {1.0: best, 8.0: last}, {8.0: last}, names)[0].outcome == FAILS
+
+
+def test_a_students_four_steps_may_be_better_than_its_teacher() -> None:
+    slow, gan = rows(distance=[50.0, 51.0, 49.0]), rows(distance=[90.0, 91.0, 89.0])
+    good, bad = rows(distance=[48.0, 49.0, 47.0]), rows(distance=[80.0, 81.0, 79.0])
+    made = {"teacher, 25 steps": slow, "GAN": gan}
+    made |= {f"{how}, {n}": good if n == 4 else bad for how in limits.WAYS for n in limits.FEW}
+    found = limits.quick(made, "distance")
+    assert [c.outcome for c in found] == [HOLDS, HOLDS, OPEN]
+    made |= {f"{how}, 4": bad for how in limits.WAYS}
+    assert limits.quick(made, "distance")[0].outcome == FAILS
 
 
 def test_parts_of_a_claim_must_all_hold() -> None:
@@ -57,12 +122,18 @@ def test_equal_flops_take_the_seconds_that_there_are() -> None:
 def test_a_package_counter_is_read_over_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "intel-rapl:0"
     package.mkdir()
-    (tmp_path / "intel-rapl:0:0").mkdir()  # a part of the package, which would count twice
-    for name, value in (("energy_uj", 9_000_000), ("max_energy_range_uj", 10_000_000)):
-        (package / name).write_text(str(value))
-        (tmp_path / "intel-rapl:0:0" / name).write_text(str(value))
+    twice = {
+        "intel-rapl:0:0": "core",
+        "intel-rapl:1": "psys",
+        "intel-rapl-mmio:0": "package-0",
+    }  # the same joules again
+    for folder, called in {"intel-rapl:0": "package-0", **twice}.items():
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for name, value in (("name", called), ("energy_uj", 9_000_000), ("max_energy_range_uj", 10_000_000)):
+            (tmp_path / folder / name).write_text(f"{value}\n")
     with energy.metered(torch.device("cpu"), root=tmp_path) as found:
-        (package / "energy_uj").write_text("1500000")
+        for folder in ("intel-rapl:0", *twice):
+            (tmp_path / folder / "energy_uj").write_text("1500000")
     assert found.joules == pytest.approx(2.5)
     assert "measured" in found.how
 

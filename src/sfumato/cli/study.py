@@ -9,6 +9,7 @@ import typer
 
 from sfumato.studies.names import HOURS, TOLD
 
+MOST = 3  # trainings that are not asked for
 NAMES = "; ".join(f"{name}: {text}" for name, text in TOLD.items())
 
 
@@ -29,7 +30,20 @@ def command(
     ] = Path("runs/studies"),
     images: Annotated[int, typer.Option(min=8, help="images that are generated for each sampling seed")] = 512,
     steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 25,
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="sampling seeds; spreads are over them")] = 3,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="sampling seeds; spreads are over them, and one alone decides nothing")
+    ] = 3,
+    trainings: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=10,
+            help="how often all is trained, within the hours; by default as often as these are the default",
+        ),
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(min=0.25, max=16.0, help="by which all networks are wider than on two cores, for a GPU")
+    ] = 1.0,
     watts: Annotated[
         float | None, typer.Option(help="of `cost`: stated power of this machine, where nothing measures it")
     ] = None,
@@ -45,6 +59,7 @@ def command(
         )
     if hours is not None and hours <= 0:
         raise ValueError(f"a study takes some hours; got {hours:g}")
+    hours = hours or HOURS[name]
     from sfumato import device as devices
     from sfumato.features import network
     from sfumato.studies.desk import SEEDS, Desk
@@ -54,11 +69,13 @@ def command(
     wanted = {"kind": "emoji", "size": size} if data == "emoji" else {"kind": "folder", "path": data, "size": size}
     title = f"{Path(data).resolve().name if data != 'emoji' else data}-{size}"
     desk = Desk(
-        out / title, wanted, network.opened(features).to(where), where, hours or HOURS[name], images, steps,
-        [k * (SEEDS[1] - SEEDS[0]) for k in range(seeds)], quiet,
+        out / title / name, wanted, network.opened(features).to(where), where, hours, images, steps,
+        [k * (SEEDS[1] - SEEDS[0]) for k in range(seeds)], scale=scale, features=out / title / "features", quiet=quiet,
     )  # fmt: skip
     said = shlex.join(["sfumato", "study", *sys.argv[2:]]) if sys.argv[1:2] == ["study"] else f"sfumato study {name}"
-    found, page = study(name, desk, said, **({"watts": watts} if name == "cost" and watts else {}))
+    more = {"watts": watts} if name == "cost" and watts else {}
+    often = trainings or max(min(int(hours / HOURS[name]), MOST), 1)
+    found, page = study(name, desk, said, trainings=often, **more)
     for claim in found.claims:
         print(f"{claim.outcome:<20} {claim.text}: {claim.measured}")
     typer.echo(f"The page is there: {page}", err=True)

@@ -3,7 +3,9 @@
 The generator is the first stage's decoder behind a linear layer that makes its 4 x 4 map of noise and class; the critic
 is the first stage's encoder with one logit, a class's logit by projection (Miyato & Koyama, 2018). Both minimise
 non-saturating cross-entropies, the critic with half the squared gradient at real pictures (Mescheder et al., 2018): the
-recipe of the small StyleGANs without their styles. Pictures come from the generator's average.
+recipe of the small StyleGANs without their styles. The critic sees every picture shifted and otherwise bright, real and
+made alike (DiffAugment, Zhao et al., 2020), so that it cannot learn a small set by heart. Pictures come from the
+generator's average.
 """
 
 import math
@@ -22,6 +24,7 @@ from sfumato.families.base import Drawn, Family, FamilyConfig, Shape, classes
 from sfumato.streams import Stream
 
 START = 4  # places a side of the generator's first map
+SHIFT = 8  # pictures are shifted by at most this part of their side
 
 
 class GanConfig(FamilyConfig):
@@ -31,6 +34,7 @@ class GanConfig(FamilyConfig):
     latent: PositiveInt = 128
     r1: float = Field(2.0, ge=0, description="weight of half the squared gradient at real pictures")
     rate: PositiveFloat = Field(5e-4, description="peak learning rate of both turns (AdamW)")
+    augment: bool = Field(True, description="the critic sees pictures shifted and otherwise bright")
     every: PositiveInt = Field(4, description="critic's steps a penalty; it then counts that many times")
 
     def build(self, shape: Shape, labels: tuple[str, ...], codec: Codec | None) -> "Gan":
@@ -88,15 +92,29 @@ class Judge(nn.Module):
         return at_least_single(logit)
 
 
+def shown(pictures: Tensor, batch: Drawn, purpose: str) -> Tensor:
+    """Pictures (B, C, S, S) shifted by up to an eighth, with zeros where nothing was, and brighter or darker by up to a half;
+    drawn for each place of the batch, and differentiable."""
+    most = pictures.shape[-1] // SHIFT
+    draws = batch.uniform((3,), f"shown/{purpose}")
+    wide, side = F.pad(pictures, (most,) * 4), pictures.shape[-1]
+    rows = []
+    for picture, (down, right, light) in zip(wide, draws.tolist(), strict=True):
+        y, x = int(down * (2 * most + 1)), int(right * (2 * most + 1))
+        rows.append(picture[:, y : y + side, x : x + side] + (light - 0.5))
+    return torch.stack(rows)
+
+
 class Fooling(nn.Module):
     """The generator's turn: softplus(-D(G(z)))."""
 
-    def __init__(self, generator: Generator, judge: Judge, latent: int) -> None:
+    def __init__(self, generator: Generator, judge: Judge, config: GanConfig) -> None:
         super().__init__()
-        self.generator, self._judge, self.latent = generator, [judge], latent
+        self.generator, self._judge, self.config = generator, [judge], config
 
     def forward(self, batch: Drawn) -> dict[str, Tensor]:
-        made = self.generator(batch.normal((self.latent,), "generator"), batch.labels)
+        made = self.generator(batch.normal((self.config.latent,), "generator"), batch.labels)
+        made = shown(made, batch, "fooling") if self.config.augment else made
         return {"loss": F.softplus(-self._judge[0](made, batch.labels)).mean()}
 
 
@@ -110,14 +128,17 @@ class Judging(nn.Module):
     def forward(self, batch: Drawn) -> dict[str, Tensor]:
         with torch.no_grad():
             made = self._generator[0](batch.normal((self.config.latent,), "critic"), batch.labels)
-        real, fake = self.judge(batch.images, batch.labels), self.judge(made, batch.labels)
+        images = batch.images
+        if self.config.augment:
+            images, made = shown(images, batch, "real"), shown(made, batch, "made")
+        real, fake = self.judge(images, batch.labels), self.judge(made, batch.labels)
         loss = (F.softplus(-real) + F.softplus(fake)).mean()
         found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
         # which rows are penalised is told by their places, so that parts of a batch agree however it is split
         rows = [k for k, p in enumerate(batch.positions) if p % self.config.every == 0]
         if self.config.r1 and rows:
             share = self.config.every * len(rows) / len(batch.positions)
-            penalty = share * self._slope(batch.images[rows], batch.labels[rows])
+            penalty = share * self._slope(images[rows], batch.labels[rows])
             found["r1"] = penalty.detach()
             loss = loss + self.config.r1 * penalty
         return {"loss": loss} | found
@@ -137,7 +158,7 @@ class Gan(Family):
         self.config, self.shape, self.labels = config, shape, labels
         self.generator, self.judge = Generator(config, shape, labels), Judge(config, shape, labels)
         self.turns = {
-            "generator": Fooling(self.generator, self.judge, config.latent),
+            "generator": Fooling(self.generator, self.judge, config),
             "critic": Judging(self.generator, self.judge, config),
         }
 

@@ -15,7 +15,7 @@ from sfumato import files
 from sfumato.model import LatentDiffusion
 from sfumato.studies import recipes
 from sfumato.studies.desk import Desk, whole
-from sfumato.studies.measure import Row, distance, generated, rebuilt
+from sfumato.studies.measure import Row, distance, generated, real, rebuilt
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import HOLDS, Claim, Outcome, Spread, better, every
 from sfumato.training import posthoc
@@ -57,18 +57,18 @@ def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = (
     """Train, measure, judge."""
     several = trained(desk, factors, kinds)
     rows = {t.name: generated(desk, f"compression-{slug(t)}", t.model) for t in several}
-    curves = {t.name: along(desk, t) for t in several}
+    curves = {t.name: along(desk, t, desk.images, desk.seeds[:1])[0] for t in several}
     speeds = {t.name: stepped(desk, t) for t in several if t.kind == kinds[0] or t.factor == 1}
     result = Result(
         "compression",
         "How much to compress",
         f"First stages of f = {', '.join(map(str, factors))} and the same denoiser on each, trained with equal FLOPs on "
         f"{desk.name} at {desk.train.size} pixels. Few images fit into the budget where latents are large.",
-        protocol=protocol(desk),
+        protocol=desk.protocol(curves="the first sampling seed alone"),
         claims=claims(several, {t.name: rows[t.name][distance(desk)] for t in several}),
     )
     result.tables.append(table(desk, several, rows))
-    folder = desk.folder / "compression"
+    folder = desk.folder
     result.figures += [
         Figure(
             plot(folder / "training.png", [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items()],
@@ -80,7 +80,10 @@ def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = (
                  f"pictures a second ({', '.join(map(str, STEPS))} steps)", distance(desk), log=(True, True)),
             "Fréchet distance against sampling speed (figure 7 of the paper)",
         ),
+        Figure(real(desk).sheet, "Held-out pictures"),
         *(Figure(rows[t.name].sheet, f"{t.name}: {t.images:,} images seen") for t in several),
+        *(Figure(desk.folder / "sheets" / f"first-{slug(t)}.png", f"Held-out pictures, as the first stage of {t.name} rebuilds them")
+          for t in several if t.factor > 1),
     ]  # fmt: skip
     return result
 
@@ -103,7 +106,7 @@ def trained(desk: Desk, factors: Sequence[int], kinds: Sequence[str]) -> list[Tr
         speed = desk.rate(name, fields)
         plans[pair] = fields, flops(desk, name, fields), speed
     seconds = 3600 * desk.hours * (1 - FIRST_SHARE - MEASURING)
-    kept = desk.plan("flops")  # of whichever study came first: runs of equal compute must stay equal
+    kept = desk.plan("flops")  # worked out once: runs of equal compute stay equal
     if "denoiser" not in kept:
         kept = {"denoiser": equal({p: (f, r) for p, (_, f, r) in plans.items()}, seconds)}
         desk.keep_plan("flops", kept)
@@ -149,13 +152,15 @@ def flops(desk: Desk, name: str, fields: dict[str, Any]) -> float:
     return found
 
 
-def along(desk: Desk, t: Trained) -> list[tuple[float, float]]:
-    """(PFLOP, Fréchet distance) of the averages along training, one sampling seed a point."""
-    found = []
+def along(desk: Desk, t: Trained, images: int, seeds: Sequence[int]) -> list[list[tuple[float, float]]]:
+    """(PFLOP, Fréchet distance) of the averages along training, a curve for each sampling seed."""
+    found: list[list[tuple[float, float]]] = [[] for _ in seeds]
     for snapshot in posthoc.found(t.run):
         folder = rebuilt_at(t, snapshot)
-        row = generated(desk, f"along-{slug(t)}-{snapshot.images}", folder, seeds=desk.seeds[:1])
-        found.append((snapshot.images * t.flops / 1e15, row[distance(desk)].value))
+        for seed, curve in zip(seeds, found, strict=True):
+            name = f"along-{slug(t)}-{snapshot.images}-{images}-{seed}"
+            row = generated(desk, name, folder, images=images, seeds=[seed])
+            curve.append((snapshot.images * t.flops / 1e15, row[distance(desk)].value))
     return found
 
 
@@ -176,7 +181,7 @@ def rebuilt_at(t: Trained, snapshot: posthoc.Snapshot) -> Path:
 def stepped(desk: Desk, t: Trained) -> list[tuple[float, float]]:
     """(pictures a second, Fréchet distance) for several numbers of steps, one sampling seed each."""
     rows = [generated(desk, f"steps-{slug(t)}-{n}", t.model, steps=n, seeds=desk.seeds[:1]) for n in STEPS]
-    return [(row.rate, row[distance(desk)].value) for row in rows]
+    return [(row.rate.value, row[distance(desk)].value) for row in rows]
 
 
 def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row]) -> Table:
@@ -184,34 +189,26 @@ def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row]) -> Ta
     name, lines = distance(desk), []
     for t in several:
         row = rows[t.name]
-        stage = {} if t.factor == 1 else rebuilt(desk, f"first-{t.kind}-f{t.factor}", t.first)
+        stage = {} if t.factor == 1 else rebuilt(desk, f"first-{slug(t)}", t.first)
         lines.append([
-            t.name, f"{t.images:,}", f"{t.rate:,.0f}", f"{row.rate:.1f}", row[name].told(),
+            t.name, f"{t.images:,}", f"{t.rate:,.0f}", row.rate.told(), row[name].told(),
             f"{stage[name]:.1f}" if stage else "0", f"{stage['psnr']:.1f} dB" if stage else "exact",
         ])  # fmt: skip
     head = ["", "images seen", "training images/s", "sampled pictures/s", name, "of its first stage", "PSNR of it"]
     return Table("At equal training FLOPs", head, lines)
 
 
-def protocol(desk: Desk) -> dict[str, Any]:
-    """How everything was measured."""
-    return {
-        "data": desk.data, "train": desk.train.fingerprint[:12], "features": desk.network.told(),
-        "images a seed": desk.images, "seeds": list(desk.seeds), "sampler": "the default", "steps": desk.steps,
-        "guidance": 1.0, "hours": desk.hours, "device": str(desk.device), "precision": str(desk.dtype),
-    }  # fmt: skip
-
-
 def claims(several: Sequence[Trained], found: Mapping[str, Spread]) -> list[Claim]:
-    """The paper's sentences beside what was measured, for the first kind of first stage."""
-    by = {t.factor: found[t.name] for t in reversed(several)}
-    kinds = [t.kind for t in several if t.factor > 1]
-    if kinds:
-        by |= {t.factor: found[t.name] for t in several if t.kind == kinds[0]}
-    made = [
-        _claim("f = 1 and 2 are too slow: at equal compute f = 4 to 16 are better", (4, 8, 16), (1, 2), by),
-        _claim("f = 32 loses too much: f = 4 to 16 are better", (4, 8, 16), (32,), by),
-    ]
+    """The paper's sentences beside what was measured, for each kind of first stage."""
+    made = []
+    for kind in dict.fromkeys(t.kind for t in several if t.factor > 1):
+        by = {t.factor: found[t.name] for t in several if t.factor == 1 or t.kind == kind}
+        made += [
+            _claim(
+                f"{kind.upper()}: f = 1 and 2 are too slow: at equal compute f = 4 to 16 are better", GOOD, (1, 2), by
+            ),
+            _claim(f"{kind.upper()}: f = 32 loses too much: f = 4 to 16 are better", GOOD, (32,), by),
+        ]
     return [claim for claim in made if claim is not None]
 
 

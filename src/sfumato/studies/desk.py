@@ -1,11 +1,12 @@
-"""Where studies work: data, device and budget, the runs that they train, and the numbers that they have already.
+"""Where a study works: data, device and budget, the runs that it trains, and the numbers that it has already.
 
-Every run has a name, and several studies share the runs that they have in common. How many images a run sees is worked
-out once, from rates that are measured at the start, and kept in `plan.json`: a study that is stopped and called again
-ends where an uninterrupted one would.
+Every study has a folder of its own, so that what it finds does not hang on which others were run before; they share
+features of real pictures alone. How many images a run sees is worked out once, from rates that are measured at the
+start, and kept in `plan.json`: a study that is stopped and called again ends where an uninterrupted one would.
 """
 
 import json
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +25,11 @@ from sfumato.evaluation.gather import Gathered, gather
 from sfumato.evaluation.source import Chosen, PartPictures
 from sfumato.features.network import FeatureNetwork
 from sfumato.studies.judge import Judge, classes_of
+from sfumato.studies.recipes import wider
+from sfumato.tasks.requests import Generate
 from sfumato.training.autoencoder import stack
-from sfumato.training.rate import rate
+from sfumato.training.log import lines
+from sfumato.training.rate import rates
 from sfumato.training.recipe import Recipe, parse
 from sfumato.training.run import objective_of, train
 
@@ -36,16 +40,19 @@ SEEDS = (0, 1_000_000, 2_000_000)  # of the first picture of each sampling; the 
 
 @dataclass
 class Desk:
-    """What a study is given. `folder` holds all studies of one data set; `hours` are this study's own."""
+    """What one training of a study is given."""
 
-    folder: Path
+    folder: Path  # of the study
     data: Fields  # the `data` of its recipes
     network: FeatureNetwork
     device: torch.device
     hours: float
     images: int = 512  # generated a sampling seed
     steps: int = 25
-    seeds: Sequence[int] = SEEDS
+    seeds: Sequence[int] = SEEDS  # of sampling
+    seed: int = 0  # of training
+    scale: float = 1.0  # by which all networks are wider than on two cores
+    features: Path | None = None  # where features of real pictures are kept for all studies; in `folder` where None
     quiet: bool = False
 
     @cached_property
@@ -81,8 +88,8 @@ class Desk:
 
     @property
     def captioned(self) -> bool:
-        """Whether pictures have captions."""
-        return bool(self.train.fields(0).get("caption"))
+        """Whether pictures have captions: one of the first hundred, for some may lack theirs."""
+        return any(self.train.field(k, "caption") for k in range(min(len(self.train), 100)))
 
     @cached_property
     def real(self) -> Gathered:
@@ -91,7 +98,7 @@ class Desk:
 
     def seen(self, source: Any) -> Gathered:
         """Features of a source's pictures, kept by their content."""
-        return gather(self.network, source, cache=self.folder / "features")
+        return gather(self.network, source, cache=self.features or self.folder / "features")
 
     def seen_fresh(self, source: Any, count: int | None = None) -> Gathered:
         """Features that are not kept: of `count` pictures of the source, the same every time, or of all."""
@@ -112,9 +119,9 @@ class Desk:
         """A whole recipe: the study's data, and so many images with few previews."""
         training = {
             "ema": [0.05], "preview": max(images // 2, 1), "report": max(images // 40, 1),
-            "checkpoint": max(images // 4, 1), "keep": 1, **fields.get("training", {}), "images": images,
+            "checkpoint": max(images // 4, 1), "keep": 1, "seed": self.seed, **fields.get("training", {}), "images": images,
         }  # fmt: skip
-        return parse({"data": self.data, **fields, "training": training}, name)
+        return parse({"data": self.data, **wider(fields, self.scale), "training": training}, name)
 
     def trained(self, name: str, fields: Mapping[str, Any], images: int) -> Path:
         """The model folder of a run: trained from the start, from where it was stopped, or there already.
@@ -132,17 +139,33 @@ class Desk:
                 f"{run} was begun with other settings; give the same --hours, --size and data as then, or another --out"
             ) from None
 
-    def rate(self, name: str, fields: Mapping[str, Any]) -> float:
-        """Images a second of a run's training, measured once."""
-        rates = self.plan("rates")
-        if name not in rates:
+    def rates(self, name: str, fields: Mapping[str, Any]) -> list[float]:
+        """Images a second of each step of a short run of this training, measured once."""
+        kept = self.plan("rates")
+        if name not in kept:
             recipe = self.recipe(name, fields, 1_000_000)
-            rates[name] = round(
-                rate(objective_of(recipe, self.run(name), self.device), recipe.training, self.device), 3
-            )
-            self.keep_plan("rates", rates)
-        found: float = rates[name]
+            several = rates(objective_of(recipe, self.run(name), self.device), recipe.training, self.device)
+            kept[name] = [round(one, 3) for one in several]
+            self.keep_plan("rates", kept)
+        found: list[float] = kept[name]
         return found
+
+    def rate(self, name: str, fields: Mapping[str, Any]) -> float:
+        """The median of `rates`."""
+        return statistics.median(self.rates(name, fields))
+
+    def elapsed(self, name: str) -> list[tuple[int, float]]:
+        """(images, seconds since the beginning) of a run, as its steps went; previews and starts do not count."""
+        found, seconds = list[tuple[int, float]](), 0.0
+        for line in lines(self.run(name) / "times.jsonl"):
+            seconds += line["seconds"]
+            found.append((line["images"], seconds))
+        return found
+
+    def seconds(self, name: str) -> float:
+        """Seconds that a run's steps took."""
+        found = self.elapsed(name)
+        return found[-1][1] if found else 0.0
 
     def budget(self, name: str, fields: Mapping[str, Any], hours: float) -> int:
         """Images that a run sees in so many hours, worked out once."""
@@ -185,6 +208,16 @@ class Desk:
             codec.measure(codec.tally(codec.moments(stack(self.train, part))) for part in parts)
             codec.save(folder)
         return folder
+
+    def protocol(self, **more: Any) -> dict[str, Any]:
+        """How everything is measured; `more` is the study's own."""
+        return {
+            "data": self.data, "train": self.train.fingerprint[:12], "features": self.network.told(),
+            "distances": "against the training part", "images a seed": self.images, "sampling seeds": list(self.seeds),
+            "training seed": self.seed, "sampler": Generate.model_fields["sampler"].default, "steps": self.steps, "guidance": 1.0,
+            "hours": self.hours, "device": str(self.device), "precision of sampling": str(self.dtype).removeprefix("torch."),
+            "width of networks": self.scale, **more,
+        }  # fmt: skip
 
 
 def whole(images: float, fields: Mapping[str, Any]) -> int:

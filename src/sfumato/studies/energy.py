@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 WATTS_A_THREAD = 10.0  # of a server's processor under load: stated, not measured
+WATTS_A_GPU = 300.0  # of a data centre's under load, where NVML's bindings are not there: stated, not measured
 GRID = 0.48  # kg of CO2 a kWh: the world's electricity in 2023 (Ember, Global Electricity Review 2024)
 POWERCAP = Path("/sys/class/powercap")
 
@@ -36,9 +37,14 @@ def counters(root: Path = POWERCAP) -> dict[str, tuple[Path, int]]:
     """Readable energy counters of whole packages, each with the value at which it begins again."""
     found = {}
     for folder in sorted(root.glob("*:[0-9]*")):
-        if folder.name.count(":") > 1:  # a part of a package
-            continue
         try:
+            # parts of a package, the platform around it and the same counter by another road would count twice
+            if (
+                folder.name.count(":") > 1
+                or "mmio" in folder.name
+                or not (folder / "name").read_text().startswith("package")
+            ):
+                continue
             int((folder / "energy_uj").read_text())
             found[folder.name] = (folder / "energy_uj", int((folder / "max_energy_range_uj").read_text()))
         except (OSError, ValueError):
@@ -48,21 +54,22 @@ def counters(root: Path = POWERCAP) -> dict[str, tuple[Path, int]]:
 
 @contextmanager
 def metered(device: torch.device, watts: float | None = None, root: Path = POWERCAP) -> Iterator[Energy]:
-    """Fills an `Energy` with what passes within: by counters, by the GPU's power, or by stated `watts`."""
+    """Fills an `Energy` with what passes within: by the GPU's power or the processor's counters, whichever of them works,
+    or by stated `watts`."""
     found, packages = Energy(), counters(root)
     before = {name: int(path.read_text()) for name, (path, _) in packages.items()}
     begin = time.perf_counter()
     with _polled(device) as powers:
         yield found
     found.seconds = time.perf_counter() - begin
-    if powers:
+    if powers and watts is None:
         power = sum(powers) / len(powers)
         found.joules, found.how = power * found.seconds, "measured (NVML, four times a second), the GPU alone"
-    elif packages and watts is None:
+    elif packages and watts is None and device.type == "cpu":
         used = [(int(path.read_text()) - before[name]) % most for name, (path, most) in packages.items()]
         found.joules, found.how = sum(used) / 1e6, "measured (RAPL), whole processor packages"
     else:
-        stated = watts or WATTS_A_THREAD * torch.get_num_threads()
+        stated = watts or (WATTS_A_THREAD * torch.get_num_threads() if device.type == "cpu" else WATTS_A_GPU)
         found.joules, found.how = stated * found.seconds, f"estimated from stated {stated:g} W"
 
 

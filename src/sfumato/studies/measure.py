@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sfumato import device as devices
 from sfumato import files, image
 from sfumato.autoencoder.codec import Codec
 from sfumato.evaluation.generation import against, halves, named
@@ -29,8 +30,8 @@ SHEET = 16  # pictures in a row
 class Watched(Source):
     """A source whose first pictures are kept, and the seconds that its pictures took after the first batch."""
 
-    def __init__(self, source: Source, kept: int) -> None:
-        self.source, self.wanted = source, kept
+    def __init__(self, source: Source, kept: int, device: torch.device) -> None:
+        self.source, self.wanted, self.device = source, kept, device
         self.kept: list[Tensor] = []
         self.labels: list[int | None] = []
         self.seconds, self.timed, self.calls = 0.0, 0, 0
@@ -44,6 +45,7 @@ class Watched(Source):
     def pictures(self, indices: Sequence[int]) -> list[Tensor]:
         begin = time.perf_counter()
         made = self.source.pictures(indices)
+        devices.wait(self.device)
         self.calls += 1
         if self.calls == 2:  # the first warmed up, and counts only where it is alone
             self.seconds, self.timed = 0.0, 0
@@ -62,7 +64,7 @@ class Row:
     """What one model came to: measures by name, and a sheet of its first pictures."""
 
     measures: dict[str, Spread]
-    rate: float  # pictures a second, decoding included
+    rate: Spread  # pictures a second, decoding included
     sheet: Path
 
     def __getitem__(self, name: str) -> Spread:
@@ -89,37 +91,50 @@ def generated(
     images: int | None = None,
     seeds: Sequence[int] | None = None,
     judge: Judge | None = None,
+    dtype: torch.dtype | None = None,
     **more: Any,
 ) -> Row:
-    """A model folder's samples against the training part, over sampling seeds; worked out once under `name`."""
+    """A model folder's samples against the training part, over sampling seeds; worked out once under `name`.
+
+    `dtype` is the denoiser's while it samples, the desk's where None; other families run in float32.
+    """
+    dtype = desk.dtype if dtype is None else dtype
     seeds, images = tuple(desk.seeds if seeds is None else seeds), images or desk.images
     facts = {"guidance": guidance, "steps": steps or desk.steps, **more}
-    key = [files.sha256(folder / "model.yaml"), facts, images, list(seeds), desk.network.told(), judge is not None]
+    key = [
+        files.sha256(folder / "model.yaml"),
+        facts,
+        images,
+        list(seeds),
+        desk.network.told(),
+        judge is not None,
+        str(dtype),
+    ]
 
     def make() -> Any:
         model = opened(folder, desk.device)
         if isinstance(model, Family):
             return sampled(desk, name, [Modelled(model, images, s, guidance, desk.train) for s in seeds], judge)
-        few, ready = model.config.distilled, model.for_sampling(desk.dtype)
+        few, ready = model.config.distilled, model.for_sampling(dtype)
         asks = {"sampler": few.sampler, "grid": "even", **facts} if few else facts
         requests = [Generate(seed=s, batch=64, **asks) for s in seeds]
         return sampled(desk, name, [Sampled(ready, r, images, desk.train) for r in requests], judge)
 
-    return read(desk.once(name, key, make))
+    return read(desk, desk.once(name, key, make))
 
 
 def sampled(desk: Desk, name: str, sources: Sequence[Source], judge: Judge | None) -> Any:
     """The measures of several samplings as JSON, and the sheet of the first."""
     rows, rates, sheet = list[dict[str, float]](), list[float](), ""
     for source in sources:
-        watched = Watched(source, 0 if sheet else SHOWN)
+        watched = Watched(source, 0 if sheet else SHOWN, desk.device)
         fake = desk.seen_fresh(watched)
         found = {k: v for k, v in against(desk.real, fake, desk.network.description).items() if not k.endswith("±")}
         if judge is not None:
             found |= judge.score(fake["pooled"], asked(source))
         rows.append(found)
         rates.append(watched.rate)
-        sheet = sheet or str(drawn(desk, name, watched.kept))
+        sheet = sheet or str(drawn(desk, name, watched.kept).relative_to(desk.folder))
     return {"rows": rows, "rates": rates, "sheet": sheet}
 
 
@@ -132,11 +147,11 @@ def asked(source: Source) -> list[int] | None:
     return None
 
 
-def read(kept: Any) -> Row:
+def read(desk: Desk, kept: Any) -> Row:
     """A row from its JSON."""
     names = kept["rows"][0]
     measures = {name: Spread.of([row[name] for row in kept["rows"]]) for name in names}
-    return Row(measures, sorted(kept["rates"])[len(kept["rates"]) // 2], Path(kept["sheet"]))
+    return Row(measures, Spread.of(kept["rates"]), desk.folder / kept["sheet"])
 
 
 def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
@@ -151,18 +166,30 @@ def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
 
 
 def real(desk: Desk, judge: Judge | None = None) -> Row:
-    """One half of the training part against the other, and a sheet of held-out pictures: what no model passes."""
+    """As many pictures of one half of the training part as are generated, against the other half, and a sheet of held-out
+    ones: about what no model passes. The reference is half as large as a model's, which costs a little."""
 
     def make() -> Any:
         one, two = halves(desk.real)
+        one = {n: rows[: desk.images] for n, rows in one.items()}  # halves are shuffled
         found = {k: v for k, v in against(two, one, desk.network.description).items() if not k.endswith("±")}
         if judge is not None:
             found |= judge.score(one["pooled"], None)
         source = PartPictures(desk.held_out, "held out")
         count = min(SHOWN, len(source))
-        return {"rows": [found], "rates": [0.0], "sheet": str(drawn(desk, "real", source.pictures(range(count))))}
+        return {"rows": [found], "rates": [0.0], "sheet": str(drawn(desk, "real", source.pictures(range(count))).relative_to(desk.folder))}  # fmt: skip
 
-    return read(desk.once("real", [desk.train.fingerprint, desk.network.told(), judge is not None], make))
+    return read(
+        desk, desk.once("real", [desk.train.fingerprint, desk.images, desk.network.told(), judge is not None], make)
+    )
+
+
+REAL = "real, from one half against the other"
+
+
+def cell(row: Row, measure: str) -> str:
+    """A measure as a table says it, empty where the row has none."""
+    return row[measure].told() if measure in row.measures else ""
 
 
 def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, float]:

@@ -1,5 +1,7 @@
 """What studies train: first stages of any factor and the denoisers on them, small enough for two cores."""
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +44,22 @@ def denoiser(
     }  # fmt: skip
 
 
+def wider(fields: Mapping[str, Any], scale: float) -> Fields:
+    """A recipe whose networks are wider: first stage, denoiser or family; widths stay multiples of 32, as heads are."""
+    found = copy.deepcopy(dict(fields))
+    parts = (found.get("autoencoder"), found.get("backbone"), found.get("family"))
+    for part in (p for p in parts if isinstance(p, dict)):
+        inner = part.get("coder", part)
+        if "width" in inner:
+            inner["width"] = max(round(scale * inner["width"] / 32), 1) * 32 if scale != 1 else inner["width"]
+    return found
+
+
 def by_class() -> Fields:
     """The conditioner of classes."""
     return {"class": {"kind": "label", "width": 256, "dropout": 0.15}}
 
 
-def by_words() -> Fields:
-    """The conditioner of captions, trained with the denoiser."""
-    return {"caption": {"kind": "text", "width": 192, "layers": 1, "dropout": 0.1}}
+def by_words(pooled: bool = True) -> Fields:
+    """The conditioner of captions, trained with the denoiser; heard by cross-attention alone where not `pooled`."""
+    return {"caption": {"kind": "text", "width": 192, "layers": 1, "dropout": 0.1, "pooled": pooled}}

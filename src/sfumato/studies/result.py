@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,11 +46,12 @@ class Result:
     claims: list[Claim] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     figures: list[Figure] = field(default_factory=list)
+    hours: float = 0.0  # that it took, all calls together
 
     def write(self, folder: Path, command: str) -> Path:
         """Write `study.json`, `study.md` and the page in the study's folder; returns the page's path."""
         facts = {
-            "study": self.name, "command": command, "protocol": self.protocol, "claims": [c.told() for c in self.claims],
+            "study": self.name, "command": command, "hours": round(self.hours, 3), "protocol": self.protocol, "claims": [c.told() for c in self.claims],
             "tables": [{"title": t.title, "head": list(t.head), "rows": [list(r) for r in t.rows]} for t in self.tables],
         }  # fmt: skip
         files.write(folder / "study.json", json.dumps(facts, indent=1, ensure_ascii=False))
@@ -69,8 +71,13 @@ class Result:
         for figure in self.figures:
             page.figure(figure.path, figure.caption)
         page.heading("Protocol")
+        page.command(self.took())
         page.command(json.dumps(self.protocol, indent=1, ensure_ascii=False))
         return page.write()
+
+    def took(self) -> str:
+        """How long it took, in words."""
+        return f"{self.hours:.2f} hours on this machine, all calls together"
 
     def markdown(self, command: str, folder: Path) -> str:
         """The same for the docs."""
@@ -81,11 +88,12 @@ class Result:
         for table in self.tables:
             parts += [f"**{table.title}**", marked(table.head, table.rows)]
         parts += [f"![{figure.caption}]({_beside(figure.path, folder)})" for figure in self.figures]
-        return "\n\n".join(parts) + "\n"
+        facts = json.dumps(self.protocol, ensure_ascii=False)
+        return "\n\n".join([*parts, f"Took {self.took()}. Protocol: `{facts}`"]) + "\n"
 
 
 def _beside(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else str(path)
+    return Path(os.path.relpath(path, folder)).as_posix()
 
 
 def marked(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

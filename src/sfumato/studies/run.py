@@ -1,30 +1,81 @@
-"""A study by its name, from its budget to its page."""
+"""A study by its name, from its budget to its page; trained once, or several times from other seeds."""
 
+import dataclasses
 import importlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sfumato.studies.desk import Desk
 from sfumato.studies.names import HOURS
-from sfumato.studies.result import Result
+from sfumato.studies.result import Figure, Result, Table
+from sfumato.studies.verdict import Claim, agreed
 
 
-def study(name: str, desk: Desk, command: str, **more: Any) -> tuple[Result, Path]:
-    """Run a study and write its page; returns what it found and where. Raises `ValueError` for an unknown name."""
+def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: Any) -> tuple[Result, Path]:
+    """Run a study and write its page; returns what it found and where. Raises `ValueError` for an unknown name.
+
+    With several `trainings` everything is trained as often, each from seeds of its own in an equal share of the hours,
+    and a claim is decided only where all of them decide it alike.
+    """
     if name not in HOURS:
         raise ValueError(f"there is no study {name!r}; known: {', '.join(HOURS)}")
     run: Callable[..., Result] = importlib.import_module(f"sfumato.studies.{name}").study
-    agreed(desk, name)
-    result = run(desk, **more)
-    return result, result.write(desk.folder / name, command)
-
-
-def agreed(desk: Desk, name: str) -> None:
-    """Note the study's hours. Raises `ValueError` where it was begun with others: what is trained already hangs on them."""
-    kept = desk.plan("hours")
-    if kept.get(name, desk.hours) != desk.hours:
-        raise ValueError(
-            f"{desk.folder} holds this study with --hours {kept[name]:g}; go on with that, or choose another folder with --out"
+    begun(desk, trainings)
+    found = list[Result]()
+    for k in range(trainings):
+        folder = desk.folder / f"again-{k}" if k else desk.folder
+        share = dataclasses.replace(
+            desk,
+            folder=folder,
+            seed=k,
+            hours=desk.hours / trainings,
+            features=desk.features or desk.folder / "features",
         )
-    desk.keep_plan("hours", {**kept, name: desk.hours})
+        found.append(clocked(share, run, **more))
+    result = joined(found)
+    return result, result.write(desk.folder, command)
+
+
+def begun(desk: Desk, trainings: int) -> None:
+    """Note what budgets hang on. Raises `ValueError` where the study was begun with another: trainings hang on it already."""
+    asked = {"--hours": desk.hours, "--trainings": trainings, "--scale": desk.scale}
+    kept = desk.plan("asked")
+    for option, value in asked.items():
+        if kept.get(option, value) != value:
+            raise ValueError(
+                f"{desk.folder} holds this study with {option} {kept[option]:g}; go on with that, or choose another folder "
+                "with --out"
+            )
+    desk.keep_plan("asked", asked)
+
+
+def clocked(desk: Desk, run: Callable[..., Result], **more: Any) -> Result:
+    """One training of a study; the time of all calls that it took is kept beside it, that of stopped ones too."""
+    before, begin = float(desk.plan("took").get("hours", 0.0)), time.perf_counter()
+    try:
+        found = run(desk, **more)
+    finally:
+        desk.keep_plan("took", {"hours": before + (time.perf_counter() - begin) / 3600})
+    found.hours = float(desk.plan("took")["hours"])
+    return found
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """Several trainings of one study as one: claims where all agree, the tables and figures of each."""
+    first = results[0]
+    if len(results) == 1:
+        return first
+    made = Result(
+        first.name, first.title, f"{first.intro} Everything was trained {len(results)} times, from other seeds."
+    )
+    made.protocol = {**first.protocol, "training seed": list(range(len(results)))}
+    made.hours = sum(r.hours for r in results)
+    for several in zip(*(r.claims for r in results), strict=True):
+        told = "; ".join(f"training {k}: {c.measured}" for k, c in enumerate(several, 1))
+        made.claims.append(Claim(several[0].text, agreed([c.outcome for c in several]), told))
+    for k, result in enumerate(results, 1):
+        made.tables += [Table(f"{t.title}, training {k}", t.head, t.rows) for t in result.tables]
+        made.figures += [Figure(f.path, f"{f.caption} (training {k})") for f in result.figures]
+    return made

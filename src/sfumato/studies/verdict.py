@@ -10,7 +10,22 @@ Outcome = Literal["holds here", "does not hold here", "not decided here"]
 HOLDS: Final = "holds here"
 FAILS: Final = "does not hold here"
 OPEN: Final = "not decided here"
-SIGMAS = 2.0  # standard errors that a difference must have before it decides anything
+# two-sided 95 % quantiles of Student's t by degrees of freedom; between two the fewer degrees count
+STUDENT = {
+    1: 12.71,
+    2: 4.30,
+    3: 3.18,
+    4: 2.78,
+    5: 2.57,
+    6: 2.45,
+    8: 2.31,
+    10: 2.23,
+    15: 2.13,
+    20: 2.09,
+    30: 2.04,
+    60: 2.00,
+    120: 1.98,
+}
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,10 @@ class Spread:
         text = f"{self.value:,.{places}f}"
         return f"{text} ± {self.spread:,.{places}f}" if self.count > 1 else text
 
+    def mean(self, digits: int = 3) -> str:
+        """«41.2 ± 0.3» with the standard error in place of the deviation."""
+        return Spread(self.value, self.error, self.count).told(digits)
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -54,15 +73,38 @@ class Claim:
 
 
 def better(one: Spread, other: Spread, *, lower: bool = True, by: float = 0.0) -> Outcome:
-    """Whether `one` beats `other`: by more than the share `by` of it, and by more than two standard errors.
+    """Whether `one` beats `other` by more than the share `by` of it: Welch's test at 95 %.
 
-    Where either falls short of two standard errors in both directions nothing is decided.
+    Nothing is decided where a mean is of a single value, nor where the difference lies within what chance explains.
     """
-    gap = other.value * (1 - by) - one.value if lower else one.value - other.value * (1 + by)
-    doubt = SIGMAS * math.hypot(one.error, other.error)
+    if min(one.count, other.count) < 2:
+        return OPEN
+    scale = 1 - by if lower else 1 + by
+    gap = other.value * scale - one.value if lower else one.value - other.value * scale
+    a, b = one.error**2, (scale * other.error) ** 2
+    doubt = (
+        math.sqrt(a + b) * quantile((a + b) ** 2 / (a**2 / (one.count - 1) + b**2 / (other.count - 1)))
+        if a + b
+        else 0.0
+    )
     if abs(gap) <= doubt:
         return OPEN
     return HOLDS if gap > 0 else FAILS
+
+
+def above(found: Spread, least: float) -> Outcome:
+    """Whether a mean is larger than a number, by more than chance explains."""
+    return better(found, Spread(least, 0.0, max(found.count, 2)), lower=False)
+
+
+def quantile(freedom: float) -> float:
+    """Student's t for a two-sided test at 95 %."""
+    return STUDENT[max(k for k in STUDENT if k <= max(freedom, 1.0))]
+
+
+def agreed(outcomes: Sequence[Outcome]) -> Outcome:
+    """What several trainings say of one claim: nothing is decided unless all say the same."""
+    return outcomes[0] if len(set(outcomes)) == 1 else OPEN
 
 
 def every(outcomes: Sequence[Outcome]) -> Outcome:

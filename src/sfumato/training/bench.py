@@ -5,6 +5,7 @@ that is there already. Who is slower is the bottleneck, and what is slowest in i
 """
 
 import itertools
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from sfumato.training.diffusion import Denoising
 from sfumato.training.family import Modelling
 from sfumato.training.latents import Fresh
 from sfumato.training.loop import Loop
+from sfumato.training.rate import seconds_of_steps
 from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, Recipe
 from sfumato.training.run import denoising, distilling, modelling, reconstruction
 
@@ -197,15 +199,12 @@ def _needed(
 
 def _seconds(call: Callable[[], object], where: torch.device, least: float) -> float:
     """The median time of a call, after two that warm up."""
-    taken: list[float] = []
-    while len(taken) < 5 or sum(taken) < least:
-        begin = time.perf_counter()
+
+    def step(number: int) -> None:
         call()
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        taken.append(time.perf_counter() - begin)
-    kept = sorted(taken[2:])
-    return kept[len(kept) // 2]
+        devices.wait(where)
+
+    return statistics.median(seconds_of_steps(step, least))
 
 
 def verdict(found: Feeding) -> str:

@@ -1,5 +1,6 @@
 """Images a second of a training, from a short run of it: how minutes become numbers of images."""
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +15,24 @@ from sfumato.training.recipe import TrainingConfig
 
 def rate(objective: Objective, config: TrainingConfig, device: torch.device, seconds: float = 2.0) -> float:
     """Images a second of an objective's training, from a short run of it; its weights are changed by this."""
+    return statistics.median(rates(objective, config, device, seconds))
+
+
+def rates(objective: Objective, config: TrainingConfig, device: torch.device, seconds: float = 2.0) -> list[float]:
+    """`rate`, of every step of the short run."""
     for module in objective.turns.values():
         module.to(device)
     loop = Loop(objective, config, Path(), "", device, devices.precision(config.precision, device), quiet=True)
 
     def step(number: int) -> None:
         loop.step(range(number * config.batch, (number + 1) * config.batch))
+        devices.wait(device)
 
-    return config.batch / seconds_a_step(step, seconds)
+    return [config.batch / taken for taken in seconds_of_steps(step, seconds)]
 
 
-def seconds_a_step(step: Callable[[int], None], seconds: float) -> float:
-    """The median time of a call, over at least four calls after two that warm up."""
+def seconds_of_steps(step: Callable[[int], None], seconds: float) -> list[float]:
+    """The times of at least four calls, after two that warm up."""
     taken: list[float] = []
     for number in range(10_000):
         begin = time.perf_counter()
@@ -33,5 +40,4 @@ def seconds_a_step(step: Callable[[int], None], seconds: float) -> float:
         taken.append(time.perf_counter() - begin)
         if number >= 6 and sum(taken) > seconds:
             break
-    kept = sorted(taken[2:])
-    return kept[len(kept) // 2]
+    return taken[2:]

@@ -19,20 +19,26 @@ LIMIT = 256  # pictures
 AT_ONCE = 64  # of a batch, each worked out by one of the run's processes
 
 
-@torch.no_grad()
 def denoising(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> dict[str, float]:
     """Mean L_LDM over at most `limit` pictures of a part: `loss`, and `shuffled` with the conditions half the part away.
 
     A model that listens to its conditions has a clearly higher `shuffled` loss. Neighbours in a data set are often
     variants of one picture, whose words say nearly the same: those would understate it. Every process has to ask.
     """
+    own, others = losses(model, part, limit)
+    return {"loss": sum(own) / len(own), "shuffled": sum(others) / len(own), "count": len(own)}
+
+
+@torch.no_grad()
+def losses(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> tuple[list[float], list[float]]:
+    """The two losses of `denoising`, of each picture. Picture, times and noise are the same for any model."""
     count = min(len(part), limit)
     if not count:
         raise ValueError("there are no held-out pictures to denoise; hold some out, or add a `val` folder")
     wanted = set(model.conditions.fields.values())
     chosen = [k * len(part) // count for k in range(count)]  # from all of it: folders are sorted by class
 
-    def losses(begin: int) -> tuple[float, float]:
+    def some(begin: int) -> tuple[list[float], list[float]]:
         rows = chosen[begin : begin + AT_ONCE]
         images = torch.stack([part.image(k) for k in rows]).float() / 127.5 - 1.0
         latents = model.codec.encode(images.to(model.device))
@@ -40,8 +46,8 @@ def denoising(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> dict[st
         turned = _fields(part, [(k + len(part) // 2) % len(part) for k in rows], wanted)
         return _loss(model, latents, fields, rows), _loss(model, latents, turned, rows)
 
-    own, others = zip(*distributed.spread(losses, range(0, count, AT_ONCE)), strict=True)
-    return {"loss": sum(own) / count, "shuffled": sum(others) / count, "count": count}
+    own, others = zip(*distributed.spread(some, range(0, count, AT_ONCE)), strict=True)
+    return [one for rows in own for one in rows], [one for rows in others for one in rows]
 
 
 def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list[Any]]:
@@ -54,12 +60,12 @@ def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list
     return found
 
 
-def _loss(model: LatentDiffusion, latents: Tensor, fields: dict[str, list[Any]], rows: Sequence[int]) -> float:
+def _loss(model: LatentDiffusion, latents: Tensor, fields: dict[str, list[Any]], rows: Sequence[int]) -> list[float]:
     size = (latents.shape[-2], latents.shape[-1])
     cond = model.conditions(fields, len(rows), size=size, draws=Draws.training(0, rows))
-    total = 0.0
+    total = torch.zeros(len(rows), device=latents.device)
     for k in range(TIMES):
         eps = streams.normal(latents.shape[1:], 0, "held-out", rows, k).to(latents.device)
         t = torch.full((len(rows),), (k + 0.5) / TIMES, device=latents.device)
-        total += float(model.denoiser.loss(latents, t, eps, cond).sum())
-    return total / TIMES
+        total += model.denoiser.loss(latents, t, eps, cond)
+    return (total / TIMES).tolist()
