@@ -305,6 +305,32 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("at", [0, 1, 2])
+@pytest.mark.parametrize("whole", [True, False])
+def test_two_runs_may_encode_the_same_at_once(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, whole: bool
+) -> None:
+    part = EmojiData(size=16).open("held_out")  # three shards
+    expected = latents.encode(codec, part, tmp_path / "alone", shard=64).rows(range(len(part)))
+    encoded, seen = latents._encoded, list[int]()
+
+    def overtaken(codec: Codec, part: Part, indices: range, flip: bool, at_once: int) -> Tensor:
+        """While one run encodes a shard, another ends, or writes the same shard."""
+        found = encoded(codec, part, indices, flip, at_once)
+        seen.append(indices.start)
+        if len(seen) == at + 1:
+            if whole:
+                latents.encode(codec, part, tmp_path / "both", shard=64)
+            else:
+                latents._write(tmp_path / ".both.part" / latents._name(at), found)
+        return found
+
+    monkeypatch.setattr(latents, "_encoded", overtaken)
+    both = latents.encode(codec, part, tmp_path / "both", shard=64)
+    assert torch.equal(both.rows(range(len(part))), expected)
+    assert {p.name for p in tmp_path.iterdir()} == {"alone", "both"}
+
+
 def test_shards_of_other_latents_are_not_taken(codec: Codec, tmp_path: Path) -> None:
     part = EmojiData(size=16).open("held_out")
     work = tmp_path / ".parts.part"

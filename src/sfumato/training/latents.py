@@ -91,7 +91,8 @@ def encode(
     """Encode a part into `folder` (nothing is done where it already holds just that) and open it.
 
     Pictures are encoded in shards, each written whole or not at all and taken by one of the run's processes; what an
-    interrupted call has finished is kept, and the rows do not depend on who encoded them. Raises `ValueError` where the
+    interrupted call has finished is kept, and the rows do not depend on who encoded them. Two runs may encode the same at
+    once. Raises `ValueError` where the
     folder holds other latents; `tell` is called with the number of pictures that this process has done.
     """
     wanted = key(codec, part, flip)
@@ -119,7 +120,10 @@ def encode(
         if distributed.chief():
             _join(work, len(shards), folder, wanted)
     except OSError as error:
-        raise files.full(error, folder) from error
+        if processes > 1 or not (folder / KEY).is_file():
+            raise files.full(error, folder) from error
+        check(folder, wanted)  # another run that encodes the same was done first, and took its shards away
+        shutil.rmtree(work, ignore_errors=True)
     distributed.wait()
     return Latents(folder)
 
@@ -160,7 +164,12 @@ def _write(folder: Path, moments: Tensor) -> None:
         Dataset.from_dict({"moments": list(flat)}, features=features).save_to_disk(str(part))
         files.write(part / KEY, json.dumps({"shape": tuple(moments.shape[1:])}))
         files.sync_all(part)
-        part.rename(folder)
+        try:
+            part.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another run was first, with the same rows
+                raise
+            shutil.rmtree(part)
         files.sync(folder.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
@@ -172,7 +181,7 @@ def _join(work: Path, shards: int, folder: Path, wanted: dict[str, Any]) -> None
     from datasets import concatenate_datasets, load_from_disk
 
     parts = [work / _name(number) for number in range(shards)]
-    whole = work / "whole"
+    whole = work / f"whole.{os.getpid()}"
     shutil.rmtree(whole, ignore_errors=True)
     concatenate_datasets([load_from_disk(str(p)) for p in parts]).save_to_disk(str(whole))
     shape = json.loads((parts[0] / KEY).read_text(encoding="utf-8"))["shape"]
