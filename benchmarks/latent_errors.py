@@ -1,6 +1,6 @@
 """What an error in the latents costs in pixels: noise of some spread is added to whitened latents, which are decoded.
 
-python benchmarks/latent_errors.py FLOWERS runs/photo-f8-c32/model --perceptual squeezenet_perceptual.pt
+python benchmarks/latent_errors.py FLOWERS runs/photo-f4 --perceptual squeezenet_perceptual.pt
 """
 
 import argparse

@@ -12,20 +12,8 @@ FAILS: Final = "does not hold here"
 OPEN: Final = "not decided here"
 # two-sided 95 % quantiles of Student's t by degrees of freedom; between two the fewer degrees count
 STUDENT = {
-    1: 12.71,
-    2: 4.30,
-    3: 3.18,
-    4: 2.78,
-    5: 2.57,
-    6: 2.45,
-    8: 2.31,
-    10: 2.23,
-    15: 2.13,
-    20: 2.09,
-    30: 2.04,
-    60: 2.00,
-    120: 1.98,
-}
+    1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 8: 2.31, 10: 2.23, 15: 2.13, 20: 2.09, 30: 2.04, 60: 2.00, 120: 1.98,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -92,8 +92,8 @@ def encode(
 
     Pictures are encoded in shards, each written whole or not at all and taken by one of the run's processes; what an
     interrupted call has finished is kept, and the rows do not depend on who encoded them. Two runs may encode the same at
-    once. Raises `ValueError` where the
-    folder holds other latents; `tell` is called with the number of pictures that this process has done.
+    once. Raises `ValueError` where the folder holds other latents; `tell` is called with the number of pictures that this
+    process has done.
     """
     wanted = key(codec, part, flip)
     if (folder / KEY).is_file():

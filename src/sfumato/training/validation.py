@@ -63,9 +63,9 @@ def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list
 def _loss(model: LatentDiffusion, latents: Tensor, fields: dict[str, list[Any]], rows: Sequence[int]) -> list[float]:
     size = (latents.shape[-2], latents.shape[-1])
     cond = model.conditions(fields, len(rows), size=size, draws=Draws.training(0, rows))
-    total = torch.zeros(len(rows), device=latents.device)
+    total = torch.zeros(len(rows), dtype=torch.float64)
     for k in range(TIMES):
         eps = streams.normal(latents.shape[1:], 0, "held-out", rows, k).to(latents.device)
         t = torch.full((len(rows),), (k + 0.5) / TIMES, device=latents.device)
-        total += model.denoiser.loss(latents, t, eps, cond)
+        total += model.denoiser.loss(latents, t, eps, cond).cpu()
     return (total / TIMES).tolist()
