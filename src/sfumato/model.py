@@ -30,11 +30,15 @@ PredictionName = Literal["clean", "noise", "v", "flow", "edm"]
 
 
 class DistilledConfig(Config):
-    """How a model is sampled that was distilled into few steps: on even rows, its guidance baked in."""
+    """How a model is sampled that was distilled into few steps: on even rows, its guidance baked in.
+
+    With a `plain` flow the model is its teacher too, in many steps and with any guidance (`tasks/few.py`).
+    """
 
     how: Literal["consistency", "shortcut"] = "consistency"
     steps: PositiveInt = 4
-    guidance: float = Field(3.0, ge=0, description="that of the teacher; the model itself is sampled with 1")
+    guidance: float = Field(3.0, ge=0, description="that of the teacher, baked in")
+    flow: Literal["guided", "plain"] = Field("guided", description="what a shortcut is where it is told no stride")
 
     @property
     def sampler(self) -> str:

@@ -20,13 +20,16 @@ from sfumato.conditioning.stride import Stride, StrideConfig
 from sfumato.data.base import Data
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.grid import even
+from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.diffusion.prediction import PREDICTIONS, flow
 from sfumato.diffusion.samplers import last
 from sfumato.diffusion.samplers.ddim import ddim
 from sfumato.diffusion.schedule import Betas, Cosine, Linear, Scales, Schedule
+from sfumato.evaluation.run import requested
 from sfumato.evaluation.source import Sampled
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.tasks import metadata
+from sfumato.tasks.few import settled
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate
 from sfumato.training import posthoc, recipe, run
@@ -130,7 +133,7 @@ def stub(network: nn.Module, guided: bool = False) -> Any:
     """As much of a model as a turn wants; its conditions are the strides, or whether a class is said."""
     stride = StrideConfig(width=4, finest=FINEST).build({})
 
-    def conditions(fields: Any, count: int, **more: Any) -> Tensor | None:
+    def conditions(fields: Any, count: int, drop: Any = None, **more: Any) -> Tensor | None:
         if guided:
             return torch.tensor([float("label" in fields)] * count)
         known = [stride.known(v) for v in fields["stride"]] if "stride" in fields else None
@@ -138,7 +141,8 @@ def stub(network: nn.Module, guided: bool = False) -> Any:
 
     conditions.kept = frozenset()  # type: ignore[attr-defined]
     conditions.reader = lambda field: stride  # type: ignore[attr-defined]
-    return SimpleNamespace(denoiser=Denoiser(network, Linear(), flow), conditions=conditions)
+    config = SimpleNamespace(conditioners={})
+    return SimpleNamespace(denoiser=Denoiser(network, Linear(), flow), conditions=conditions, config=config)
 
 
 def batch(count: int, strides: list[float], seed: int = 0) -> Noisy:
@@ -153,7 +157,7 @@ def batch(count: int, strides: list[float], seed: int = 0) -> Noisy:
 
 
 def test_exact_shortcuts_agree_with_two_of_half_their_length() -> None:
-    turn = ShortcutTurn(stub(Exact()), stub(Exact()), 1.0)
+    turn = ShortcutTurn(stub(Exact()), stub(Exact()), 1.0, FINEST)
     some = batch(256, [0.0, 4 / FINEST, 0.5, 1.0])
     found = {name: float(value.detach()) for name, value in turn(some).items()}
     assert found["loss"] < 1e-11
@@ -172,11 +176,11 @@ def test_a_target_of_another_place_is_seen() -> None:
 
     some = batch(256, [4 / FINEST, 0.5, 1.0])
     for wrong in (Flow(), Exact(of=0.8), Exact(of=0.5)):
-        assert float(ShortcutTurn(stub(wrong), stub(Exact()), 1.0)(some)["loss"].detach()) > 1e-4
+        assert float(ShortcutTurn(stub(wrong), stub(Exact()), 1.0, FINEST)(some)["loss"].detach()) > 1e-4
 
 
 def test_the_target_is_where_two_known_steps_end() -> None:
-    turn = ShortcutTurn(stub(Exact()), stub(Exact()), 1.0)
+    turn = ShortcutTurn(stub(Exact()), stub(Exact()), 1.0, FINEST)
     some = batch(64, [0.5, 1.0])
     t, end = some.t, some.t - torch.tensor(some.fields["stride"])
     x = torch.randn(64, 1, 2, 2, generator=torch.Generator().manual_seed(3))
@@ -186,18 +190,47 @@ def test_the_target_is_where_two_known_steps_end() -> None:
     assert not torch.allclose(landed, x * size(Scales(1 - t, t).like(x)), atol=1e-2)
 
 
+class Two(nn.Module):
+    """x_0 is 3 where a class is said, else 1."""
+
+    def forward(self, x: Tensor, clock: Tensor, cond: Any = None) -> Tensor:
+        return (x - (1 + 2 * cond[:, None, None, None])) / (clock / 1000)[:, None, None, None]
+
+
+def of_a_class(count: int, strides: list[float]) -> Noisy:
+    some = batch(count, strides)
+    return some._replace(fields={**some.fields, "label": ["cat"] * count})
+
+
 def test_without_a_stride_it_is_the_teacher_with_its_guidance() -> None:
-    class Two(nn.Module):
-        """x_0 is 3 where a class is said, else 1."""
-
-        def forward(self, x: Tensor, clock: Tensor, cond: Any = None) -> Tensor:
-            return (x - (1 + 2 * cond[:, None, None, None])) / (clock / 1000)[:, None, None, None]
-
-    turn = ShortcutTurn(stub(Exact()), stub(Two(), guided=True), 2.0)
-    some = batch(8, [0.0])
-    some = some._replace(fields={**some.fields, "label": ["cat"] * 8})
+    turn = ShortcutTurn(stub(Exact()), stub(Two(), guided=True), 2.0, FINEST)
+    some = of_a_class(8, [0.0])
     target = turn.target(some.eps, some)
     assert torch.allclose(target, torch.full_like(target, 5.0), atol=1e-4)
+
+
+def test_a_plain_flow_is_the_teacher_as_it_is_and_its_shortest_steps_follow_the_guided_one() -> None:
+    turn = ShortcutTurn(stub(Exact()), stub(Two(), guided=True), 2.0, FINEST, plain=True)
+    for stride, expected in ((0.0, 3.0), (2 / FINEST, 5.0)):
+        some = of_a_class(8, [stride])
+        target = turn.target(some.eps, some)
+        assert torch.allclose(target, torch.full_like(target, expected), atol=1e-4)
+    some = of_a_class(64, [0.5, 1.0])  # longer ones are learned from the student's own, as ever
+    other = ShortcutTurn(stub(Exact()), stub(Exact()), 1.0, FINEST)
+    assert torch.equal(turn.target(some.eps, some), other.target(some.eps, some))
+
+
+def test_a_plain_flow_stays_the_teachers_where_conditions_are_dropped(codec: Codec) -> None:
+    teacher = model(codec, UNET, {"class": LABEL})
+    turn = ShortcutTurn(strided(teacher, FINEST).eval(), teacher, 3.0, FINEST, plain=True)
+    x, t = torch.randn(4, 4, 4, 4, generator=torch.Generator().manual_seed(1)), torch.tensor([1.0, 0.5, 0.25, 0.9])
+    fields = {"label": ["cat", "dog", "cat", "dog"], "stride": [0.0] * 4}
+    drop = torch.tensor([[True, False], [False, False], [True, False], [False, False]])
+    some = Noisy(x, t, x, fields, drop, Draws.training(0, range(4)))
+    with torch.no_grad():
+        said = teacher.conditions({"label": [None, "dog", None, "dog"]}, 4)
+        assert torch.allclose(turn.target(x, some), teacher.denoiser(x, t, said), atol=1e-5)
+        assert float(turn(some._replace(latents=x))["loss"]) < 1e-8  # and the student is told the same
 
 
 @pytest.mark.parametrize(
@@ -237,7 +270,8 @@ class Small(nn.Module):
         return found.reshape(x.shape)
 
 
-def test_one_step_of_a_shortcut_lands_where_the_teacher_needs_many() -> None:
+@pytest.mark.parametrize("plain", [False, True], ids=["guided", "plain"])
+def test_one_step_of_a_shortcut_lands_where_the_teacher_needs_many(plain: bool) -> None:
     """Four points: the teacher's one step is their mean; the student's is near one of them, and four are nearer."""
     points = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])[:, None, None, :]
 
@@ -249,7 +283,7 @@ def test_one_step_of_a_shortcut_lands_where_the_teacher_needs_many() -> None:
 
     torch.manual_seed(0)
     student, teacher = stub(Small()), stub(Points())
-    turn = ShortcutTurn(student, teacher, 1.0)
+    turn = ShortcutTurn(student, teacher, 1.0, FINEST, plain)
     optimizer = torch.optim.AdamW(turn.denoiser.parameters(), 2e-3, weight_decay=0.0)
     plan = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 1000)
     for step in range(1000):
@@ -370,6 +404,82 @@ def test_averages_of_a_shortcut_are_rebuilt(shortcut: Path) -> None:
         assert torch.allclose(value, rebuilt.state_dict()[key], atol=1e-5), key
 
 
+def test_what_is_dropped_learns_the_plain_flow_alone(model_folder: Path, tmp_path: Path) -> None:
+    where, whole = torch.device("cpu"), range(4096)
+    objective = run.distilling(distillation(model_folder, {"flow": "plain"}), tmp_path / "run", where)
+    assert isinstance(objective, Shortcutting)
+    drop, flow = objective.dropped(whole), objective.lengths(whole) == 0
+    assert not bool(drop[~flow].any())
+    rates = drop[flow].float().mean(0).tolist()  # as in the teacher's training
+    assert rates == [pytest.approx(0.1, abs=0.02), pytest.approx(0.1, abs=0.02), 0.0]
+    assert not bool(run.distilling(distillation(model_folder), tmp_path / "run", where).dropped(whole).any())
+
+
+@pytest.fixture(scope="module")
+def both(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of a shortcut that keeps its teacher's flow."""
+    folder = tmp_path_factory.mktemp("plain") / "run"
+    run.train(distillation(model_folder, {"flow": "plain", "steps": 16}), folder, device="cpu", quiet=True)
+    return folder
+
+
+def test_a_plain_flow_is_asked_for_by_what_only_it_can_do(both: Path) -> None:
+    opened = LatentDiffusion.load(both / "model")
+    facts = ("sampler", "grid", "steps", "guidance")
+
+    def asked(**more: Any) -> tuple[Any, ...]:
+        found = settled(opened, Generate(prompt="sun", **more))
+        return tuple(getattr(found, name) for name in facts)
+
+    few, many = ("ddim", "even", 2, 2.0), (DEFAULT, DEFAULT_GRID, 25, 2.0)
+    assert asked() == asked(guidance=2.0) == asked(sampler="ddim") == few
+    assert asked(steps=8) == ("ddim", "even", 8, 2.0)
+    assert asked(steps=8, guidance=1.0) == ("ddim", "even", 8, 1.0)
+    assert asked(negative="heart") == asked(interval=(0.2, 0.8)) == many
+    assert asked(guidance=4.0) == (*many[:3], 4.0)
+    assert asked(guidance=1.0) == (*many[:3], 1.0)
+    assert asked(steps=9) == (DEFAULT, DEFAULT_GRID, 9, 2.0)
+    assert asked(steps=4, sampler="heun", guidance=5.0) == ("heun", DEFAULT_GRID, 4, 5.0)
+    assert asked(steps=25, sampler="ddim", guidance=5.0)[3] == 5.0
+    with pytest.raises(
+        ValueError, match=r"in 8 steps .* guidance of 2 baked in, so guidance and negative would do"
+    ) as e:
+        asked(steps=8, guidance=4.0, negative="heart")
+    assert "take 9 steps or more" in str(e.value)
+
+
+def test_a_plain_flow_is_guided_and_its_strides_are_not(
+    both: Path, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = sfumato.load(both, device="cpu")
+    seen = told(pipeline, monkeypatch)
+    one = [pipeline.generate(prompt="sun", seed=0, steps=2, guidance=g)[0].tobytes() for g in (1.0, 2.0)]
+    assert one[0] == one[1]  # it is baked in, not amplified again
+    assert set(seen) == {0.5}
+    many = [pipeline.generate(prompt="sun", seed=0, guidance=g)[0].tobytes() for g in (1.5, 4.0)]
+    assert many[0] != many[1]
+    # told nothing, before it has learned anything, it is the teacher to the pixel
+    teacher = LatentDiffusion.load(model_folder)
+    student = strided(teacher, 16)
+    student.config = student.config.model_copy(update={"distilled": pipeline.model.config.distilled})
+    settings: dict[str, Any] = {"prompt": "sun", "negative": "heart", "seed": 0, "steps": 9, "guidance": 3.0}
+    made = [Pipeline(m, "name", torch.float32, "digest").generate(**settings)[0].tobytes() for m in (teacher, student)]
+    assert made[0] == made[1]
+
+
+def test_an_evaluation_samples_as_generate_does(both: Path, shortcut: Path, model_folder: Path) -> None:
+    def asked(folder: Path, **more: Any) -> tuple[str, int, float]:
+        none = dict.fromkeys(("steps", "guidance", "sampler", "grid"))
+        found = requested(LatentDiffusion.load(folder), **{**none, **more})
+        return found.sampler, found.steps, found.guidance
+
+    assert asked(model_folder) == (DEFAULT, 25, 3.0)
+    assert asked(shortcut / "model") == ("ddim", 2, 1.0)
+    assert asked(both / "model") == ("ddim", 2, 2.0)
+    assert asked(both / "model", steps=25) == (DEFAULT, 25, 2.0)
+    assert asked(model_folder, sampler="heun", guidance=1.0) == ("heun", 25, 1.0)
+
+
 def told(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Every stride that the model's conditions are made with from now on, in order, without repetition."""
     stride, seen = pipeline.model.conditions.reader("stride"), list[float]()
@@ -472,6 +582,8 @@ def test_folders_that_say_not_how_they_were_distilled_are_consistency_models(
         ({"steps": 24}, "steps is a power of two, such as 32; got 24"),
         ({"how": "consistency", "share": 0.5}, "share is of a shortcut's batches"),
         ({"how": "longcut"}, "how"),
+        ({"how": "consistency", "flow": "plain"}, "a consistency model keeps no flow"),
+        ({"flow": "plain", "steps": 8, "sample": 8}, "8 of 8 steps would not be guided; sample in 4 or fewer"),
         ({"share": 1.0}, "share"),
     ],
 )

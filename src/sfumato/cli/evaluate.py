@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
-
 
 def command(
     model: Annotated[
@@ -38,10 +36,13 @@ def command(
     heads_sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --perceptual-heads must have")] = None,
     images: Annotated[int, typer.Option(min=4, help="images to generate for --features and --clip")] = 1000,
     captions: Annotated[int, typer.Option(min=1, help="captions a part in the caption match")] = 512,
-    steps: Annotated[int, typer.Option(min=1, max=1000, help="denoising steps")] = 25,
-    guidance: Annotated[float, typer.Option(min=0, help="guidance scale")] = 3.0,
-    sampler: Annotated[str, typer.Option(help="the sampler's name")] = DEFAULT,
-    grid: Annotated[str, typer.Option(help="where the steps lie")] = DEFAULT_GRID,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, max=1000, help="denoising steps; this and the next three by default as in generate"),
+    ] = None,
+    guidance: Annotated[float | None, typer.Option(min=0, help="guidance scale")] = None,
+    sampler: Annotated[str | None, typer.Option(help="the sampler's name")] = None,
+    grid: Annotated[str | None, typer.Option(help="where the steps lie")] = None,
     against: Annotated[
         Path | None, typer.Option(help="an earlier result (--out): refused unless measured alike")
     ] = None,

@@ -13,7 +13,6 @@ from sfumato import shipped
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
 from sfumato.data.layout import SUFFIXES
-from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation import run
 from sfumato.evaluation.likelihood import likelihood
 from sfumato.evaluation.outside import Outside, stands
@@ -24,7 +23,6 @@ from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.features import network as networks
 from sfumato.model import LatentDiffusion
-from sfumato.tasks.requests import Generate
 
 Show = Callable[[Path], Path]  # writes the page
 
@@ -39,10 +37,10 @@ class Asked:
     reference: str | None = None
     images: int = 1000
     captions: int = 512
-    steps: int = 25
-    guidance: float = 3.0
-    sampler: str = DEFAULT
-    grid: str = DEFAULT_GRID
+    steps: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    grid: str | None = None
     dtype: torch.dtype = torch.float32
 
 
@@ -177,7 +175,8 @@ def _family(
     train = data.open("train")
     reference = real(asked.reference, shape.size, shape.channels) if asked.reference is not None else None
     against = reference or PartPictures(train, f"{run.titled(data)}, train")
-    samples = Modelled(family, asked.images, run.SEED, asked.guidance, train)
+    guidance = 3.0 if asked.guidance is None else asked.guidance
+    samples = Modelled(family, asked.images, run.SEED, guidance, train)
     codec = next(iter(family.parts().values()), None)
     found = run.evaluate_images(samples, against, look, tell, codec)
     apart = data.open("held_out")
@@ -209,9 +208,7 @@ def _model(
     def show(path: Path) -> Path:
         if "extremes" not in found:
             return report(path, found, title=str(asked.target))
-        request = Generate(
-            seed=run.SEED, steps=asked.steps, guidance=asked.guidance, sampler=asked.sampler, grid=asked.grid
-        )
+        request = run.requested(model, asked.steps, asked.guidance, asked.sampler, asked.grid)
         train = data.open("train")
         samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.images, train)
         trained = PartPictures(train, run.titled(data))

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from sfumato import files, image
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
-from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation import protocol
 from sfumato.evaluation.alignment import Read, alignment
 from sfumato.evaluation.captions import NEAR, SIDE, Matcher
@@ -28,6 +27,7 @@ from sfumato.features.lpips import LpipsConfig
 from sfumato.features.network import FeatureNetwork, colour
 from sfumato.features.torchscript import ScriptConfig
 from sfumato.model import LatentDiffusion
+from sfumato.tasks.few import settled
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
 from sfumato.training.validation import LIMIT, TIMES, denoising
@@ -166,10 +166,10 @@ def evaluate_model(
     data: Data,
     *,
     captions: int = 512,
-    steps: int = 25,
-    guidance: float = 3.0,
-    sampler: str = DEFAULT,
-    grid: str = DEFAULT_GRID,
+    steps: int | None = None,
+    guidance: float | None = None,
+    sampler: str | None = None,
+    grid: str | None = None,
     dtype: torch.dtype = torch.float32,
     images: int = 1000,
     look: Looking | None = None,
@@ -179,11 +179,10 @@ def evaluate_model(
     """Reconstruction, held-out denoising loss, for captioned data with a part `all` the caption match of each part;
     with a feature network `images` samples against the reference (the training part by default).
 
-    `dtype` is the sampling's precision. Raises `ValueError` where the data do not have what the model was trained on.
+    `dtype` is the sampling's precision; what of steps, guidance, sampler and grid is None is as in `generate`. Raises
+    `ValueError` where the data do not have what the model was trained on.
     """
-    request = Generate(
-        seed=SEED, steps=steps, guidance=guidance, sampler=sampler, grid=grid, batch=128
-    )  # checked before hours pass
+    request = requested(model, steps, guidance, sampler, grid)  # checked before hours pass
     look, say = look or Looking(), tell or (lambda text: None)
     source = held_out(data)
     empty(source)
@@ -193,13 +192,7 @@ def evaluate_model(
     found |= {"left_out": note} if note else {}
     say("held-out denoising loss")
     found["denoising"] = denoising(model, data.open("held_out"))
-    settings = {
-        "steps": steps,
-        "guidance": guidance,
-        "sampler": request.sampler,
-        "grid": request.grid,
-        "seed": SEED,
-    }
+    settings = {name: getattr(request, name) for name in ("steps", "guidance", "sampler", "grid", "seed")}
     extra: dict[str, Any] = {"parts": {"held_out": source.told()["fingerprint"]}}
     found["subject"] = {"model": files.fingerprint(model.state_dict()), "autoencoder": model.codec.fingerprint()}
     sampling = copy.deepcopy(model).for_sampling(dtype)
@@ -223,6 +216,15 @@ def evaluate_model(
         **extra,
     )
     return found
+
+
+def requested(
+    model: LatentDiffusion, steps: int | None, guidance: float | None, sampler: str | None, grid: str | None
+) -> Generate:
+    """What is sampled to be measured: as `generate` would, in all that is None."""
+    asked = {"steps": steps, "guidance": guidance, "sampler": sampler, "grid": grid}
+    said = {name: value for name, value in asked.items() if value is not None}
+    return settled(model, Generate.model_validate({"seed": SEED, "batch": 128, **said}))
 
 
 def _generated(

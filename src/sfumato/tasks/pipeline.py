@@ -17,7 +17,7 @@ from sfumato.config import explain
 from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
-from sfumato.tasks import metadata
+from sfumato.tasks import few, metadata
 from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request, Semantic, Upscale, Vary
 from sfumato.tasks.walk import Progress
 
@@ -90,7 +90,8 @@ class Pipeline:
             raise ValueError(
                 f"a model of this family makes pictures of nothing but a class; it cannot {_named(request)}"
             )
-        request, place = self._few(request), itertools.count()
+        request = request if self.family is not None else few.settled(self.model, request)
+        place = itertools.count()
         for made in task(request)(self.family or self.model, request, tell=tell):
             pictures = image.to_pil(made.pictures)
             for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
@@ -98,14 +99,6 @@ class Pipeline:
                     request, next(place), seed, prompt, picture.size, self.name, self.digest, __version__
                 )
                 yield metadata.attach(picture, s)
-
-    def _few(self, request: Request) -> Request:
-        """The request as a model that was distilled into few steps wants it, in all that the user did not say."""
-        distilled = None if self.family is not None else self.model.config.distilled
-        if distilled is None:
-            return request
-        own = {"sampler": distilled.sampler, "grid": "even", "steps": distilled.steps, "guidance": 1.0}
-        return request.model_copy(update={k: v for k, v in own.items() if k not in request.model_fields_set})
 
     def _all(self, kind: type[Request], request: Request | None, settings: dict[str, Any]) -> list[Image.Image]:
         if request is not None and settings:

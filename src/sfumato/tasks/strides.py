@@ -1,7 +1,7 @@
 """Shortcut models in sampling: at every step the network is told how long the step is (Frans et al., 2024, algorithm 2).
 
 That is for samplers whose step is one estimate followed to its end. To any other sampler such a model is the flow that it
-was distilled from, with its guidance, of which it is told the stride 0.
+is told the stride 0 of: its teacher's, with the guidance, or as it is where the model keeps a plain flow.
 """
 
 from collections.abc import Callable
@@ -24,6 +24,14 @@ def teller(model: LatentDiffusion, request: Request) -> Stride | None:
         return None
     found: Stride = model.conditions.reader(FIELD)
     return found
+
+
+def asked_of(model: LatentDiffusion, request: Request, length: float) -> Request:
+    """The request under a stride: beside a plain flow, which is guided as any model's, strides have it baked in."""
+    distilled = model.config.distilled
+    if distilled is None or distilled.flow == "guided" or length == 0.0:
+        return request
+    return request.model_copy(update={"guidance": 1.0, "negative": None})
 
 
 def strode(under: Callable[[float], Denoise], rows: Grid, known: Callable[[float], float]) -> Denoise:

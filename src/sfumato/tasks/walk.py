@@ -23,7 +23,7 @@ from sfumato.tasks.reference import references
 from sfumato.tasks.requests import Request
 from sfumato.tasks.said import Said, fields, negative, placed
 from sfumato.tasks.said import scale as scaled
-from sfumato.tasks.strides import strode, teller
+from sfumato.tasks.strides import asked_of, strode, teller
 from sfumato.windows import Window
 
 Progress = Callable[[int, int], None]  # (steps done, in all)
@@ -152,7 +152,8 @@ def bound(
         return _bound(model, x, request, said, noise, stride, wrap)
 
     def under(length: float) -> Denoise:
-        return _bound(model, x, request, {**said, told.field: [length] * len(x)}, noise, stride, wrap)
+        asked = asked_of(model, request, length)
+        return _bound(model, x, asked, {**said, told.field: [length] * len(x)}, noise, stride, wrap)
 
     return strode(under, _rows(model, request) if rows is None else rows, told.known)
 

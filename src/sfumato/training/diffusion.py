@@ -83,11 +83,13 @@ class Denoising(Objective):
         wanted = set(self.model.conditions.fields.values())
         known = {name: values for name, values in plan.fields.items() if name in wanted}
         fields = self.model.conditions.mirrored(known, plan.flips)
-        drop = self.model.conditions.dropped(
-            streams.uniform((len(self.model.config.conditioners),), t.seed, "drop", positions)
-        )
-        times = self.times(positions).to(moments)
+        times, drop = self.times(positions).to(moments), self.dropped(positions)
         return Noisy(latents, times, eps, fields, drop, Draws.training(t.seed, positions))
+
+    def dropped(self, positions: Sequence[int]) -> Tensor:
+        """Which conditions are not told, (B, number of conditioners)."""
+        count = len(self.model.config.conditioners)
+        return self.model.conditions.dropped(streams.uniform((count,), self.recipe.training.seed, "drop", positions))
 
     def times(self, positions: Sequence[int]) -> Tensor:
         """Training times (B,) in [0, 1], drawn as the recipe says."""

@@ -84,7 +84,7 @@ def moved(x_t: Tensor, x_0: Tensor, schedule: Schedule, t: Tensor, s: Tensor) ->
 
 class Distilling(Denoising):
     """Trains a copy of the teacher's denoiser; its conditioners are kept as they are. What another way of distillation
-    does otherwise is in `student`, `turn`, `learned`, `times` and `sampled` (`shortcut.py`)."""
+    does otherwise is in `student`, `turn`, `learned`, `dropped`, `times` and `sampled` (`shortcut.py`)."""
 
     uneven = False
 
@@ -99,7 +99,7 @@ class Distilling(Denoising):
         card: str,
     ) -> None:
         model = self.student(teacher, asked)
-        told = DistilledConfig(how=asked.how, steps=asked.sample, guidance=asked.guidance)
+        told = DistilledConfig(how=asked.how, steps=asked.sample, guidance=asked.guidance, flow=asked.flow)
         model.config = model.config.model_copy(update={"distilled": told})
         super().__init__(model, recipe, train, latents, device, card)
         self.asked, self.steps = asked, asked.steps
@@ -118,9 +118,8 @@ class Distilling(Denoising):
     def learned(self, turn: str) -> Sequence[nn.Module]:
         return [self.model.denoiser]
 
-    def batch(self, positions: Sequence[int]) -> Noisy:
-        found = super().batch(positions)
-        return found._replace(drop=torch.zeros_like(found.drop))
+    def dropped(self, positions: Sequence[int]) -> Tensor:
+        return torch.zeros_like(super().dropped(positions))
 
     def times(self, positions: Sequence[int]) -> Tensor:
         """Upper rows of the grid, each as likely, (B,)."""

@@ -205,6 +205,11 @@ class DistillationRecipe(Config):
         lt=1,
         description="shortcut: of a batch that learns the teacher's flow, 0.75; the rest, longer steps",
     )
+    flow: Literal["guided", "plain"] = Field(
+        "guided",
+        description="what a shortcut is where it is told no step. guided: the teacher with its guidance; "
+        "plain: the teacher as it is, so that one model samples in few steps, and in many with any guidance",
+    )
     sample: PositiveInt = Field(4, description="steps in sampling where none are asked for")
     cache: bool = True
     prompts: tuple[str, ...] = ()
@@ -215,8 +220,15 @@ class DistillationRecipe(Config):
     def _halves(self) -> Self:
         if self.how == "consistency" and self.share is not None:
             raise ValueError("share is of a shortcut's batches; leave it out, or set how to shortcut")
+        if self.how == "consistency" and self.flow == "plain":
+            raise ValueError("a consistency model keeps no flow; leave flow out, or set how to shortcut")
         if self.how == "shortcut" and self.steps & (self.steps - 1):
             raise ValueError(f"a shortcut halves its steps, so steps is a power of two, such as 32; got {self.steps}")
+        if self.flow == "plain" and 2 * self.sample > self.steps:
+            raise ValueError(
+                f"with a plain flow {self.sample} of {self.steps} steps would not be guided; "
+                f"sample in {self.steps // 2} or fewer"
+            )
         return self
 
 

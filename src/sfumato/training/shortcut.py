@@ -7,13 +7,17 @@ shortest steps follow the flow and every longer one is learned from those of hal
 picture (eq. 4 and 5; there with a flow from data in place of a teacher). Guidance is baked in: a student is sampled with
 guidance 1, by `ddim`, which is Euler's method, in as many steps as one likes.
 
+With a `plain` flow the student told 0 stays the teacher as it is, without guidance and also where conditions are dropped,
+and only the shortest steps follow the guided teacher, as guidance enters in section 4 there. So one network samples in a
+few steps, and in many with any guidance.
+
 A step of length d is `ddim`'s from t to t - d under the estimate of x_0, so it is sound for every schedule and for
 every prediction that says something of x_0 in pure noise. The distance is the mean square in what the network predicts:
 for flows, in the velocity, as published. The two steps are the student's own, without gradient.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,10 +33,11 @@ from sfumato.diffusion.samplers import ddim, last
 from sfumato.diffusion.schedule import Scales, Schedule
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
-from sfumato.training.diffusion import Noisy
+from sfumato.training.diffusion import Denoising, Noisy
 from sfumato.training.distillation import Distilling, guided, moved
 from sfumato.training.recipe import DistillationRecipe
 
+Estimate = Callable[[Tensor, Tensor], Tensor]  # of x_0, from x_t and times (B,)
 SHARE = 0.75  # of a batch that learns the flow: Frans et al. (2024), section 4
 SPREAD = 0.5 * (5**0.5 - 1)  # multiples of it, modulo 1, are even over any lane's part of a batch
 
@@ -40,9 +45,12 @@ SPREAD = 0.5 * (5**0.5 - 1)  # multiples of it, modulo 1, are even over any lane
 class ShortcutTurn(nn.Module):
     """The student's estimate against the guided teacher's where it is told no stride, else against two steps of its own."""
 
-    def __init__(self, model: LatentDiffusion, teacher: LatentDiffusion, guidance: float) -> None:
+    def __init__(
+        self, model: LatentDiffusion, teacher: LatentDiffusion, guidance: float, finest: int, plain: bool = False
+    ) -> None:
         super().__init__()
         self.denoiser, self.conditions, self.guidance = model.denoiser, model.conditions, guidance
+        self.finest, self.plain = finest, plain
         self._teacher = [teacher]  # not ours to train
         self.schedule = Ending(model.denoiser.schedule)
 
@@ -60,29 +68,44 @@ class ShortcutTurn(nn.Module):
 
     def target(self, x_t: Tensor, batch: Noisy) -> Tensor:
         """The estimates of x_0 (B, C, h, w) that the student's shall equal at x_t."""
-        found, zero = torch.empty_like(x_t), _lengths(batch) == 0
-        for places, way in ((zero, self._flow), (~zero, self._twice)):
+        found, length = torch.empty_like(x_t), _lengths(batch)
+        flow = length == 0
+        shortest = (length == 2 / self.finest) if self.plain else torch.zeros_like(flow)
+        scale = 1.0 if self.plain else self.guidance
+
+        def follow(x: Tensor, some: Noisy) -> Tensor:
+            return self._teachers(some, scale)(x, some.t)
+
+        def teachers(x: Tensor, some: Noisy) -> Tensor:
+            return self._twice(x, some, self._teachers(some, self.guidance))
+
+        def own(x: Tensor, some: Noisy) -> Tensor:
+            half = {**some.fields, FIELD: (0.5 * _lengths(some)).tolist()}
+            cond = _read(self.conditions, some._replace(fields=half))
+            return self._twice(x, some, lambda x_t, t: self.denoiser(x_t, t, cond))
+
+        for places, way in ((flow, follow), (shortest, teachers), (~flow & ~shortest, own)):
             rows = places.nonzero().flatten()
             if len(rows):
                 found[rows] = way(x_t[rows], picked(batch, rows)).to(found)
         return found
 
-    def _flow(self, x_t: Tensor, batch: Noisy) -> Tensor:
-        """What the guided teacher estimates."""
+    def _teachers(self, batch: Noisy, scale: float) -> Estimate:
+        """What the teacher estimates under the batch's conditions, with guidance of this scale."""
         teacher = self._teacher[0]
         fields = {name: values for name, values in batch.fields.items() if name != FIELD}
-        cond = _read(teacher.conditions, batch._replace(fields=fields))
+        known = batch._replace(fields=fields, drop=batch.drop[:, : len(teacher.config.conditioners)])
         kept = {name: values for name, values in fields.items() if name in teacher.conditions.kept}
-        null = None if self.guidance == 1.0 else _read(teacher.conditions, batch._replace(fields=kept))
-        return guided(teacher.denoiser, x_t, batch.t, cond, null, self.guidance)
+        cond = _read(teacher.conditions, known)
+        null = None if scale == 1.0 else _read(teacher.conditions, known._replace(fields=kept))
+        return lambda x_t, t: guided(teacher.denoiser, x_t, t, cond, null, scale)
 
-    def _twice(self, x_t: Tensor, batch: Noisy) -> Tensor:
-        """The estimate whose one step ends where the student's two of half the length end."""
+    def _twice(self, x_t: Tensor, batch: Noisy, estimate: Estimate) -> Tensor:
+        """The estimate whose one step ends where two of half the length end."""
         half = 0.5 * _lengths(batch)
-        cond = _read(self.conditions, batch._replace(fields={**batch.fields, FIELD: half.tolist()}))
         x, t = x_t, batch.t
         for _ in range(2):
-            x = moved(x, self.denoiser(x, t, cond), self.schedule, t, t - half)
+            x = moved(x, estimate(x, t), self.schedule, t, t - half)
             t = t - half
         return between(x_t, x, self.schedule, batch.t, t)
 
@@ -123,7 +146,7 @@ def _lengths(batch: Noisy) -> Tensor:
 
 def _read(conditions: Bundle, batch: Noisy) -> Conditions:
     size = (batch.latents.shape[-2], batch.latents.shape[-1])
-    found: Conditions = conditions(batch.fields, len(batch.t), size=size, draws=batch.draws, augment=True)
+    found: Conditions = conditions(batch.fields, len(batch.t), batch.drop, size=size, draws=batch.draws, augment=True)
     return found
 
 
@@ -135,7 +158,7 @@ class Shortcutting(Distilling):
 
     def turn(self, model: LatentDiffusion, teacher: LatentDiffusion, asked: DistillationRecipe) -> nn.Module:
         model.conditions.reader(FIELD).requires_grad_(True)
-        return ShortcutTurn(model, teacher, asked.guidance)
+        return ShortcutTurn(model, teacher, asked.guidance, asked.steps, asked.flow == "plain")
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
         return [self.model.denoiser, self.model.conditions.reader(FIELD)]
@@ -143,6 +166,12 @@ class Shortcutting(Distilling):
     def batch(self, positions: Sequence[int]) -> Noisy:
         found = super().batch(positions)
         return found._replace(fields={**found.fields, FIELD: self.lengths(positions).tolist()})
+
+    def dropped(self, positions: Sequence[int]) -> Tensor:
+        """None; where the flow stays plain, those that the teacher's training dropped, of examples that learn it."""
+        if self.asked.flow == "guided":
+            return super().dropped(positions)
+        return Denoising.dropped(self, positions) & (self.lengths(positions) == 0)[:, None]
 
     def lengths(self, positions: Sequence[int]) -> Tensor:
         """How long each example's step is, (B,): 0 for those that learn the flow, else 2 / steps to 1 by powers of two,

@@ -1,0 +1,48 @@
+"""Requests as a model that was distilled into few steps wants them, in all that the user did not say."""
+
+from typing import Any, TypeVar
+
+from sfumato.conditioning.stride import FIELD
+from sfumato.model import DistilledConfig, LatentDiffusion
+from sfumato.tasks.requests import Request
+from sfumato.tasks.said import denied
+from sfumato.tasks.strides import STEPPING
+
+Asked = TypeVar("Asked", bound=Request)
+
+
+def settled(model: LatentDiffusion, request: Asked) -> Asked:
+    """The request with the model's own sampler, grid, steps and guidance where none were said.
+
+    A model with a plain flow is sampled in its few steps, its guidance baked in, unless something is said that only the
+    flow can do: more steps, another sampler, guidance or a negative. Raises `ValueError` where both are said.
+    """
+    distilled = model.config.distilled
+    if distilled is None:
+        return request
+    own: dict[str, Any] = {"sampler": distilled.sampler, "grid": "even", "steps": distilled.steps, "guidance": 1.0}
+    if distilled.flow == "plain":
+        own["guidance"] = distilled.guidance
+        if not _few(model, distilled, request):
+            own = {"guidance": distilled.guidance}
+    return request.model_copy(update={k: v for k, v in own.items() if k not in request.model_fields_set})
+
+
+def _few(model: LatentDiffusion, distilled: DistilledConfig, request: Request) -> bool:
+    """Whether a model with a plain flow is to take strides."""
+    said, finest = request.model_fields_set, model.conditions.reader(FIELD).finest
+    if "sampler" in said and request.sampler not in STEPPING:
+        return False
+    other = "guidance" in said and request.guidance != distilled.guidance
+    free = {"guidance": other, "negative": denied(request), "interval": request.interval is not None}
+    wanted = [name for name, is_wanted in free.items() if is_wanted]
+    if "steps" not in said:
+        return not wanted
+    if 2 * request.steps > finest:
+        return False
+    if wanted and not (wanted == ["guidance"] and request.guidance == 1.0):  # 1: nothing beyond what it has in it
+        raise ValueError(
+            f"in {request.steps} steps this model has its guidance of {distilled.guidance:g} baked in, so "
+            f"{' and '.join(wanted)} would do nothing; leave it out, or take {finest // 2 + 1} steps or more"
+        )
+    return True
