@@ -123,19 +123,3 @@ def test_a_huge_count_takes_no_memory_and_is_learned_from_some() -> None:
     assert part.image(drawn[0]).shape == (3, 64, 64)
     assert len(part.telling("caption")) == scenes.TELLING
     assert len(opened(count=400).telling("caption")) == 400
-
-
-def test_a_share_of_the_training_captions_begins_at_the_left_or_top() -> None:
-    part, apart = opened(ordered=0.6), opened("held_out", ordered=0.6)
-    begins = [k for k in range(400) if part.begins(k)]
-    assert len(begins) == 240
-    assert max(b - a for a, b in zip(begins, begins[1:], strict=False)) == 2  # spread evenly
-
-    def relations(data: ScenesPart, index: int) -> set[str]:
-        return {m[2] for c in data.fields(index)["caption"] if (m := PAIR.match(c))}
-
-    pairs = [k for k in range(80) if len(part.scene(k).things) > 1]
-    assert all((len(relations(part, k)) == 1) == part.begins(k) for k in pairs)
-    assert all(relations(part, k) <= set(INVERSE) for k in pairs if part.begins(k))
-    assert all(len(relations(apart, k)) == 2 for k in range(20))  # both orders are asked for
-    assert torch.equal(part.image(3), opened().image(3))

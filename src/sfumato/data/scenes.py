@@ -100,14 +100,10 @@ class ScenesData(Data):
     count: PositiveInt = Field(20_000, description="scenes of the training part")
     seed: int = 0
     most: int = Field(4, ge=1, le=4, description="things in a scene")
-    ordered: float = Field(
-        0.0, ge=0.0, le=1.0, description="share of the training scenes whose captions all begin at the left or top"
-    )
 
     def read(self, part: str) -> "ScenesPart":
-        if part == "train":
-            return ScenesPart(part, self.count, self.seed, self.size, self.most, self.ordered)
-        return ScenesPart(part, max(self.count // 10, 1), self.seed, self.size, self.most)
+        count = self.count if part == "train" else max(self.count // 10, 1)
+        return ScenesPart(part, count, self.seed, self.size, self.most)
 
 
 class ScenesPart(Part):
@@ -115,8 +111,8 @@ class ScenesPart(Part):
 
     channels = 3
 
-    def __init__(self, part: str, count: int, seed: int, size: int, most: int, ordered: float = 0.0) -> None:
-        self.part, self.count, self.seed, self.size, self.most, self.ordered = part, count, seed, size, most, ordered
+    def __init__(self, part: str, count: int, seed: int, size: int, most: int) -> None:
+        self.part, self.count, self.seed, self.size, self.most = part, count, seed, size, most
         self.labels: tuple[str, ...] = ()
         self.class_names = {"boxes": NAMES, "map": ("ground", *NAMES)}
         self.families = Singles(count)
@@ -142,10 +138,6 @@ class ScenesPart(Part):
     def telling(self, field: str) -> Sequence[int]:
         return range(min(self.count, TELLING))
 
-    def begins(self, index: int) -> bool:
-        """Whether all captions of a scene begin at the left or top: spread evenly over the indices."""
-        return int((index + 1) * self.ordered) > int(index * self.ordered)
-
     def image(self, index: int) -> Tensor:
         return self._drawn(index)[0]
 
@@ -165,7 +157,7 @@ class ScenesPart(Part):
             numbers[mask] = thing.kind + 1
         boxes = [(NAMES[t.kind], *corners(m)) for t, m in zip(scene.things, masks, strict=True)]
         return {
-            "caption": captions(scene, self.begins(index)),
+            "caption": captions(scene),
             "boxes": boxes,
             "map": numbers.numpy(),
             "name": f"{self.part} {index}",
@@ -184,11 +176,8 @@ def corners(mask: Tensor) -> tuple[float, float, float, float]:
     )
 
 
-def captions(scene: Scene, ordered: bool = False) -> list[str]:
-    """Texts that are true of a scene; the ground is named in half of them.
-
-    Its first pair is told in both orders, unless `ordered`: then only from the left or the top.
-    """
+def captions(scene: Scene) -> list[str]:
+    """Texts that are true of a scene, its first pair told in both orders; the ground is named in every other one."""
     names = [NAMES[t.kind] for t in scene.things]
     rest = "".join(f", {named(n)}" for n in names[2:-1]) + (f" and {named(names[-1])}" if len(names) > 2 else "")
     if len(names) == 1:
@@ -197,8 +186,7 @@ def captions(scene: Scene, ordered: bool = False) -> list[str]:
         one, relation, other = scene.facts()[0]
         a, b = named(NAMES[one]), named(NAMES[other])
         with_ = f", with{rest.removeprefix(',')}".replace("with and", "with") if rest else ""
-        said = [f"{a} {relation} {b}{with_}"]
-        said += [] if ordered else [f"{b} {INVERSE[relation]} {a}{with_}"]
+        said = [f"{a} {relation} {b}{with_}", f"{b} {INVERSE[relation]} {a}{with_}"]
     return [*said, *(f"{text} on {ground(scene)}" for text in said)]
 
 
