@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sfumato.nn.attention import TransformerBlock
-from sfumato.studies.attention import MARK, merged, overlaid, watching
+from sfumato.studies.attention import MARK, SIDE, TITLE, merged, overlaid, strip, watching
 
 
 def test_what_is_watched_is_what_the_attention_does() -> None:
@@ -47,3 +47,21 @@ def test_a_map_lies_over_its_picture(scale: int) -> None:
     (shown,) = overlaid(torch.zeros(3, 8, 8), maps, scale)
     assert shown.size == (8 * scale, 8 * scale)
     assert sum(shown.getpixel((8 * scale - 1, 0))) > sum(shown.getpixel((0, 0)))  # type: ignore[arg-type]
+
+
+def test_maps_are_told_beside_their_means_on_one_scale() -> None:
+    """A word with a great share but no place stays flat, one with a small share and a place does not."""
+    maps = torch.full((2, 8, 8), 0.8)
+    maps[1] = 0.01
+    maps[1, :, 4:] = 0.03
+    flat, placed = overlaid(torch.zeros(3, 8, 8), maps)
+    assert len(flat.getcolors() or []) == 1
+    assert sum(placed.getpixel((15, 0))) > sum(flat.getpixel((0, 0))) > sum(placed.getpixel((0, 0)))  # type: ignore[arg-type]
+
+
+def test_a_strip_has_the_picture_and_every_word_over_its_map() -> None:
+    maps = torch.rand(2, 8, 8, generator=torch.Generator().manual_seed(0))
+    shown = strip(torch.zeros(3, 8, 8), ["red", "heart"], maps)
+    assert shown.size == (3 * SIDE + 8, SIDE + TITLE)
+    lines = [shown.crop((k * (SIDE + 4), 0, k * (SIDE + 4) + SIDE, TITLE)).getcolors() for k in range(3)]
+    assert [len(line or []) > 1 for line in lines] == [False, True, True]

@@ -11,7 +11,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
+from matplotlib.font_manager import findfont
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,6 +25,7 @@ from sfumato.tasks.requests import Generate
 from sfumato.tasks.walk import walk
 
 MARK = "\N{LOWER ONE EIGHTH BLOCK}"  # with which the tokenizer begins a word
+SIDE, GAP, TITLE = 96, 4, 18  # of what is drawn, in pixels: a map at the least, between maps, a word's line
 
 
 class Watch:
@@ -97,13 +99,33 @@ def words(
     return model.pictures(latents)[0].cpu(), said, maps
 
 
+def strip(picture: Tensor, said: Sequence[str], maps: Tensor) -> Image.Image:
+    """A picture (C, S, S) and beside it each word's map (N, S, S) over it, the word above."""
+    scale = max(SIDE // picture.shape[-1], 1)
+    plain = image.to_pil(picture[None])[0].convert("RGB")
+    tiles = [plain.resize((scale * plain.width, scale * plain.height), Image.Resampling.BICUBIC)]
+    tiles += overlaid(picture, maps, scale)
+    width, height = tiles[0].size
+    whole = Image.new("RGB", ((width + GAP) * len(tiles) - GAP, height + TITLE), "white")
+    draw, font = ImageDraw.Draw(whole), ImageFont.truetype(findfont("DejaVu Sans"), TITLE - 5)
+    for k, (tile, word) in enumerate(zip(tiles, ["", *said], strict=True)):
+        whole.paste(tile, (k * (width + GAP), TITLE))
+        draw.text((k * (width + GAP) + width / 2, TITLE - 3), word, "black", font, anchor="ms")
+    return whole
+
+
 def overlaid(picture: Tensor, maps: Tensor, scale: int = 2) -> list[Image.Image]:
-    """Each map (S, S) as a heat over the picture (C, S, S), each from its own lowest to its own highest value."""
+    """Each map (S, S) as a heat over the picture (C, S, S).
+
+    A map is told beside its own mean, for words get unlike shares of the whole, and all on one scale: a word that is
+    looked at from everywhere alike stays flat.
+    """
     base = np.asarray(image.to_pil(picture[None])[0].convert("L"), dtype=np.float32)[..., None] / 255.0
+    heat = maps / maps.mean((-2, -1), keepdim=True).clamp(min=1e-9)
+    heat = (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-9)
     found = []
-    for one in maps:
-        heat = (one - one.min()) / (one.max() - one.min()).clamp(min=1e-9)
-        colour = matplotlib.colormaps["inferno"](heat.numpy())[..., :3]
+    for one in heat:
+        colour = matplotlib.colormaps["inferno"](one.numpy())[..., :3]
         mixed = (0.35 * base + 0.65 * colour).clip(0, 1)
         shown = Image.fromarray((255 * mixed).round().astype(np.uint8))
         found.append(shown.resize((scale * shown.width, scale * shown.height), Image.Resampling.BICUBIC))

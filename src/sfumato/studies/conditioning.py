@@ -11,15 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
-
 from sfumato import files
 from sfumato.data.base import Part
 from sfumato.evaluation.run import evaluate_model
 from sfumato.model import LatentDiffusion
 from sfumato.studies import recipes
-from sfumato.studies.attention import overlaid, words
+from sfumato.studies.attention import strip, words
 from sfumato.studies.desk import Desk
 from sfumato.studies.guidance import good_stage
 from sfumato.studies.measure import distance, generated
@@ -46,7 +43,8 @@ def study(desk: Desk) -> Result:
     texts["frozen"] = {"caption": {**texts["trained"]["caption"], "trained": False}}
     models, rows, found, heard = {}, {}, {}, {}
     for name in TOLD:
-        fields = recipes.denoiser(stage, texts[name], width=128, multipliers=(1, 1), mean=MEAN)
+        # attention at every level, so that a word's map has as many places as the latents
+        fields = recipes.denoiser(stage, texts[name], width=128, multipliers=(1, 1), attention=(1, 2), mean=MEAN)
         models[name] = desk.trained(f"text-{name}", fields, desk.budget(f"text-{name}", fields, hours))
         scales = (1.0,) if name == "none" else (1.0, GUIDANCE)
         rows[name] = {s: generated(desk, f"text-{name}-{s:g}", models[name], guidance=s) for s in scales}
@@ -163,22 +161,6 @@ def attended(desk: Desk, folder: Path) -> list[Figure]:
         prompt = said[k]
         picture, heard, maps = words(model, prompt, number)
         path = desk.folder / f"attention-{number}.png"
-        row = _row([_large(picture), *overlaid(picture, maps)])
-        files.write(path, partial(row.save, format="PNG"))
-        found.append(Figure(path, f"«{prompt}»: the picture, then where it looks at {', '.join(heard)}"))
+        files.write(path, partial(strip(picture, heard, maps).save, format="PNG"))
+        found.append(Figure(path, f"«{prompt}»: the picture, then the places that look at each word"))
     return found
-
-
-def _large(picture: torch.Tensor) -> Image.Image:
-    from sfumato import image
-
-    made = image.to_pil(picture[None])[0].convert("RGB")
-    return made.resize((2 * made.width, 2 * made.height), Image.Resampling.BICUBIC)
-
-
-def _row(pictures: list[Image.Image]) -> Image.Image:
-    width, height = pictures[0].size
-    whole = Image.new("RGB", ((width + 4) * len(pictures) - 4, height), "white")
-    for k, picture in enumerate(pictures):
-        whole.paste(picture, (k * (width + 4), 0))
-    return whole

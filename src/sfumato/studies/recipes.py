@@ -29,12 +29,12 @@ def first(kind: str, factor: int, channels: int | None = None, *, equivariance: 
 
 def denoiser(
     autoencoder: Path, conditioners: Fields | None = None, *, width: int = 64, multipliers: tuple[int, ...] = (1, 2),
-    mean: float = 0.8, cache: bool = True, **training: Any,
+    attention: tuple[int, ...] = (2,), mean: float = 0.8, cache: bool = True, **training: Any,
 ) -> Fields:  # fmt: skip
     """A U-Net on a first stage, flow prediction; the same network whatever the latents."""
     backbone = {
-        "kind": "unet", "width": width, "multipliers": list(multipliers), "blocks": 1, "attention": [2],
-        "expansion": 2, "groups": None,
+        "kind": "unet", "width": width, "multipliers": list(multipliers), "blocks": 1,
+        "attention": list(attention), "expansion": 2, "groups": None,
     }  # fmt: skip
     return {
         "stage": "diffusion", "autoencoder": str(autoencoder), "backbone": backbone, "schedule": {"kind": "linear"},
