@@ -56,7 +56,7 @@ def tones(pipeline: Pipeline, matcher: Matcher, data: EmojiData, steps: int | No
     by_role: dict[tuple[str, str, str], dict[str, int]] = {}
     for k, one in enumerate(part.rows):
         by_role.setdefault((one.base, one.gender, one.direction), {})[one.tone] = k
-    roles = [row for row in by_role.values() if set(row) >= set(TONES)]
+    roles = [found for found in by_role.values() if set(found) >= set(TONES)]
     roles = roles[:: max(len(roles) // count, 1)][:count]
     for tone in TONES:
         indices = [role[tone] for role in roles]

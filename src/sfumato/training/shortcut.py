@@ -13,7 +13,7 @@ few steps, and in many with any guidance.
 
 A step of length d is `ddim`'s from t to t - d under the estimate of x_0, so it is sound for every schedule and for
 every prediction that says something of x_0 in pure noise. The distance is the mean square in what the network predicts:
-for flows, in the velocity, as published. The two steps are the student's own, without gradient.
+for flows, in the velocity, as published. The two steps are taken without gradient.
 """
 
 import copy
@@ -43,7 +43,7 @@ SPREAD = 0.5 * (5**0.5 - 1)  # multiples of it, modulo 1, are even over any lane
 
 
 class ShortcutTurn(nn.Module):
-    """The student's estimate against the guided teacher's where it is told no stride, else against two steps of its own."""
+    """The student's estimate against the teacher's where it is told no stride, else against two steps of half the length."""
 
     def __init__(
         self, model: LatentDiffusion, teacher: LatentDiffusion, guidance: float, finest: int, plain: bool = False
