@@ -116,3 +116,13 @@ def test_a_full_disk_is_known_in_the_words_of_safetensors(
     with pytest.raises(OSError, match="no disk space left"):
         files.save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(3)})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions are POSIX's")
+def test_weights_can_be_read_by_whoever_may_read_the_folder(tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        files.save_tensors(tmp_path / "w.safetensors", {"a": torch.ones(2)})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644

@@ -12,15 +12,18 @@ ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_python_of_the_readme_runs(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "runs" / "demo").mkdir(parents=True)
-    (tmp_path / "runs" / "demo" / "model").symlink_to(model_folder, target_is_directory=True)
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
     assert blocks
     for block in blocks:
         exec(compile(block, "README.md", "exec"), {})
     assert len(list(tmp_path.glob("heart-*.png"))) == 4
+
+
+def test_the_first_command_after_the_installation_is_a_picture() -> None:
+    commands = re.findall(r"^sfumato [^\n]*", TEXT, re.MULTILINE)
+    assert commands[0] == 'sfumato generate emoji --prompt "woman firefighter: dark skin tone"'
 
 
 def test_every_command_of_the_readme_exists() -> None:

@@ -26,7 +26,10 @@ def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         if callable(content):
+            part.touch()
+            mode = part.stat().st_mode
             content(part)
+            part.chmod(mode)  # as any new file: safetensors leaves one that nobody else on the machine may read
         else:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
         with part.open("rb+") as file:

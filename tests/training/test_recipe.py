@@ -12,7 +12,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.conditioning.base import Sizes
 from sfumato.families.base import Shape
-from sfumato.training import recipe
+from sfumato.training import recipe, run
 
 
 @pytest.mark.parametrize("name", recipe.shipped())
@@ -125,3 +125,18 @@ def test_the_schema_knows_every_kind() -> None:
     text = yaml.safe_dump(recipe.schema())
     for kind in ("unet", "kl", "vq", "identity", "text", "label", "emoji", "folder", "lpips", "torchscript"):
         assert f"const: {kind}" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("emoji", 'prompt="...", count'),
+        ("photo-label", 'label="...", count'),
+        ("photo", "generate(count"),
+        ("gan", "generate(count"),
+    ],
+)
+def test_a_models_card_shows_how_this_model_is_asked(name: str, told: str) -> None:
+    made = run.card(recipe.read(name, ["data.path=PICTURES"] if name.startswith("photo") else []))
+    assert told in made
+    assert "null" not in made

@@ -248,13 +248,16 @@ def absent(conditioner: ConditionerConfig) -> str:
 
 def card(recipe: DiffusionRecipe | FamilyRecipe) -> str:
     """The model folder's README: what it is, what it was trained on, how to use it."""
-    data = yaml.safe_dump(recipe.data.model_dump(mode="json"), sort_keys=False).strip()
+    said = {k: v for k, v in recipe.data.model_dump(mode="json").items() if v is not None}
+    data = yaml.safe_dump(said, sort_keys=False).strip()
+    kinds = {c.kind_name() for c in recipe.conditioners.values()} if isinstance(recipe, DiffusionRecipe) else set()
+    told = 'prompt="...", ' if kinds & {"text", "pretrained_text"} else 'label="...", ' if "label" in kinds else ""
     return (
         f"# {_called(recipe)} made with Sfumato {__version__}\n\n"
         f"Trained on {recipe.training.images:,} images of\n\n```yaml\n{data}\n```\n\n"
         "The licence of the pictures it was trained on is that of their authors; see the data set.\n\n"
         '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
-        'images = model.generate(prompt="...", count=4, seed=0)\n```\n'
+        f"images = model.generate({told}count=4, seed=0)\n```\n"
     )
 
 
