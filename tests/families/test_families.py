@@ -201,12 +201,13 @@ def test_drawing_token_by_token_sees_what_the_whole_forward_sees() -> None:
     net = family.transformer
     torch.nn.init.normal_(net.head.weight, 0, 0.5)
     tokens = torch.randint(0, 256, (2, net.count), generator=torch.Generator().manual_seed(0))
-    labels, x, cache = torch.tensor([0, 1]), net.first(torch.tensor([0, 1])), []
+    labels, places, cache = torch.tensor([0, 1]), net.places(), []
+    x = net.first(labels) + places[0]
     whole = net(tokens, labels)
     for place in range(net.count):
         logits, cache = net.step(x, place, cache)
         assert torch.allclose(logits, whole[:, place], atol=1e-4)
-        x = net.tokens(tokens[:, place])[:, None]
+        x = net.tokens(tokens[:, place])[:, None] + places[(place + 1) % net.count]
 
 
 def test_tokens_are_drawn_from_their_distribution() -> None:

@@ -64,6 +64,14 @@ def test_masked_keys_do_not_count() -> None:
     torch.testing.assert_close(attend(q[:1], k[:1, :, :4], v[:1, :, :4]), whole[:1])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_causal_attention_never_looks_ahead(dtype: torch.dtype) -> None:
+    q, k, v = (torch.randn(2, 3, 8, 4, generator=torch.Generator().manual_seed(n)).to(dtype) for n in range(3))
+    for n in range(1, 9):  # the last query of n sees n keys
+        alone = attend(q[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n])
+        torch.testing.assert_close(attend(q, k, v, causal=True)[:, :, n - 1 : n], alone, rtol=0.02, atol=0.02)
+
+
 def test_heads_must_divide_the_width() -> None:
     with pytest.raises(ValueError, match="not divisible by 3 heads"):
         Attention(16, 3)

@@ -142,7 +142,7 @@ def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest
     monkeypatch.setattr("sfumato.studies.recipes.BATCH", 16)
     monkeypatch.setattr("sfumato.studies.compression.STEPS", (1, 2))
     monkeypatch.setattr("sfumato.studies.compression.POINTS", 2)
-    monkeypatch.setattr("sfumato.studies.guidance.SCALES", (1.0, 2.0))
+    monkeypatch.setattr("sfumato.studies.guidance.SCALES", (1.0, 3.0))
     monkeypatch.setattr("sfumato.studies.families.SIDES", (16,))
     monkeypatch.setattr("sfumato.studies.families.SMALL", 8)
     monkeypatch.setattr("sfumato.studies.limits.CHANNELS", (4, 8))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.studies import compression, conditioning, cost, energy, guidance, limits
+from sfumato.studies import conditioning, cost, energy, guidance, limits
 from sfumato.studies.judge import Judge
 from sfumato.studies.measure import Row
 from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Spread, above, agreed, better, every, quantile
@@ -74,11 +74,13 @@ def test_guidance_trades_only_where_both_are_seen() -> None:
     best = rows(distance=[40.0, 41.0, 39.0], precision=[0.6, 0.61, 0.59], recall=[0.3, 0.31, 0.29])
     last = rows(distance=[60.0, 61.0, 59.0], precision=[0.7, 0.71, 0.69], recall=[0.2, 0.21, 0.19])
     same = rows(distance=[60.0, 61.0, 59.0], precision=[0.7, 0.71, 0.69], recall=[0.4, 0.45, 0.35])
-    scales = {1.0: one, 2.0: best, 8.0: last}
+    scales = {1.0: one, 2.0: best, guidance.TRADE: last, 8.0: last}
     assert [c.outcome for c in guidance.claims("class", scales, {2.0: best}, names)] == [HOLDS, HOLDS, HOLDS, OPEN]
-    found = guidance.claims("class", scales | {8.0: same}, {2.0: last}, names)
+    found = guidance.claims("class", scales | {guidance.TRADE: same, 8.0: same}, {2.0: last}, names)
     assert [c.outcome for c in found] == [HOLDS, HOLDS, OPEN, FAILS]
-    assert guidance.claims("class", {1.0: best, 8.0: last}, {8.0: last}, names)[0].outcome == FAILS
+    assert (
+        guidance.claims("class", {1.0: best, guidance.TRADE: last, 8.0: last}, {8.0: last}, names)[0].outcome == FAILS
+    )
 
 
 def test_a_students_four_steps_may_be_better_than_its_teacher() -> None:
@@ -107,16 +109,10 @@ def test_numbers_are_told_to_their_digits() -> None:
 
 def test_the_time_until_a_distance_is_read_between_points() -> None:
     curve = [(10.0, 100.0), (20.0, 60.0), (30.0, 50.0)]
-    assert cost.reach(curve, 80.0) == pytest.approx(15.0)
-    assert cost.reach(curve, 100.0) == 10.0
-    assert cost.reach(curve, 50.0) == pytest.approx(30.0)
+    assert cost.reach(curve, 80.0) == cost.Reached(pytest.approx(15.0))
+    assert cost.reach(curve, 100.0) == cost.Reached(10.0, latest=True)  # it may have been there before
+    assert cost.reach(curve, 50.0) == cost.Reached(pytest.approx(30.0))
     assert cost.reach(curve, 49.0) is None
-
-
-def test_equal_flops_take_the_seconds_that_there_are() -> None:
-    costs = {"large": (8e9, 10.0), "small": (1e9, 60.0)}
-    budget = compression.equal(costs, 300.0)
-    assert sum(budget / flops / rate for flops, rate in costs.values()) == pytest.approx(300.0)
 
 
 def test_a_package_counter_is_read_over_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

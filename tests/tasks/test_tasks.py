@@ -203,6 +203,19 @@ def test_the_correction_is_the_smallest_one() -> None:
     assert float((made - whole[:1] - 0.2 * checker)[..., 4:-4, 4:-4].abs().max()) < 0.02
 
 
+def test_white_grounds_come_back_too_each_picture_for_itself() -> None:
+    """Where much of a picture lies at the end of the range, cutting undoes most of a correction."""
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.ones(1, 3, 32, 32)
+    whole[..., 8:24, 8:24] = torch.rand(3, 16, 16, generator=generator) - 0.5
+    small = F.interpolate(whole, (8, 8), mode="bicubic", antialias=True)[0]
+    made = (whole + torch.randn(2, 3, 32, 32, generator=generator)).clamp(-1, 1)
+    found = upscale.corrected(made, small)
+    again = F.interpolate(found, (8, 8), mode="bicubic", antialias=True)
+    assert float(psnr(again, small.expand(2, 3, 8, 8)).min()) > 48
+    assert torch.allclose(upscale.corrected(made[1:], small), found[1:], atol=1e-5)
+
+
 # layout, semantic
 
 

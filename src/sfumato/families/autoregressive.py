@@ -19,6 +19,8 @@ from sfumato.autoencoder.codebook import nearest
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQAutoencoder
 from sfumato.families.base import Drawn, Family, FamilyConfig, Shape, classes
+from sfumato.lanes import rows_side_by_side
+from sfumato.nn.attention import attend
 from sfumato.streams import Stream
 
 Cache = list[tuple[Tensor, Tensor]]  # of each block: keys and values (B, heads, N, d), written up to a place
@@ -62,10 +64,23 @@ class Block(nn.Module):
             for held, own in zip(kept, (k, v), strict=True):
                 held[:, :, place : place + 1] = own
             k, v = (held[:, :, : place + 1] for held in kept)
-        h = F.scaled_dot_product_attention(q, k, v, is_causal=kept is None)
+        h = attend(q, k, v, causal=kept is None)
         x = x + self.out(h.transpose(1, 2).flatten(2))
         result: Tensor = x + self.feed(self.norm2(x))
         return result
+
+
+class Places(nn.Module):
+    """What tells a token where it stands, (N, C): its row, its column and which value of a pixel it is, added up."""
+
+    def __init__(self, grid: int, values: int, width: int) -> None:
+        super().__init__()
+        self.rows, self.columns = (nn.Parameter(0.02 * torch.randn(grid, width)) for _ in range(2))
+        self.values = nn.Parameter(0.02 * torch.randn(values, width))
+
+    def forward(self) -> Tensor:
+        whole = self.rows[:, None, None] + self.columns[None, :, None] + self.values
+        return whole.flatten(0, 2)
 
 
 class Transformer(nn.Module):
@@ -73,12 +88,15 @@ class Transformer(nn.Module):
 
     palette: Tensor
 
-    def __init__(self, count: int, vocabulary: int, config: AutoregressiveConfig, labels: tuple[str, ...]) -> None:
+    def __init__(
+        self, grid: int, values: int, vocabulary: int, config: AutoregressiveConfig, labels: tuple[str, ...]
+    ) -> None:
         super().__init__()
+        count = grid**2 * values
         self.count, self.vocabulary, self.none = count, vocabulary, len(labels)
         self.heads = config.heads
         self.tokens = nn.Embedding(vocabulary, config.width)
-        self.places = nn.Parameter(0.02 * torch.randn(count, config.width))
+        self.places = Places(grid, values, config.width)
         self.start, self.named = nn.Parameter(torch.zeros(config.width)), classes(labels, config.width)
         self.blocks = nn.ModuleList(Block(config.width, config.heads, config.dropout) for _ in range(config.depth))
         self.norm, self.head = nn.LayerNorm(config.width), nn.Linear(config.width, vocabulary)
@@ -91,15 +109,14 @@ class Transformer(nn.Module):
         return (rows if self.named is None else rows + self.named(labels))[:, None]
 
     def forward(self, tokens: Tensor, labels: Tensor) -> Tensor:
-        x = torch.cat([self.first(labels), self.tokens(tokens[:, :-1])], 1) + self.places
+        x = torch.cat([self.first(labels), self.tokens(tokens[:, :-1])], 1) + self.places()
         for block in self.blocks:
             x = block(x)
         result: Tensor = self.head(self.norm(x))
         return result.float() if result.dtype != torch.float64 else result
 
     def step(self, x: Tensor, place: int, cache: Cache) -> tuple[Tensor, Cache]:
-        """The logits (B, K) of the token at a place, from the embedding x (B, 1, C) of what stands before it."""
-        x = x + self.places[place]
+        """The logits (B, K) of the token at a place, from x (B, 1, C): what stands before it, and where it is itself."""
         if not cache:  # room for all tokens at once: growing it would copy all that is kept at every token
             size = (len(x), self.heads, self.count, x.shape[-1] // self.heads)
             cache = [(x.new_empty(size), x.new_empty(size)) for _ in self.blocks]
@@ -140,7 +157,7 @@ class Autoregressive(Family):
         if config.tokens == "codes":
             self._coder()  # says what is missing
             self.grid = shape.size // self.codec.factor
-            count, vocabulary = self.grid**2, self._coder().codebook.size
+            values, vocabulary = 1, self._coder().codebook.size
         else:
             if shape.size % config.side:
                 raise ValueError(
@@ -148,11 +165,11 @@ class Autoregressive(Family):
                 )
             self.grid = config.side
             values = shape.channels if config.tokens == "bytes" else 1
-            count, vocabulary = self.grid**2 * values, 256 if config.tokens == "bytes" else config.colours
-        self.transformer = Transformer(count, vocabulary, config, labels)
+            vocabulary = 256 if config.tokens == "bytes" else config.colours
+        self.transformer = Transformer(self.grid, values, vocabulary, config, labels)
         colours = config.colours if config.tokens == "palette" else 0
         self.transformer.register_buffer("palette", torch.zeros(colours, shape.channels))  # so that checkpoints hold it
-        self.evaluations = count
+        self.evaluations = self.transformer.count
         self.turns = {"transformer": Predicting(self.transformer, self)}
 
     @property
@@ -226,11 +243,18 @@ class Autoregressive(Family):
     @torch.no_grad()
     def drawn(self, noise: Stream, labels: Tensor, guidance: float = 1.0) -> Tensor:
         """Tokens (B, N), each drawn from its distribution by the Gumbel-max trick with the images' own noise."""
+        net = self.transformer
+        gumbels = _gumbel(noise, (net.count, net.vocabulary)).to(labels.device)
+        return rows_side_by_side(
+            lambda part: self._drawn(gumbels[part], labels[part], guidance), len(labels), labels.device
+        )
+
+    def _drawn(self, gumbels: Tensor, labels: Tensor, guidance: float) -> Tensor:
         net, count = self.transformer, len(labels)
         guided = guidance != 1.0 and bool(self.labels)
         named = torch.cat([labels, torch.full_like(labels, len(self.labels))]) if guided else labels
-        x, cache = net.first(named), Cache()
-        gumbels = _gumbel(noise, (net.count, net.vocabulary)).to(labels.device)
+        places = net.places()
+        x, cache = net.first(named) + places[0], Cache()
         tokens = torch.zeros(count, net.count, dtype=torch.long, device=labels.device)
         for place in range(net.count):
             logits, cache = net.step(x, place, cache)
@@ -242,7 +266,7 @@ class Autoregressive(Family):
                 edge = logits.topk(min(self.config.top, logits.shape[1]), 1).values[:, -1:]
                 logits = logits.masked_fill(logits < edge, -torch.inf)
             tokens[:, place] = (logits + gumbels[:, place]).argmax(1)
-            x = net.tokens(tokens[:, place])[:, None]
+            x = net.tokens(tokens[:, place])[:, None] + places[(place + 1) % net.count]
             x = torch.cat([x, x]) if guided else x
         return tokens
 

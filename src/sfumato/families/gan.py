@@ -21,6 +21,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.coder import CoderConfig, Decoder, Encoder
 from sfumato.device import at_least_single
 from sfumato.families.base import Drawn, Family, FamilyConfig, Shape, classes
+from sfumato.lanes import rows_side_by_side
 from sfumato.streams import Stream
 
 START = 4  # places a side of the generator's first map
@@ -88,7 +89,7 @@ class Judge(nn.Module):
         h = F.silu(self.out(self.encoder(pictures).flatten(1)))
         logit: Tensor = self.logit(h)[:, 0]
         if self.named is not None:
-            logit = logit + (h * self.named(labels)).mean(1)
+            logit = logit + (h * self.named(labels)).sum(1) / math.sqrt(h.shape[1])
         return at_least_single(logit)
 
 
@@ -171,5 +172,4 @@ class Gan(Family):
     @torch.no_grad()
     def sample(self, noise: Stream, labels: Tensor, guidance: float = 1.0) -> Tensor:
         z = noise.normal((self.config.latent,), 0).to(labels.device)
-        result: Tensor = self.generator(z, labels)
-        return result
+        return rows_side_by_side(lambda part: self.generator(z[part], labels[part]), len(z), z.device)

@@ -16,6 +16,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.coder import CoderConfig
 from sfumato.autoencoder.kl import KLAutoencoder, KLConfig
 from sfumato.families.base import Drawn, Family, FamilyConfig, Shape, classes
+from sfumato.lanes import rows_side_by_side
 from sfumato.streams import Stream
 
 START = 4
@@ -101,7 +102,8 @@ class Vae(Family):
     def sample(self, noise: Stream, labels: Tensor, guidance: float = 1.0) -> Tensor:
         """The likelihood's mean at a draw of the prior: its own noise would only be seen as noise."""
         z = noise.normal((self.config.channels, START, START), 0).to(labels.device)
-        return self.bound.decoded(z, labels).clamp(-1, 1)
+        made = rows_side_by_side(lambda part: self.bound.decoded(z[part], labels[part]), len(z), z.device)
+        return made.clamp(-1, 1)
 
     @torch.no_grad()
     def bits(self, images: Tensor, labels: Tensor) -> Tensor:

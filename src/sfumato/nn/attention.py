@@ -9,12 +9,17 @@ from sfumato.nn.conv import Conv2d, zeroed
 from sfumato.nn.norm import norm
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k' / sqrt(d)) v for (B, H, N, d) queries and (B, H, M, d) keys; `mask` (B, M) is True where a key counts."""
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
+    """softmax(q k' / sqrt(d)) v for (B, H, N, d) queries and (B, H, M, d) keys; `mask` (B, M) is True where a key counts.
+    Where `causal`, and there is no mask, a query sees the keys up to its own place."""
     if not choose.products(q, k, v):
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+        shown = None if mask is None else mask[:, None, None, :]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=shown, is_causal=causal)
     with torch.autocast("cpu", enabled=False):  # which would have the softmax read and write float32
         q = q * q.shape[-1] ** -0.5
+        if causal:
+            later = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool).triu(1)
+            return _products(q, k.transpose(-1, -2), v, later)
         if torch.is_grad_enabled() or choose.scores(q, k) <= choose.SCORES:
             return _products(q, k.transpose(-1, -2), v, None if mask is None else ~mask[:, None, None, :])
         return _by_parts(q, k.transpose(-1, -2), v, mask)

@@ -1,7 +1,9 @@
 """`compression`: which factor f is best (Rombach et al., 2022, section 4.1, figures 6 and 7)?
 
-First stages of every factor and one denoiser on each, the same network at the same training FLOPs, so that a small f
-sees few images and a large one many. The Fréchet distance along training, and against pictures a second in sampling.
+First stages of every factor and one denoiser on each, of the same size and trained for the same time, so that a small f
+sees few images and a large one many. The Fréchet distance along training, by its FLOPs as in figure 6, and against pictures
+a second in sampling. Time and not FLOPs is made equal: small maps do fewer FLOPs a second, and on two cores equal FLOPs
+would leave pixels a few dozen steps.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,10 +14,11 @@ from typing import Any
 import torch
 
 from sfumato import files
+from sfumato.autoencoder.codec import Codec
 from sfumato.model import LatentDiffusion
 from sfumato.studies import recipes
-from sfumato.studies.desk import Desk, whole
-from sfumato.studies.measure import Row, distance, generated, real, rebuilt
+from sfumato.studies.desk import Desk
+from sfumato.studies.measure import REAL, Row, cell, distance, generated, real, rebuilt, short
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import HOLDS, Claim, Outcome, Spread, better, every
 from sfumato.training import posthoc
@@ -40,7 +43,6 @@ class Trained:
     model: Path
     images: int
     flops: float  # of training one image: forward and backward
-    rate: float  # images a second in training
 
     @property
     def name(self) -> str:
@@ -62,8 +64,8 @@ def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = (
     result = Result(
         "compression",
         "How much to compress",
-        f"First stages of f = {', '.join(map(str, factors))} and the same denoiser on each, trained with equal FLOPs on "
-        f"{desk.name} at {desk.train.size} pixels. Few images fit into the budget where latents are large.",
+        f"First stages of f = {', '.join(map(str, factors))} and a denoiser of the same size on each, all trained for the "
+        f"same time on {desk.name} at {desk.train.size} pixels. Few images fit into it where latents are large.",
         protocol=desk.protocol(curves="the first sampling seed alone"),
         claims=claims(several, {t.name: rows[t.name][distance(desk)] for t in several}),
     )
@@ -73,7 +75,7 @@ def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = (
         Figure(
             plot(folder / "training.png", [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items()],
                  "training compute (PFLOP)", distance(desk), log=(True, True)),
-            "Fréchet distance along training, at equal compute (figure 6 of the paper)",
+            "Fréchet distance along training (figure 6 of the paper); the points before the last are of a rate that was still high",
         ),
         Figure(
             plot(folder / "sampling.png", [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in speeds.items()],
@@ -93,25 +95,15 @@ def slug(t: Trained) -> str:
     return f"{'pixels' if t.factor == 1 else t.kind}-f{t.factor}"
 
 
-def trained(desk: Desk, factors: Sequence[int], kinds: Sequence[str]) -> list[Trained]:
-    """First stages and denoisers of all factors, each denoiser on as many images as equal FLOPs give."""
+def trained(
+    desk: Desk, factors: Sequence[int], kinds: Sequence[str], first: float = FIRST_SHARE, measuring: float = MEASURING
+) -> list[Trained]:
+    """First stages and denoisers of all factors, each denoiser on as many images as equal seconds give."""
     wanted = [(k, f) for f in factors for k in (kinds if f > 1 else kinds[:1])]
     coded = [(k, f) for k, f in wanted if f > 1]
-    stages = {(k, f): first_stage(desk, k, f, FIRST_SHARE * desk.hours / max(len(coded), 1)) for k, f in coded}
+    stages = {(k, f): first_stage(desk, k, f, first * desk.hours / max(len(coded), 1)) for k, f in coded}
     stages |= {(k, 1): desk.pixels() for k, f in wanted if f == 1}
-    plans: dict[tuple[str, int], tuple[dict[str, Any], float, float]] = {}
-    for pair in wanted:
-        name = f"denoiser-{pair[0]}-f{pair[1]}"
-        fields = recipes.denoiser(stages[pair], recipes.by_class() if desk.labelled else None)
-        speed = desk.rate(name, fields)
-        plans[pair] = fields, flops(desk, name, fields), speed
-    seconds = 3600 * desk.hours * (1 - FIRST_SHARE - MEASURING)
-    kept = desk.plan("flops")  # worked out once: runs of equal compute stay equal
-    if "denoiser" not in kept:
-        kept = {"denoiser": equal({p: (f, r) for p, (_, f, r) in plans.items()}, seconds)}
-        desk.keep_plan("flops", kept)
-    budget = float(kept["denoiser"])
-    return [one(desk, pair, stages[pair], *plans[pair], budget) for pair in wanted]
+    return [one(desk, pair, stages[pair], desk.hours * (1 - first - measuring) / len(wanted)) for pair in wanted]
 
 
 def first_stage(desk: Desk, kind: str, factor: int, hours: float) -> Path:
@@ -121,23 +113,19 @@ def first_stage(desk: Desk, kind: str, factor: int, hours: float) -> Path:
     return desk.trained(name, fields, desk.budget(name, fields, hours))
 
 
-def equal(costs: Mapping[Any, tuple[float, float]], seconds: float) -> float:
-    """The FLOPs for each run so that all together take so many seconds; costs are (FLOPs, images a second) of an image."""
-    return seconds / sum(1 / (flops * rate) for flops, rate in costs.values())
+def denoiser(desk: Desk, factor: int, stage: Path) -> dict[str, Any]:
+    """The recipe of the denoiser on a first stage."""
+    more = recipes.fitting(desk.train.size // factor)
+    return recipes.denoiser(stage, recipes.by_class() if desk.labelled else None, **more)
 
 
-def one(
-    desk: Desk, pair: tuple[str, int], stage: Path, fields: Any, cost: float, rate: float, budget: float
-) -> Trained:
-    """A denoiser trained with so many FLOPs, its averages kept along the way."""
+def one(desk: Desk, pair: tuple[str, int], stage: Path, hours: float) -> Trained:
+    """A denoiser trained for so long, its averages kept along the way."""
     kind, factor = pair
-    name = f"denoiser-{kind}-f{factor}"
-    planned = desk.plan("images")
-    if name not in planned:
-        desk.keep_plan("images", {**planned, name: whole(budget / cost, fields)})
-    images = int(desk.plan("images")[name])
+    name, fields = f"denoiser-{kind}-f{factor}", denoiser(desk, factor, stage)
+    images, cost = desk.budget(name, fields, hours), flops(desk, name, fields)
     fields = {**fields, "training": {**fields["training"], "snapshots": max(images // POINTS, 1)}}
-    return Trained(kind, factor, stage, desk.trained(name, fields, images), images, cost, rate)
+    return Trained(kind, factor, stage, desk.trained(name, fields, images), images, cost)
 
 
 def flops(desk: Desk, name: str, fields: dict[str, Any]) -> float:
@@ -186,16 +174,27 @@ def stepped(desk: Desk, t: Trained) -> list[tuple[float, float]]:
 
 def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row]) -> Table:
     """What each factor came to."""
-    name, lines = distance(desk), []
+    name, kernel = distance(desk), short(desk, "KID")
+    ceiling = real(desk)
+    lines = [[REAL, *[""] * 6, cell(ceiling, name), cell(ceiling, kernel), "", ""]]
     for t in several:
-        row = rows[t.name]
-        stage = {} if t.factor == 1 else rebuilt(desk, f"first-{slug(t)}", t.first)
+        row, stage = rows[t.name], rebuilt(desk, f"first-{slug(t)}", t.first)
         lines.append([
-            t.name, f"{t.images:,}", f"{t.rate:,.0f}", row.rate.told(), row[name].told(),
-            f"{stage[name]:.1f}" if stage else "0", f"{stage['psnr']:.1f} dB" if stage else "exact",
+            t.name, shape(desk, t), f"{t.images:,}", f"{t.images // recipes.BATCH:,}",
+            f"{desk.seconds(t.run.name) / 60:.1f}", f"{t.images * t.flops / 1e15:,.2f}", row.rate.told(),
+            row[name].told(), row[kernel].told(), f"{stage[name]:.1f}", "exact" if t.factor == 1 else f"{stage['psnr']:.1f} dB",
         ])  # fmt: skip
-    head = ["", "images seen", "training images/s", "sampled pictures/s", name, "of its first stage", "PSNR of it"]
-    return Table("At equal training FLOPs", head, lines)
+    head = [
+        "", "latent", "images seen", "steps", "minutes", "PFLOP", "sampled pictures/s", name, kernel,
+        f"{name} of rebuilt training pictures", "PSNR of held-out ones",
+    ]  # fmt: skip
+    return Table("At equal training time of the denoisers", head, lines)
+
+
+def shape(desk: Desk, t: Trained) -> str:
+    """«8 x 8 x 4», its latents' sides and channels."""
+    side, channels = desk.train.size // t.factor, Codec.load(t.first).channels
+    return f"{side} x {side} x {channels}"
 
 
 def claims(several: Sequence[Trained], found: Mapping[str, Spread]) -> list[Claim]:
@@ -204,9 +203,7 @@ def claims(several: Sequence[Trained], found: Mapping[str, Spread]) -> list[Clai
     for kind in dict.fromkeys(t.kind for t in several if t.factor > 1):
         by = {t.factor: found[t.name] for t in several if t.factor == 1 or t.kind == kind}
         made += [
-            _claim(
-                f"{kind.upper()}: f = 1 and 2 are too slow: at equal compute f = 4 to 16 are better", GOOD, (1, 2), by
-            ),
+            _claim(f"{kind.upper()}: f = 1 and 2 are too slow: in equal time f = 4 to 16 are better", GOOD, (1, 2), by),
             _claim(f"{kind.upper()}: f = 32 loses too much: f = 4 to 16 are better", GOOD, (32,), by),
         ]
     return [claim for claim in made if claim is not None]

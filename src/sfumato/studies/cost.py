@@ -1,7 +1,8 @@
 """`cost`: how much cheaper is a latent than a pixel (Rombach et al., 2022, table 6: 2.7 times faster, 1.6 times better)?
 
-LDM-4 and LDM-8 beside LDM-1, the same network at the same training FLOPs: speed, the seconds of training until a distance
-is reached, energy and CO2. Latents need a first stage before, pixels none: its seconds are counted where time is claimed.
+LDM-4 and LDM-8 beside LDM-1, networks of the same size trained for the same time: speed, the seconds of training until a
+distance is reached, energy and CO2. Latents need a first stage before, pixels none: its seconds are counted where time is
+claimed. The paper compares LDM-4 with pixels on inpainting, at equal epochs; here it is generation, at equal time.
 """
 
 import dataclasses
@@ -10,17 +11,18 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sfumato.studies import compression, recipes
+from sfumato.studies import compression
 from sfumato.studies.compression import Trained
 from sfumato.studies.desk import Desk
 from sfumato.studies.energy import GRID, Energy, kwh, metered
-from sfumato.studies.measure import Row, distance, generated, real
+from sfumato.studies.measure import REAL, Row, cell, distance, generated, real, short
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import FAILS, OPEN, Claim, Outcome, Spread, better
 from sfumato.training.rate import rate
 from sfumato.training.run import objective_of
 
 FACTORS = (1, 4, 8)
+FIRST_SHARE, MEASURING = 0.1, 0.3  # of the hours
 PAPER_SPEED, PAPER_QUALITY = 2.7, 1.6  # table 6
 CURVE = 4  # of the curve along training each seed draws so many times fewer images than of the table
 Curve = list[tuple[float, float]]  # (seconds, distance)
@@ -28,42 +30,24 @@ Curve = list[tuple[float, float]]  # (seconds, distance)
 
 def study(desk: Desk, watts: float | None = None, grid: float = GRID) -> Result:
     """Train what is not there, measure, judge."""
-    several = compression.trained(desk, FACTORS, ("kl",))
+    several = compression.trained(desk, FACTORS, ("kl",), FIRST_SHARE, MEASURING)
     name, energy = distance(desk), {t.factor: power(desk, t, watts) for t in several}
     rows = {t.factor: generated(desk, f"cost-{compression.slug(t)}", t.model) for t in several}
     curves = {t.factor: timed(desk, t) for t in several}
-    aim = statistics.fmean(curve[-1][1] for curve in curves[1])  # what pixels reach at the end
-    reached = {f: [reach(curve, aim) for curve in several] for f, several in curves.items()}
+    aims = [curve[-1][1] for curve in curves[1]]  # what pixels come to at their end, a sampling seed each
+    reached = {f: [reach(*pair) for pair in zip(curves[f], aims, strict=True)] for f in curves if f > 1}
     before = {t.factor: 0.0 if t.factor == 1 else desk.seconds(t.first.parent.name) for t in several}
-    spent = {t.factor: desk.seconds(t.run.name) for t in several}
     few = max(desk.images // CURVE, 8)
     result = Result(
         "cost", "Latents beside pixels",
-        f"LDM-4 and LDM-8 beside LDM-1 on {desk.name} at {desk.train.size} pixels: one network, the same training FLOPs. "
-        f"Seconds are those that training took, until the {name} of {few} images that pixels end at, {aim:.1f}, read off the "
-        f"curve between measured points. Energy is {energy[1].how}: {energy[1].watts:.0f} W for pixels; CO2 by {grid:g} kg a kWh.",
+        f"LDM-4 and LDM-8 beside LDM-1 on {desk.name} at {desk.train.size} pixels: networks of one size, trained for the same "
+        f"time. How long it takes until the {name} that pixels end at is read off curves of {few} images a point, between "
+        "points that are averages of a run whose rate was still high, which counts against latents. "
+        f"Energy is {energy[1].how}: {energy[1].watts:.0f} W for pixels; CO2 by {grid:g} kg a kWh.",
         protocol=desk.protocol(**{"energy": {f: dataclasses.asdict(e) for f, e in energy.items()}, "kg CO2 a kWh": grid, "images of the curve, a seed": few}),
     )  # fmt: skip
-    lines = []
-    for t in several:
-        f = t.factor
-        used = kwh(energy[f].watts, spent[f] + before[f])
-        lines.append([
-            t.name, f"{t.rate:,.1f}", rows[f].rate.told(), rows[f][name].told(), f"{before[f]:,.0f} s", f"{spent[f]:,.0f} s",
-            until(reached[f]), f"{1000 * used:.1f} Wh", f"{1000 * used * grid:.1f} g",
-        ])  # fmt: skip
-    head = [
-        "",
-        "training images/s",
-        "sampled pictures/s",
-        name,
-        "first stage",
-        "denoiser",
-        f"it alone until {aim:.1f}",
-        "energy",
-        "CO2",
-    ]
-    result.tables.append(Table("At equal training FLOPs of the denoiser", head, lines))
+    result.tables.append(table(desk, several, rows, before))
+    result.tables.append(as_far(desk, several, aims, reached, before, energy, grid))
     drawn = [(t.name, [p[0] + before[t.factor] for p in curves[t.factor][0]], means(curves[t.factor])) for t in several]
     path = plot(
         desk.folder / "seconds.png", drawn, "seconds of training, the first stage's too", name, log=(True, True)
@@ -73,8 +57,40 @@ def study(desk: Desk, watts: float | None = None, grid: float = GRID) -> Result:
     )
     result.figures.append(Figure(real(desk).sheet, "Held-out pictures"))
     result.figures += [Figure(rows[t.factor].sheet, f"{t.name}: {t.images:,} images seen") for t in several]
-    result.claims += claims(desk, several, rows, reached, before, spent)
+    result.claims += claims(desk, several, rows, reached, before)
     return result
+
+
+def table(desk: Desk, several: Sequence[Trained], rows: Mapping[int, Row], before: Mapping[int, float]) -> Table:
+    """Speed and distances after the whole training."""
+    name, kernel, ceiling = distance(desk), short(desk, "KID"), real(desk)
+    lines = [[REAL, *[""] * 5, cell(ceiling, name), cell(ceiling, kernel)]]
+    for t in several:
+        row = rows[t.factor]
+        lines.append([
+            t.name, f"{before[t.factor]:,.0f} s", f"{desk.seconds(t.run.name):,.0f} s", f"{t.images:,}",
+            Spread.of(desk.paces(t.run.name)).told(), row.rate.told(), row[name].told(), row[kernel].told(),
+        ])  # fmt: skip
+    head = ["", "first stage", "denoiser", "images seen", "training images/s", "sampled pictures/s", name, kernel]
+    return Table("At equal training time of the denoiser", head, lines)
+
+
+def as_far(
+    desk: Desk, several: Sequence[Trained], aims: Sequence[float], reached: Mapping[int, Sequence["Reached | None"]],
+    before: Mapping[int, float], energy: Mapping[int, Energy], grid: float,
+) -> Table:  # fmt: skip
+    """What it takes to be where pixels end."""
+    lines = []
+    for t in several:
+        f = t.factor
+        there = [s.seconds for s in reached[f] if s is not None] if f > 1 else [desk.seconds(t.run.name)]
+        used = 1000 * kwh(energy[f].watts, Spread.of(there).value + before[f]) if there else None
+        lines.append([
+            t.name, f"{before[f]:,.0f} s", until(reached[f]) if f > 1 else f"{there[0]:,.0f} s",
+            *((f"{used:.2f} Wh", f"{used * grid:.2f} g") if used is not None else ("", "")),
+        ])  # fmt: skip
+    title = f"Until a {distance(desk)} of {Spread.of(aims).told()}, where pixels end"
+    return Table(title, ["", "first stage", "denoiser", "energy of both", "CO2"], lines)
 
 
 def timed(desk: Desk, t: Trained) -> list[Curve]:
@@ -90,27 +106,32 @@ def means(curves: Sequence[Curve]) -> list[float]:
     return [statistics.fmean(curve[k][1] for curve in curves) for k in range(len(curves[0]))]
 
 
-def reach(curve: Curve, aim: float) -> float | None:
-    """When a curve first is as low as `aim`, linear between its points; None: never.
+@dataclasses.dataclass(frozen=True)
+class Reached:
+    """When a curve first is as low as asked; `latest` where its first point is so already, for it may have been before."""
 
-    Where its first point is as low already, that point: it may have been there before.
-    """
+    seconds: float
+    latest: bool = False
+
+
+def reach(curve: Curve, aim: float) -> Reached | None:
+    """When a curve first is as low as `aim`, linear between its points; None: never."""
     before: tuple[float, float] | None = None
     for seconds, value in sorted(curve):
         if value <= aim:
-            if before is None or before[1] <= value:
-                return seconds
-            return before[0] + (seconds - before[0]) * (before[1] - aim) / (before[1] - value)
+            if before is None:
+                return Reached(seconds, latest=True)
+            return Reached(before[0] + (seconds - before[0]) * (before[1] - aim) / (before[1] - value))
         before = seconds, value
     return None
 
 
-def until(several: Sequence[float | None]) -> str:
+def until(several: Sequence[Reached | None]) -> str:
     """When a distance was reached, by the sampling seeds."""
     there = [s for s in several if s is not None]
     if not there:
         return "not reached"
-    text = f"{Spread.of(there).told()} s"
+    text = f"{'at most ' if any(s.latest for s in there) else ''}{Spread.of([s.seconds for s in there]).told()} s"
     return text if len(there) == len(several) else f"{text}, in {len(there)} of {len(several)} samplings"
 
 
@@ -118,8 +139,7 @@ def power(desk: Desk, t: Trained, watts: float | None) -> Energy:
     """The power of a training, over some seconds of it."""
 
     def measure() -> dict[str, object]:
-        fields = recipes.denoiser(t.first, recipes.by_class() if desk.labelled else None)
-        recipe = desk.recipe("power", fields, 1_000_000)
+        recipe = desk.recipe("power", compression.denoiser(desk, t.factor, t.first), 1_000_000)
         objective = objective_of(recipe, desk.run(f"denoiser-{t.kind}-f{t.factor}"), desk.device)
         with metered(desk.device, watts) as found:
             rate(objective, recipe.training, desk.device, seconds=10.0)
@@ -132,12 +152,12 @@ def claims(
     desk: Desk,
     several: Sequence[Trained],
     rows: Mapping[int, Row],
-    reached: Mapping[int, Sequence[float | None]],
+    reached: Mapping[int, Sequence[Reached | None]],
     before: Mapping[int, float],
-    spent: Mapping[int, float],
 ) -> list[Claim]:
     """Table 6's two numbers beside ours."""
-    name, speeds = distance(desk), {t.factor: Spread.of(desk.plan("rates")[t.run.name]) for t in several}
+    name, pixels = distance(desk), next(desk.seconds(t.run.name) for t in several if t.factor == 1)
+    speeds = {t.factor: Spread.of(desk.paces(t.run.name)) for t in several}
     made = []
     for f in (f for f in speeds if f > 1):
         made.append(Claim(
@@ -147,11 +167,11 @@ def claims(
         ))  # fmt: skip
         one, other = rows[f][name], rows[1][name]
         made.append(Claim(
-            f"LDM-{f}'s distance is at least {PAPER_QUALITY:g} times lower at equal compute",
+            f"LDM-{f}'s distance is at least {PAPER_QUALITY:g} times lower after equal time",
             better(one, other, by=1 - 1 / PAPER_QUALITY),
             f"{one.told()} against {other.told()}: {other.value / one.value:.2f} times",
         ))  # fmt: skip
-        made.append(sooner(f, [None if s is None else s + before[f] for s in reached[f]], spent[1]))
+        made.append(sooner(f, [None if s is None else s.seconds + before[f] for s in reached[f]], pixels))
     return made
 
 

@@ -31,7 +31,7 @@ from sfumato.training.autoencoder import stack
 from sfumato.training.log import lines
 from sfumato.training.rate import rates
 from sfumato.training.recipe import Recipe, parse
-from sfumato.training.run import objective_of, train
+from sfumato.training.run import environment, objective_of, train
 
 say = Console(stderr=True)
 Fields = dict[str, Any]
@@ -167,6 +167,10 @@ class Desk:
         found = self.elapsed(name)
         return found[-1][1] if found else 0.0
 
+    def paces(self, name: str) -> list[float]:
+        """Images a second of a run in each stretch that it reported."""
+        return [float(line["images_per_second"]) for line in lines(self.run(name) / "times.jsonl")]
+
     def budget(self, name: str, fields: Mapping[str, Any], hours: float) -> int:
         """Images that a run sees in so many hours, worked out once."""
         planned = self.plan("images")
@@ -212,8 +216,8 @@ class Desk:
     def protocol(self, **more: Any) -> dict[str, Any]:
         """How everything is measured; `more` is the study's own."""
         return {
-            "data": self.data, "train": self.train.fingerprint[:12], "features": self.network.told(),
-            "distances": "against the training part", "images a seed": self.images, "sampling seeds": list(self.seeds),
+            "machine": environment(self.device), "data": self.data, "train": self.train.fingerprint[:12], "features": self.network.told(),
+            "distances": f"against the training part, {len(self.train):,} pictures", "images a seed": self.images, "sampling seeds": list(self.seeds),
             "training seed": self.seed, "sampler": Generate.model_fields["sampler"].default, "steps": self.steps, "guidance": 1.0,
             "hours": self.hours, "device": str(self.device), "precision of sampling": str(self.dtype).removeprefix("torch."),
             "width of networks": self.scale, **more,

@@ -12,19 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from sfumato import files, image
 from sfumato.data.base import Data
 from sfumato.data.degrade import shrunk
 from sfumato.evaluation.reconstruction import psnr
-from sfumato.studies import recipes
+from sfumato.studies import families, recipes
 from sfumato.studies.desk import Desk
-from sfumato.studies.families import GAN, family
 from sfumato.studies.guidance import good_stage
-from sfumato.studies.measure import Row, distance, generated, real, rebuilt
+from sfumato.studies.measure import REAL, Row, distance, drawn, generated, real, rebuilt, short
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import FAILS, HOLDS, Claim, Spread, better
 from sfumato.tasks.pipeline import Pipeline
+from sfumato.tasks.upscale import corrected
 
 FEW = (1, 2, 4)
 WAYS = ("consistency", "shortcut")
@@ -47,7 +48,7 @@ def study(desk: Desk) -> Result:
     result = Result(
         "limits", "Past the paper's limits",
         f"Few-step sampling, channels of the latents, and exact super-resolution on {desk.name} at {desk.train.size} pixels.",
-        protocol=desk.protocol(**{"guidance": {"few steps": guided(desk), "channels": 1.0}, "sampler of few steps": "the student's own"}),
+        protocol=desk.protocol(**{"guidance": {"few steps": guided(desk), "channels": 1.0}, "sampler of few steps": "the student's own", "precision of few steps": "float32"}),
     )  # fmt: skip
     few(desk, result)
     channels(desk, result)
@@ -74,22 +75,25 @@ def few(desk: Desk, result: Result) -> None:
     teacher = desk.trained("teacher", fields, desk.budget("teacher", fields, TEACHER * desk.hours))
     scale = guided(desk)
     rows: dict[str, Row] = {"teacher, 25 steps": few_rows(desk, "few-teacher", teacher, 25, guidance=scale)}
-    for n in FEW:
-        rows[f"teacher, {n}"] = few_rows(desk, "few-teacher", teacher, n, guidance=scale)
+    for n in FEW:  # on the better of two grids: students have their own
+        grids = [few_rows(desk, f"few-teacher-{g}", teacher, n, guidance=scale, grid=g) for g in ("karras", "even")]
+        rows[f"teacher, {n}"] = min(grids, key=lambda row: row[distance(desk)].value)
     for how in WAYS:
         taught = {**student(teacher, how), "guidance": scale}
         folder = desk.trained(f"few-{how}", taught, desk.budget(f"few-{how}", taught, EACH * desk.hours))
         for n in FEW:
             rows[f"{how}, {n}"] = few_rows(desk, f"few-{how}", folder, n)
-    gan, time = family("gan", width=32, latent=128, r1=2.0), shared(desk) + (TEACHER + EACH) * desk.hours
-    rows[GAN] = few_rows(desk, "gan", desk.trained("gan", gan, desk.budget("gan", gan, time)), 1)
-    name = distance(desk)
-    lines = [[title, row[name].told(), row.rate.told()] for title, row in rows.items()]
-    result.tables.append(Table("Few steps", ["", name, "pictures a second, decoded"], lines))
-    drawn = [
+    gan, time = families.gan(), shared(desk) + (TEACHER + EACH) * desk.hours
+    rows[families.GAN] = few_rows(desk, "gan", desk.trained("gan", gan, desk.budget("gan", gan, time)), 1)
+    name, kernel, ceiling = distance(desk), short(desk, "KID"), real(desk)
+    lines = [[REAL, ceiling[name].told(), ceiling[kernel].told(), ""]]
+    lines += [[title, row[name].told(), row[kernel].told(), row.rate.told()] for title, row in rows.items()]
+    result.tables.append(Table("Few steps", ["", name, kernel, "pictures a second, decoded"], lines))
+    curves = [
         (how, list(FEW), [rows[f"{how}, {n}"][name].value for n in FEW]) for how in ("teacher", *WAYS)
-    ]  # fmt: skip
-    path = plot(desk.folder / "steps.png", drawn, "steps", name, log=(True, True))
+    ] + [(f"{one}, any steps" if one == families.GAN else one, [FEW[0], FEW[-1]], 2 * [rows[one][name].value])
+         for one in ("teacher, 25 steps", families.GAN)]  # fmt: skip
+    path = plot(desk.folder / "steps.png", curves, "steps", name, log=(True, True))
     result.figures.append(Figure(path, f"{name} against steps"))
     result.figures.append(Figure(real(desk).sheet, "Held-out pictures"))
     result.figures += [Figure(row.sheet, title) for title, row in rows.items()]
@@ -113,18 +117,19 @@ def shared(desk: Desk) -> float:
 
 def quick(rows: dict[str, Row], name: str) -> list[Claim]:
     """Whether slow sampling is a limit still."""
-    best = {n: min((rows[f"{how}, {n}"] for how in WAYS), key=lambda r: r[name].value) for n in FEW}
-    slow, gan = rows["teacher, 25 steps"], rows[GAN]
-    four = best[4]
+    best = {n: min(WAYS, key=lambda how: rows[f"{how}, {n}"][name].value) for n in FEW}
+    slow, gan = rows["teacher, 25 steps"], rows[families.GAN]
+    four, once = rows[f"{best[4]}, 4"], rows[f"{best[1]}, 1"]
     return [
         Claim("Four steps of a student are within a fifth of the teacher's 25",
               better(_grown(four[name], 1 / 1.2), slow[name]),
-              f"{four[name].told()} against {slow[name].told()}; {four.rate.value / slow.rate.value:.1f} times the pictures a second"),
-        Claim("One step of a student is better than the GAN", better(best[1][name], gan[name]),
-              f"{best[1][name].told()} against {gan[name].told()}"),
+              f"{best[4]}: {four[name].told()} against {slow[name].told()}; "
+              f"{four.rate.value / slow.rate.value:.1f} times the pictures a second"),
+        Claim("One step of a student is better than the GAN", better(once[name], gan[name]),
+              f"{best[1]}: {once[name].told()} against {gan[name].told()}"),
         Claim("One step of a student is faster than the GAN, decoding included",
-              better(best[1].rate, gan.rate, lower=False),
-              f"{best[1].rate.told()} and {gan.rate.told()} pictures a second"),
+              better(once.rate, gan.rate, lower=False),
+              f"{best[1]}: {once.rate.told()} and {gan.rate.told()} pictures a second"),
     ]  # fmt: skip
 
 
@@ -176,7 +181,7 @@ def channels(desk: Desk, result: Result) -> None:
     result.claims += [
         Claim("More channels keep more precision", better(made, few_, lower=False),
               f"{few_.value:.2f} dB with {CHANNELS[0]}, {made.value:.2f} dB with {finest}"),
-        Claim("Many channels are harder to generate at equal budget", better(plain[CHANNELS[0]], plain[finest]),
+        Claim("Many channels are harder to generate in equal time, with the same density of times", better(plain[CHANNELS[0]], plain[finest]),
               f"{plain[CHANNELS[0]].told()} with {CHANNELS[0]}, {plain[finest].told()} with {finest}"),
         *(Claim(f"Equivariance helps {c} channels to generate", better(cured[c], plain[c]),
                 f"{cured[c].told()} with, {plain[c].told()} without") for c in CHANNELS[1:]),
@@ -202,12 +207,16 @@ def exact(desk: Desk, result: Result) -> None:
     model = desk.trained("upscale", fields, desk.budget("upscale", fields, UPSCALE * desk.hours))
     found = desk.once("upscale-exact", files.sha256(model / "model.yaml"), lambda: shrunk_again(desk, model, data))
     values = found["consistent"]
+    kinds = {"plain": "as the model makes it", "consistent": "with the correction, the default",
+             "bicubic": "bicubic", "bicubic, consistent": "bicubic with the correction"}  # fmt: skip
     result.tables.append(Table(
-        "Super-resolution x4, made small again, against what was given",
-        ["", "lowest", "mean"],
-        [["as the model makes it", *_two(found["plain"])], ["with the correction, the default", *_two(values)]],
+        "Super-resolution x4",
+        ["", "made small again, against what was given: lowest", "mean", "against the original: mean"],
+        [[told, *_two(found[k]), _two(found[f"{k}, original"])[1]] for k, told in kinds.items()],
     ))  # fmt: skip
-    result.figures.append(Figure(desk.folder / found["sheet"], "Given (enlarged), made, the original"))
+    result.figures.append(
+        Figure(desk.folder / found["sheet"], "Given (enlarged), bicubic with the correction, made, the original")
+    )
     result.claims.append(Claim(
         f"Pictures made small again are what was given, to {WITHIN:g} dB", HOLDS if min(values) >= WITHIN else FAILS,
         f"lowest of {len(values)}: {min(values):.1f} dB",
@@ -220,23 +229,28 @@ def _two(values: Sequence[float]) -> tuple[str, str]:
 
 @torch.no_grad()
 def shrunk_again(desk: Desk, model: Path, data: dict[str, Any], count: int = 16) -> dict[str, Any]:
-    """PSNR of made pictures, shrunk as the data shrink them, against the small ones, with and without the correction."""
+    """PSNR of made pictures, shrunk as the data shrink them, against the small ones, and as they are against the originals;
+    with and without the correction, and the same of bicubic enlargements, for the correction makes any picture agree."""
     pipeline = Pipeline.load(model, device=str(desk.device))
     part = Data.model_validate(data).open("held_out")
     whole = torch.stack([part.image(k) for k in range(min(count, len(part)))]).float() / 127.5 - 1.0
     side = part.size // FACTOR
     small = image.to_uint8(shrunk(whole, (side, side))).float() / 127.5 - 1.0
-    found: dict[str, Any] = {}
-    made: list[torch.Tensor] = []
+    made: dict[str, torch.Tensor] = {}
     for name, keeps in (("plain", False), ("consistent", True)):
-        made = [
+        made[name] = torch.stack([
             image.to_tensor(pipeline.upscale(picture=p, seed=k, steps=desk.steps, consistent=keeps)[0])
             for k, p in enumerate(image.to_pil(small))
-        ]
-        again = image.to_uint8(shrunk(torch.stack(made), (side, side))).float() / 127.5 - 1.0
+        ])  # fmt: skip
+    made["bicubic"] = F.interpolate(small, scale_factor=FACTOR, mode="bicubic").clamp(-1, 1)
+    made["bicubic, consistent"] = torch.cat(
+        [corrected(b[None], s) for b, s in zip(made["bicubic"], small, strict=True)]
+    )
+    found: dict[str, Any] = {}
+    for name, pictures in made.items():
+        again = image.to_uint8(shrunk(pictures, (side, side))).float() / 127.5 - 1.0
         found[name] = [float(v) for v in psnr(again, small)]
-    large = torch.nn.functional.interpolate(small, scale_factor=FACTOR, mode="nearest")
-    path = Path("sheets") / "upscale.png"
-    sheet = image.sheet(torch.cat([large, torch.stack(made), whole]), len(whole))
-    files.write(desk.folder / path, lambda part_: sheet.save(part_, "PNG"))
-    return {**found, "sheet": str(path)}
+        found[f"{name}, original"] = [float(v) for v in psnr(pictures, whole)]
+    large = F.interpolate(small, scale_factor=FACTOR, mode="nearest")
+    rows = torch.cat([large, made["bicubic, consistent"], made["consistent"], whole])
+    return {**found, "sheet": str(drawn(desk, "upscale", list(rows)).relative_to(desk.folder))}

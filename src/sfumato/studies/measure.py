@@ -167,7 +167,8 @@ def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
 
 def real(desk: Desk, judge: Judge | None = None) -> Row:
     """As many pictures of one half of the training part as are generated, against the other half, and a sheet of held-out
-    ones: about what no model passes. The reference is half as large as a model's, which costs a little."""
+    ones: what fresh pictures of the same kind come to. A model that repeats the pictures it was trained on can be nearer.
+    The reference is half as large as a model's, which costs a little."""
 
     def make() -> Any:
         one, two = halves(desk.real)

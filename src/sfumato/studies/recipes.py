@@ -6,16 +6,21 @@ from pathlib import Path
 from typing import Any
 
 Fields = dict[str, Any]
-CHANNELS = {2: 2, 4: 3, 8: 4, 16: 8, 32: 16}  # of latents: the published first stages' (Rombach et al., 2022, table 8)
+# of latents: the published first stages' (Rombach et al., 2022, table 8 and the released configurations)
+CHANNELS = {
+    "kl": {2: 2, 4: 3, 8: 4, 16: 16, 32: 64},
+    "vq": {2: 2, 4: 3, 8: 4, 16: 8, 32: 16},
+}
 BATCH = 128
+WIDE = 32  # maps of this many pixels a side and more get a narrow network of more levels
 
 
 def first(kind: str, factor: int, channels: int | None = None, *, equivariance: float = 0.0) -> Fields:
     """A first stage of a factor: `kind` kl or vq, latents of the published number of channels where none is given."""
-    stem = min(max(factor // 2, 1), 4)
+    stem = 2 if factor == 2 else min(factor // 2, 4)
     levels = (factor // stem).bit_length()
     coder = {
-        "factor": factor, "channels": channels or CHANNELS[factor], "stem": stem, "width": 64,
+        "factor": factor, "channels": channels or CHANNELS[kind][factor], "stem": stem, "width": 64,
         "multipliers": [1, *[2] * (levels - 1)], "blocks": 1, "decoder_blocks": 2, "middle_blocks": 1,
         "middle_attention": False, "refine": 16, "down": "unshuffle", "up": "shuffle", "groups": 16,
     }  # fmt: skip
@@ -31,7 +36,7 @@ def denoiser(
     autoencoder: Path, conditioners: Fields | None = None, *, width: int = 64, multipliers: tuple[int, ...] = (1, 2),
     attention: tuple[int, ...] = (2,), mean: float = 0.8, cache: bool = True, **training: Any,
 ) -> Fields:  # fmt: skip
-    """A U-Net on a first stage, flow prediction; the same network whatever the latents."""
+    """A U-Net on a first stage, flow prediction."""
     backbone = {
         "kind": "unet", "width": width, "multipliers": list(multipliers), "blocks": 1,
         "attention": list(attention), "expansion": 2, "groups": None,
@@ -40,8 +45,19 @@ def denoiser(
         "stage": "diffusion", "autoencoder": str(autoencoder), "backbone": backbone, "schedule": {"kind": "linear"},
         "prediction": "flow", "times": {"density": "logit_normal", "mean": mean}, "cache": cache,
         "conditioners": conditioners or {},
-        "training": {"batch": BATCH, "rate": 1.0e-2, "warmup": 0.02, "flip": 0.5, **training},
+        "training": {"batch": BATCH, "rate": 1.0e-2, "warmup": 0.05, "flip": 0.5, **training},
     }  # fmt: skip
+
+
+def fitting(side: int) -> Fields:
+    """The settings of `denoiser` for latents of so many places a side: about 3.5 million weights on each.
+
+    Where maps are large the network is narrow at their full size and has more levels, as the paper's is for LDM-1. Its times
+    are centred where signal and noise are equal, near what EDM uses for pictures of 32 pixels (Karras et al., 2022).
+    """
+    if side < WIDE:
+        return {}
+    return {"width": 32, "multipliers": (1, 2, 2, 4), "attention": (4, 8), "mean": 0.0}
 
 
 def wider(fields: Mapping[str, Any], scale: float) -> Fields:

@@ -3,6 +3,7 @@
 import html
 import json
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,8 @@ from sfumato.page import Page
 from sfumato.studies.verdict import Claim
 
 Line = tuple[str, Sequence[float], Sequence[float]]  # a title, x, y
+FEW = 6  # values that an axis names each; and the ratio from which its ticks are those of a logarithm
+DASHES = ("-", "--", ":")  # of lines that share a colour
 
 
 @dataclass(frozen=True)
@@ -114,15 +117,36 @@ def plot(
     """Lines in one plot; dots where they were measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Drawing
+    from matplotlib.ticker import AutoLocator, FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-    drawing = Drawing(figsize=(7.2, 4.2), dpi=110, layout="constrained")
+    drawing = Drawing(figsize=(8.4, 4.6), dpi=110, layout="constrained")
     canvas, axis = FigureCanvasAgg(drawing), drawing.subplots()
+    colours: dict[str, int] = {}
+    seen = Counter[str]()
     for title, x, y in lines:
-        axis.plot(x, y, marker="o" if dots else None, markersize=4, linewidth=1.4, label=title)
+        kin = title.split(",")[0]  # kin share a colour and differ in dashes: «LDM-4, kl» and «LDM-4, vq»
+        colour = f"C{colours.setdefault(kin, len(colours)) % 10}"
+        axis.plot(x, y, DASHES[seen[kin] % len(DASHES)], color=colour, marker="o" if dots else None, markersize=4,
+                  linewidth=1.4, label=title)  # fmt: skip
+        seen[kin] += 1
     axis.set(xlabel=across, ylabel=up, xscale="log" if log[0] else "linear", yscale="log" if log[1] else "linear")
+    sides = (axis.xaxis, {v for _, x, _ in lines for v in x}), (axis.yaxis, {v for _, _, y in lines for v in y})
+    for (one, found), is_log in zip(sides, log, strict=True):
+        if is_log:  # plain numbers: «200» and not «2 x 10²»
+            values = sorted(found)
+            wide = values[-1] > FEW * values[0]
+            one.set_major_locator(
+                FixedLocator(values)
+                if len(values) <= FEW and one is axis.xaxis
+                else LogLocator(subs=(1, 2, 5))
+                if wide
+                else AutoLocator()
+            )
+            one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+            one.set_minor_locator(NullLocator())
     axis.grid(alpha=0.25, linewidth=0.6)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=9)
+    axis.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     canvas.draw()
     picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
     files.write(path, lambda part: picture.save(part, "PNG"))
