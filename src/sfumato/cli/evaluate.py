@@ -8,7 +8,8 @@ import typer
 
 def command(
     model: Annotated[
-        Path, typer.Argument(help="a model folder or the run folder around it, a first stage, or a folder of images")
+        Path,
+        typer.Argument(help="a model folder, the run folder around it, `emoji`, a first stage, or a folder of images"),
     ],
     data: Annotated[
         str | None,

@@ -107,7 +107,9 @@ OWN = [
     P(
         "model",
         P.KEYWORD_ONLY,
-        annotation=Annotated[Path, typer.Argument(help="a model folder, or the run folder around it")],
+        annotation=Annotated[
+            Path, typer.Argument(help="a model folder, the run folder around it, or `emoji`, which ships")
+        ],
     ),
     P(
         "out",

@@ -67,7 +67,7 @@ def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
         VAE: family("vae", width=48, channels=16),
         AR: family("autoregressive", tokens="palette", side=side, colours=256, width=256, depth=4, heads=4, batch=8),
         TWO: {**family("autoregressive", tokens="codes", width=256, depth=6, heads=4), "autoencoder": str(codes)},
-        PIXELS: recipes.denoiser(desk.pixels(), cond, **recipes.fitting(desk.train.size), batch=32),
+        PIXELS: recipes.denoiser(desk.pixels(), cond, **recipes.fitting(desk.train.size)),
         LDM: recipes.denoiser(stage, cond, width=128, multipliers=(1, 1)),
     }
 
