@@ -16,7 +16,7 @@ from sfumato.autoencoder.vq import VQConfig
 from sfumato.families import base
 from sfumato.families.autoregressive import AutoregressiveConfig
 from sfumato.families.base import Drawn, FamilyConfig, Shape, single
-from sfumato.families.gan import Gan, GanConfig, shown
+from sfumato.families.gan import Gan, GanConfig, deviation, shown
 from sfumato.families.vae import VaeConfig
 from sfumato.streams import Stream
 from sfumato.training import recipe, run
@@ -125,19 +125,26 @@ def test_each_turn_of_a_gan_teaches_its_own_network() -> None:
             p.grad = None
 
 
-def test_r1_is_half_the_squared_gradient_at_real_pictures_however_a_batch_is_split() -> None:
+def test_r1_is_half_the_squared_gradient_at_some_real_pictures() -> None:
     gan: Gan = built("gan")
-    whole = drawn(8)
+    whole = drawn(36)
     found = gan.turns["critic"](whole)
-    rows = [k for k in whole.positions if k % gan.config.every == 0]
+    rows = [0, 1, 2, 3, 32, 33, 34, 35]  # whole fours, one of `every` = 8
     real = shown(whole.images, whole, "real")[rows].clone().requires_grad_()
     (slope,) = torch.autograd.grad(gan.judge(real, whole.labels[rows]).sum(), real)
-    expected = 0.5 * slope.square().flatten(1).sum(1).sum() * gan.config.every / 8
+    expected = 0.5 * slope.square().flatten(1).sum(1).mean()
     assert float(found["r1"]) == pytest.approx(float(expected), rel=1e-4)
-    halves = [
-        gan.turns["critic"](Drawn(whole.images[k::2], whole.labels[k::2], whole.positions[k::2], 0)) for k in (0, 1)
-    ]
-    assert sum(float(h.get("r1", torch.zeros(()))) for h in halves) / 2 == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_a_critic_sees_when_four_pictures_look_alike() -> None:
+    x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x[4:] = x[4:5]
+    found = deviation(x)
+    assert found.shape == (8, 1, 4, 4)
+    assert float(found[:4].min()) > 0.5
+    assert float(found[4:].max()) < 1e-3
+    assert torch.equal(found[4:], deviation(x[4:]))  # the fours of a part are those of the whole
+    assert float(deviation(x[:3]).max()) < 1e-3  # no whole four: alone
 
 
 def test_a_critic_sees_pictures_shifted_and_brighter_alike_however_a_batch_is_split() -> None:

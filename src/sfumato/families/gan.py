@@ -1,7 +1,7 @@
-"""`kind: gan`. Our decoder as generator, our encoder as critic (Goodfellow et al., 2014), with R1.
+"""`kind: gan`. Our decoder as generator and a residual critic (Goodfellow et al., 2014), with R1.
 
 The generator is the first stage's decoder behind a linear layer that makes its 4 x 4 map of noise and class; the critic
-is the first stage's encoder with one logit, a class's logit by projection (Miyato & Koyama, 2018). Both minimise
+halves a picture down to one logit, a class's logit by projection (Miyato & Koyama, 2018). Both minimise
 non-saturating cross-entropies, the critic with half the squared gradient at real pictures (Mescheder et al., 2018): the
 recipe of the small StyleGANs without their styles. The critic sees every picture shifted and otherwise bright, real and
 made alike (DiffAugment, Zhao et al., 2020), so that it cannot learn a small set by heart. Pictures come from the
@@ -10,6 +10,7 @@ generator's average.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,31 +19,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.autoencoder.codec import Codec
-from sfumato.autoencoder.coder import CoderConfig, Decoder, Encoder
+from sfumato.autoencoder.coder import CoderConfig, Decoder
 from sfumato.device import at_least_single
 from sfumato.families.base import Drawn, Family, FamilyConfig, Shape, classes
 from sfumato.lanes import rows_side_by_side
 from sfumato.streams import Stream
 
 START = 4  # places a side of the generator's first map
+LEAK, TOGETHER = 0.2, 4  # of the critic: its rectifier, and the pictures that it sees beside one another
 SHIFT = 8  # pictures are shifted by at most this part of their side
 
 
 class GanConfig(FamilyConfig):
-    """Sizes of both networks, and the critic's own training."""
+    """Sizes of both networks, and their own training."""
 
-    width: PositiveInt = Field(32, description="channels at full resolution; each halving doubles them up to 8 times")
+    width: PositiveInt = Field(
+        32, description="channels of the generator at full resolution; each halving doubles them up to 8 times"
+    )
+    critic: PositiveInt = Field(
+        32, description="channels of the critic at 32 pixels a side; each halving doubles them up to 4 times"
+    )
     latent: PositiveInt = 128
     r1: float = Field(2.0, ge=0, description="weight of half the squared gradient at real pictures")
-    rate: PositiveFloat = Field(5e-4, description="peak learning rate of both turns (AdamW)")
+    rate: PositiveFloat = Field(3e-4, description="peak learning rate of both turns (AdamW)")
     augment: bool = Field(True, description="the critic sees pictures shifted and otherwise bright")
-    every: PositiveInt = Field(4, description="critic's steps a penalty; it then counts that many times")
+    every: PositiveInt = Field(8, description="one of so many pictures is penalised, and counts that many times")
 
     def build(self, shape: Shape, labels: tuple[str, ...], codec: Codec | None) -> "Gan":
         return Gan(self, shape, labels)
 
     def coder(self, shape: Shape) -> CoderConfig:
-        """The first stage that both networks are halves of."""
+        """The first stage whose decoder the generator is."""
         factor = shape.size // START
         if shape.size % START or factor & (factor - 1):
             raise ValueError(f"a gan makes pictures of {START} times a power of two pixels; got {shape.size}")
@@ -74,23 +81,74 @@ class Generator(nn.Module):
         return at_least_single(result).tanh()
 
 
+class Conv(nn.Conv2d):
+    """A convolution that keeps the size of what leaves a leaky rectifier (He et al., 2015)."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__(channels, out, 3, padding=1)
+        nn.init.kaiming_normal_(self.weight, LEAK)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Halving(nn.Module):
+    """(B, C, S, S) -> (B, out, S / 2, S / 2): two convolutions beside a straight way."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.one, self.two = Conv(channels, channels), Conv(channels, out)
+        self.straight = nn.Conv2d(channels, out, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.avg_pool2d(leaky(self.two(leaky(self.one(x)))), 2)
+        result: Tensor = (h + self.straight(F.avg_pool2d(x, 2))) / math.sqrt(2)
+        return result
+
+
 class Judge(nn.Module):
-    """(B, C, S, S) and classes (B,) -> (B,) logits, high where a picture looks real."""
+    """(B, C, S, S) and classes (B,) -> (B,) logits, high where a picture looks real.
+
+    Residual and without norms, as StyleGAN2's (Karras et al., 2020): the first stage's encoder, whose group norms take away
+    how strong a picture's colours are, was fooled at once and let the generator draw one picture a class.
+    """
 
     def __init__(self, config: GanConfig, shape: Shape, labels: tuple[str, ...]) -> None:
         super().__init__()
-        coder = config.coder(shape)
-        width = 4 * config.width
-        self.encoder = Encoder(coder, width)
-        self.out = nn.Linear(width * START**2, width)
-        self.logit, self.named = nn.Linear(width, 1), classes(labels, width)
+        sides = [shape.size >> k for k in range(int(math.log2(shape.size // START)) + 1)]
+        widths = [max(4 * config.critic * min(8, side) // side // 8, 2) * 8 for side in sides]
+        self.stem = Conv(shape.channels, widths[0])
+        self.halvings = nn.Sequential(*(Halving(*pair) for pair in pairwise(widths)))
+        width = widths[-1]
+        self.last, self.out, self.logit = (
+            Conv(width + 1, width),
+            nn.Linear(width * START**2, width),
+            nn.Linear(width, 1),
+        )
+        nn.init.kaiming_normal_(self.out.weight, LEAK)
+        self.named = classes(labels, width)
 
     def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
-        h = F.silu(self.out(self.encoder(pictures).flatten(1)))
+        h = self.halvings(leaky(self.stem(pictures)))
+        h = leaky(self.last(torch.cat([h, deviation(h)], 1)))
+        h = leaky(self.out(h.flatten(1)))
         logit: Tensor = self.logit(h)[:, 0]
         if self.named is not None:
             logit = logit + (h * self.named(labels)).sum(1) / math.sqrt(h.shape[1])
         return at_least_single(logit)
+
+
+def leaky(x: Tensor) -> Tensor:
+    """The critic's rectifier."""
+    return F.leaky_relu(x, LEAK)
+
+
+def deviation(x: Tensor) -> Tensor:
+    """(B, C, S, S) -> (B, 1, S, S): how much four pictures that stand beside one another differ (Karras et al., 2018), so that
+    a critic sees when all look alike. Other than whole fours count as alone."""
+    count = TOGETHER if len(x) % TOGETHER == 0 else 1
+    groups = at_least_single(x).reshape(-1, count, *x.shape[1:])
+    each: Tensor = (groups.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3)).repeat_interleave(count)
+    return each.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
 
 
 def shown(pictures: Tensor, batch: Drawn, purpose: str) -> Tensor:
@@ -135,11 +193,9 @@ class Judging(nn.Module):
         real, fake = self.judge(images, batch.labels), self.judge(made, batch.labels)
         loss = (F.softplus(-real) + F.softplus(fake)).mean()
         found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
-        # which rows are penalised is told by their places, so that parts of a batch agree however it is split
-        rows = [k for k, p in enumerate(batch.positions) if p % self.config.every == 0]
-        if self.config.r1 and rows:
-            share = self.config.every * len(rows) / len(batch.positions)
-            penalty = share * self._slope(images[rows], batch.labels[rows])
+        if self.config.r1:  # of some whole fours, as the critic sees them; every part of a batch has its own
+            rows = [k for k in range(len(images)) if k // TOGETHER % self.config.every == 0]
+            penalty = self._slope(images[rows], batch.labels[rows])
             found["r1"] = penalty.detach()
             loss = loss + self.config.r1 * penalty
         return {"loss": loss} | found
