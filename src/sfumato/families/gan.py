@@ -41,7 +41,8 @@ class GanConfig(FamilyConfig):
     )
     latent: PositiveInt = 128
     r1: float = Field(2.0, ge=0, description="weight of half the squared gradient at real pictures")
-    rate: PositiveFloat = Field(3e-4, description="peak learning rate of both turns (AdamW)")
+    rate: PositiveFloat = Field(2e-4, description="peak learning rate of the generator (AdamW)")
+    lead: PositiveFloat = Field(4.0, description="the critic's rate over the generator's (Heusel et al., 2017)")
     augment: bool = Field(True, description="the critic sees pictures shifted and otherwise bright")
     every: PositiveInt = Field(8, description="one of so many pictures is penalised, and counts that many times")
 
@@ -223,7 +224,8 @@ class Gan(Family):
         return [self.generator if turn == "generator" else self.judge]
 
     def tuned(self, turn: str) -> Mapping[str, Any]:
-        return {"optimizer": "adamw", "rate": self.config.rate, "betas": (0.0, 0.99), "weight_decay": 0.0}
+        rate = self.config.rate * (self.config.lead if turn == "critic" else 1.0)
+        return {"optimizer": "adamw", "rate": rate, "betas": (0.0, 0.99), "weight_decay": 0.0}
 
     @torch.no_grad()
     def sample(self, noise: Stream, labels: Tensor, guidance: float = 1.0) -> Tensor:
