@@ -40,8 +40,8 @@ def row(name: str, found: dict[str, float], more: str = "") -> str:
 
 
 def recall(pipeline: Pipeline, matcher: Matcher, data: EmojiData, steps: int | None) -> None:
-    """Caption match of training and of held-out combinations."""
-    for part, count in (("train", 512), ("combinations", 152)):
+    """Caption match of training, of combinations never seen, and of emoji whose words were never seen."""
+    for part, count in (("train", 512), ("combinations", 152), ("held_out", 186)):
         opened = data.open(part)
         indices = chosen(opened, count)
         captions = [opened.fields(k)["caption"][0] for k in indices]
@@ -50,7 +50,8 @@ def recall(pipeline: Pipeline, matcher: Matcher, data: EmojiData, steps: int | N
 
 
 def tones(pipeline: Pipeline, matcher: Matcher, data: EmojiData, steps: int | None, count: int) -> None:
-    """The same for people of each tone, of the same roles, and whether the nearest of a role's pictures has that tone."""
+    """The same for people of each tone, of the same roles, and whether the nearest of a role's pictures has that tone; in
+    brackets how many are nearest to each, in the order of the rows."""
     part = data.open("train")
     assert isinstance(part, EmojiPart)
     by_role: dict[tuple[str, str, str], dict[str, int]] = {}
@@ -65,7 +66,8 @@ def tones(pipeline: Pipeline, matcher: Matcher, data: EmojiData, steps: int | No
         near = torch.cdist(small(pictures)[:, None], torch.stack([small(s) for s in several]))[:, 0].argmin(1)
         right = float((near == TONES.index(tone)).double().mean())
         found = shares(ranks(pictures, matcher.reference, matcher.own(part, indices)))
-        print(row(tone or "no tone said", found, f"{100 * right:.1f} %"), flush=True)
+        counts = torch.bincount(near, minlength=len(TONES)).tolist()
+        print(row(tone or "no tone said", found, f"{100 * right:.1f} % ({', '.join(map(str, counts))})"), flush=True)
 
 
 def sheet(pipeline: Pipeline, data: EmojiData, steps: int | None, path: Path) -> None:
@@ -117,7 +119,9 @@ def main() -> None:
         print(
             f"\n{asked.model}, {steps or 'its own'} steps, {seconds(asked.model, steps):.1f} seconds for one picture\n"
         )
-        print(f"| | captions | own picture nearest | among the {NEAR} nearest | tone right |\n|---|---|---|---|---|")
+        print(
+            f"| | captions | own picture nearest | among the {NEAR} nearest | tone right (nearest tones) |\n|---|---|---|---|---|"
+        )
         recall(pipeline, matcher, data, steps)
         tones(pipeline, matcher, data, steps, asked.people)
     if asked.sheet is not None:

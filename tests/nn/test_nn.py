@@ -70,6 +70,8 @@ def test_causal_attention_never_looks_ahead(dtype: torch.dtype) -> None:
     for n in range(1, 9):  # the last query of n sees n keys
         alone = attend(q[:, :, n - 1 : n], k[:, :, :n], v[:, :, :n])
         torch.testing.assert_close(attend(q, k, v, causal=True)[:, :, n - 1 : n], alone, rtol=0.02, atol=0.02)
+    with pytest.raises(ValueError, match="takes no mask"):
+        attend(q, k, v, torch.ones(2, 8, dtype=torch.bool), causal=True)
 
 
 def test_heads_must_divide_the_width() -> None:

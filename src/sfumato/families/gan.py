@@ -4,8 +4,8 @@ The generator is the first stage's decoder behind a linear layer that makes its 
 halves a picture down to one logit, a class's logit by projection (Miyato & Koyama, 2018). Both minimise
 non-saturating cross-entropies, the critic with half the squared gradient at real pictures (Mescheder et al., 2018): the
 recipe of the small StyleGANs without their styles. The critic sees every picture shifted and otherwise bright, real and
-made alike (DiffAugment, Zhao et al., 2020), so that it cannot learn a small set by heart. Pictures come from the
-generator's average.
+made alike (DiffAugment, Zhao et al., 2020), so that it cannot learn a small set by heart, and how much fours of them
+differ, which hangs on how a batch is split into parts. Pictures come from the generator's average.
 """
 
 import math
@@ -44,7 +44,7 @@ class GanConfig(FamilyConfig):
     rate: PositiveFloat = Field(2e-4, description="peak learning rate of the generator (AdamW)")
     lead: PositiveFloat = Field(4.0, description="the critic's rate over the generator's (Heusel et al., 2017)")
     augment: bool = Field(True, description="the critic sees pictures shifted and otherwise bright")
-    every: PositiveInt = Field(8, description="one of so many pictures is penalised, and counts that many times")
+    every: PositiveInt = Field(8, description="of so many fours of pictures one is penalised, in every part of a batch")
 
     def build(self, shape: Shape, labels: tuple[str, ...], codec: Codec | None) -> "Gan":
         return Gan(self, shape, labels)
@@ -109,8 +109,8 @@ class Halving(nn.Module):
 class Judge(nn.Module):
     """(B, C, S, S) and classes (B,) -> (B,) logits, high where a picture looks real.
 
-    Residual and without norms, as StyleGAN2's (Karras et al., 2020): the first stage's encoder, whose group norms take away
-    how strong a picture's colours are, was fooled at once and let the generator draw one picture a class.
+    Residual and without norms, as StyleGAN2's (Karras et al., 2020): the first stage's encoder lost to the generator at once,
+    with its group norms and without them (`docs/experiments.md`).
     """
 
     def __init__(self, config: GanConfig, shape: Shape, labels: tuple[str, ...]) -> None:

@@ -11,8 +11,10 @@ from sfumato.nn.norm import norm
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
     """softmax(q k' / sqrt(d)) v for (B, H, N, d) queries and (B, H, M, d) keys; `mask` (B, M) is True where a key counts.
-    Where `causal`, and there is no mask, a query sees the keys up to its own place."""
-    if not choose.products(q, k, v):
+    Where `causal` a query sees the keys up to its own place; with a mask too, that is a `ValueError`."""
+    if causal and mask is not None:
+        raise ValueError("causal attention takes no mask; pad at the end, where no earlier query looks")
+    if not choose.products(q, k, v) or (causal and choose.scores(q, k) > choose.KEPT):
         shown = None if mask is None else mask[:, None, None, :]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=shown, is_causal=causal)
     with torch.autocast("cpu", enabled=False):  # which would have the softmax read and write float32

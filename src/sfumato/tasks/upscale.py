@@ -43,11 +43,12 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
     yield from batches(model, request, made, make, tell)
 
 
-def corrected(pictures: Tensor, small: Tensor, rounds: int = 40, steps: int = 12) -> Tensor:
+def corrected(pictures: Tensor, small: Tensor, rounds: int = 6, most: int = 40, steps: int = 12) -> Tensor:
     """The nearest pictures (B, C, H, W) in [-1, 1] that, made small by bicubic averages, are `small` (C, h, w).
 
     The correction of least squares, A' (A A')⁻¹ (small - A x), A the resize, by conjugate gradients; again after what left
-    [-1, 1] was cut, since cutting disturbs it, until a picture agrees to `ENOUGH` dB.
+    [-1, 1] was cut, since cutting disturbs it: `rounds` times, and up to `most` until a picture agrees to `ENOUGH` dB, which
+    white grounds want.
     """
     size = (small.shape[-2], small.shape[-1])
 
@@ -62,9 +63,9 @@ def corrected(pictures: Tensor, small: Tensor, rounds: int = 40, steps: int = 12
         return found
 
     x = pictures
-    for _ in range(rounds):
+    for number in range(most):
         left = small.expand(len(x), *small.shape) - down(x)
-        wanting = left.square().mean((1, 2, 3), keepdim=True) > 4 * 10 ** (-ENOUGH / 10)
+        wanting = (left.square().mean((1, 2, 3), keepdim=True) > 4 * 10 ** (-ENOUGH / 10)) | (number < rounds)
         if not bool(wanting.any()):
             break
         y, along = torch.zeros_like(left), left
