@@ -139,12 +139,24 @@ def test_r1_is_half_the_squared_gradient_at_some_real_pictures() -> None:
 def test_a_critic_sees_when_four_pictures_look_alike() -> None:
     x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     x[4:] = x[4:5]
-    found = deviation(x)
+    alike = torch.zeros(8, dtype=torch.long)
+    found = deviation(x, alike)
     assert found.shape == (8, 1, 4, 4)
     assert float(found[:4].min()) > 0.5
     assert float(found[4:].max()) < 1e-3
-    assert torch.equal(found[4:], deviation(x[4:]))  # the fours of a part are those of the whole
-    assert float(deviation(x[:3]).max()) < 1e-3  # no whole four: alone
+    assert torch.equal(found[4:], deviation(x[4:], alike[4:]))  # the fours of a part are those of the whole
+    assert float(deviation(x[:3], alike[:3]).max()) < 1e-3  # no whole four: alone
+
+
+def test_a_critic_sees_when_the_pictures_of_a_class_look_alike_whatever_their_order() -> None:
+    two = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 0, 1, 1, 0, 1, 0])
+    one_each = two[labels]
+    assert float(deviation(one_each, labels).max()) < 1e-3
+    one_each[labels == 1] += torch.randn(4, 3, 4, 4, generator=torch.Generator().manual_seed(1))
+    found = deviation(one_each, labels)[:, 0, 0, 0]
+    assert float(found[labels == 1].min()) > 0.5
+    assert float(found[labels == 0].max()) < 1e-3
 
 
 def test_a_critic_sees_pictures_shifted_and_brighter_alike_however_a_batch_is_split() -> None:

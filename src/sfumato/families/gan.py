@@ -4,8 +4,8 @@ The generator is the first stage's decoder behind a linear layer that makes its 
 halves a picture down to one logit, a class's logit by projection (Miyato & Koyama, 2018). Both minimise
 non-saturating cross-entropies, the critic with half the squared gradient at real pictures (Mescheder et al., 2018): the
 recipe of the small StyleGANs without their styles. The critic sees every picture shifted and otherwise bright, real and
-made alike (DiffAugment, Zhao et al., 2020), so that it cannot learn a small set by heart, and how much fours of them
-differ, which hangs on how a batch is split into parts. Pictures come from the generator's average.
+made alike (DiffAugment, Zhao et al., 2020), so that it cannot learn a small set by heart, and how much fours of them,
+of one class where there are classes, differ, which hangs on how a batch is split into parts. Pictures come from the generator's average.
 """
 
 import math
@@ -130,7 +130,7 @@ class Judge(nn.Module):
 
     def forward(self, pictures: Tensor, labels: Tensor) -> Tensor:
         h = self.halvings(leaky(self.stem(pictures)))
-        h = leaky(self.last(torch.cat([h, deviation(h)], 1)))
+        h = leaky(self.last(torch.cat([h, deviation(h, labels)], 1)))
         h = leaky(self.out(h.flatten(1)))
         logit: Tensor = self.logit(h)[:, 0]
         if self.named is not None:
@@ -143,13 +143,15 @@ def leaky(x: Tensor) -> Tensor:
     return F.leaky_relu(x, LEAK)
 
 
-def deviation(x: Tensor) -> Tensor:
-    """(B, C, S, S) -> (B, 1, S, S): how much four pictures that stand beside one another differ (Karras et al., 2018), so that
-    a critic sees when all look alike. Other than whole fours count as alone."""
+def deviation(x: Tensor, labels: Tensor) -> Tensor:
+    """(B, C, S, S), classes (B,) -> (B, 1, S, S): how much four pictures differ (Karras et al., 2018), so that a critic sees when
+    all look alike. Fours stand beside one another after sorting by class, since pictures of several classes always differ.
+    Other than whole fours count as alone."""
+    order = labels.argsort(stable=True)
     count = TOGETHER if len(x) % TOGETHER == 0 else 1
-    groups = at_least_single(x).reshape(-1, count, *x.shape[1:])
+    groups = at_least_single(x)[order].reshape(-1, count, *x.shape[1:])
     each: Tensor = (groups.var(1, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3)).repeat_interleave(count)
-    return each.to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
+    return each[order.argsort()].to(x.dtype)[:, None, None, None].expand(-1, 1, *x.shape[2:])
 
 
 def shown(pictures: Tensor, batch: Drawn, purpose: str) -> Tensor:
