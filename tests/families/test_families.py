@@ -13,6 +13,8 @@ from torch.nn import functional as F
 import sfumato
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
+from sfumato.data.emoji import EmojiData
+from sfumato.evaluation.likelihood import each, likelihood
 from sfumato.families import base
 from sfumato.families.autoregressive import AutoregressiveConfig
 from sfumato.families.base import Drawn, FamilyConfig, Shape, single
@@ -197,6 +199,21 @@ def test_a_vaes_bits_are_those_of_its_density() -> None:
     assert bits.shape == (6,)
     # a broad Gaussian over 256 levels costs nearly 8 bits; none costs less than nothing
     assert 5 < float(bits.mean()) < 12
+
+
+def test_bits_of_a_part_are_those_of_its_pictures() -> None:
+    part = EmojiData(size=16).open("held_out")
+    family = FamilyConfig.model_validate(FAMILIES["bytes"]).build(Shape(3, 16), part.labels, None)
+    found, whole = each(family, part, 40), likelihood(family, part, 40)
+    assert found is not None
+    assert whole is not None
+    assert (len(found), whole["count"]) == (40, 40)
+    assert whole["bits"] == pytest.approx(float(found.mean()))
+    last = part.image(39)[None].float() / 127.5 - 1.0  # of the second batch
+    alone = family.bits(last, torch.tensor([part.fields(39)["label"]]))
+    assert alone is not None
+    assert float(found[39]) == pytest.approx(float(alone), abs=1e-4)
+    assert each(built("palette"), part, 4) is None
 
 
 # autoregressive

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.studies import conditioning, cost, energy, guidance, limits
+from sfumato.studies import cost, energy, guidance, limits
 from sfumato.studies.judge import Judge
 from sfumato.studies.measure import Row
-from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Spread, above, agreed, better, every, quantile
+from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Spread, above, agreed, better, every, paired, quantile
 
 
 def test_a_difference_decides_only_beyond_two_standard_errors() -> None:
@@ -58,9 +58,9 @@ def test_latents_are_sooner_only_in_all_samplings() -> None:
 def test_losses_are_compared_picture_by_picture() -> None:
     hard = [10.0 * k for k in range(20)]  # pictures differ far more than models do
     easier = [h - 0.5 - 0.01 * (k % 3) for k, h in enumerate(hard)]
-    assert conditioning.paired("", hard, easier).outcome == HOLDS
-    assert conditioning.paired("", easier, hard).outcome == FAILS
-    assert conditioning.paired("", hard, [h + (-1) ** k for k, h in enumerate(hard)]).outcome == OPEN
+    assert paired("", hard, easier).outcome == HOLDS
+    assert paired("", easier, hard).outcome == FAILS
+    assert paired("", hard, [h + (-1) ** k for k, h in enumerate(hard)]).outcome == OPEN
 
 
 def rows(**measures: list[float]) -> Row:

@@ -8,9 +8,17 @@ from sfumato.families.base import Family, single
 LIMIT = 512
 
 
-@torch.no_grad()
 def likelihood(family: Family, part: Part, limit: int = LIMIT) -> dict[str, float] | None:
     """`bits` per dimension over at most `limit` pictures, its standard error and their `count`; None where undefined."""
+    found = each(family, part, limit)
+    if found is None:
+        return None
+    return {"bits": float(found.mean()), "±": float(found.std() / len(found) ** 0.5), "count": len(found)}
+
+
+@torch.no_grad()
+def each(family: Family, part: Part, limit: int = LIMIT) -> torch.Tensor | None:
+    """Bits per dimension of each of a part's first `limit` pictures, double (N,); None where undefined."""
     rows = []
     for begin in range(0, min(len(part), limit), 32):
         indices = range(begin, min(begin + 32, len(part), limit))
@@ -21,5 +29,4 @@ def likelihood(family: Family, part: Part, limit: int = LIMIT) -> dict[str, floa
         if found is None:
             return None
         rows.append(found.double().cpu())
-    whole = torch.cat(rows)
-    return {"bits": float(whole.mean()), "±": float(whole.std() / len(whole) ** 0.5), "count": len(whole)}
+    return torch.cat(rows)

@@ -6,7 +6,7 @@ Compared are the denoising loss on pictures that were not trained on, with their
 caption's picture looks like its own, and where single words are looked at.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sfumato.studies.desk import Desk
 from sfumato.studies.guidance import good_stage
 from sfumato.studies.measure import distance, generated
 from sfumato.studies.result import Figure, Result, Table
-from sfumato.studies.verdict import Claim, Outcome, Spread, above, better
+from sfumato.studies.verdict import Claim, Spread, better, paired
 from sfumato.training.validation import losses
 
 FIRST_SHARE, MEASURING = 0.15, 0.15
@@ -136,14 +136,6 @@ def claims(found: Mapping[str, dict[str, Any]], heard: Mapping[str, Losses]) -> 
             f"own picture among the ten nearest: {_share(found['trained'], 'train10')} against {_share(found['frozen'], 'train10')}",
         ))  # fmt: skip
     return made
-
-
-def paired(text: str, worse: Sequence[float], well: Sequence[float]) -> Claim:
-    """Whether losses of the same pictures are higher in the first list."""
-    gaps = Spread.of([a - b for a, b in zip(worse, well, strict=True)])
-    outcome: Outcome = above(gaps, 0.0)
-    one, other = Spread.of(well).value, Spread.of(worse).value
-    return Claim(text, outcome, f"{one:.4f} against {other:.4f}, {gaps.mean(4)} a picture")
 
 
 def proportion(found: Mapping[str, Any], key: str) -> Spread:

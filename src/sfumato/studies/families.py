@@ -15,27 +15,24 @@ from typing import Any
 import torch
 
 from sfumato import device as devices
-from sfumato import files
 from sfumato.autoencoder.codec import Codec
-from sfumato.data.base import Part
-from sfumato.evaluation.likelihood import likelihood
-from sfumato.families.base import Family, FamilyConfig, Shape
+from sfumato.families.base import FamilyConfig, Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.streams import Stream
-from sfumato.studies import recipes
+from sfumato.studies import bits, recipes
 from sfumato.studies.desk import Desk
 from sfumato.studies.guidance import good_stage
-from sfumato.studies.measure import REAL, Row, cell, distance, generated, real, short
+from sfumato.studies.measure import REAL, Row, cell, distance, drawing, generated, real, short
 from sfumato.studies.recipes import wider
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import Claim, better
-from sfumato.tasks.pipeline import opened
 from sfumato.tasks.requests import Generate
 from sfumato.tasks.walk import walk
 
 Fields = dict[str, Any]
 SMALL = 16  # pixels a side that the transformer over pixels draws at most: four times the pictures in its time that 32 allow
 MEASURING = 0.25  # of the hours
+BITS = 0.04  # of the hours, of MEASURING's part: each of the two whose bits are compared
 FIRST = 0.3  # of the time of a model with a first stage
 SIDES = (16, 32, 64)  # of the curve of seconds against resolution
 LDM, PIXELS, GAN, VAE, AR, TWO = "LDM-8", "pixel diffusion", "GAN", "VAE", "pixel transformer", "VQ + transformer"
@@ -46,26 +43,20 @@ def small(desk: Desk) -> int:
     return min(desk.train.size, SMALL)
 
 
-def family(kind: str, *, batch: int = 32, **settings: Any) -> Fields:
-    """The recipe of a family."""
-    training = {"batch": batch, "rate": 5.0e-3, "flip": 0.5}
-    return {"stage": "family", "family": {"kind": kind, **settings}, "training": training}
-
-
-def gan() -> Fields:
-    """The recipe of the GAN, here and in `limits`."""
-    return family("gan", width=16, critic=32)
-
-
 def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
     """All six, of about equal size."""
     side = small(desk)
     cond = recipes.by_class() if desk.labelled else None
     return {
-        GAN: gan(),
-        VAE: family("vae", width=48, channels=16),
-        AR: family("autoregressive", tokens="palette", side=side, colours=256, width=256, depth=6, heads=4, batch=8),
-        TWO: {**family("autoregressive", tokens="codes", width=256, depth=6, heads=4), "autoencoder": str(codes)},
+        GAN: recipes.gan(),
+        VAE: recipes.family("vae", width=48, channels=16),
+        AR: recipes.family(
+            "autoregressive", tokens="palette", side=side, colours=256, width=256, depth=6, heads=4, batch=8
+        ),
+        TWO: {
+            **recipes.family("autoregressive", tokens="codes", width=256, depth=6, heads=4),
+            "autoencoder": str(codes),
+        },
         PIXELS: recipes.denoiser(desk.pixels(), cond, **recipes.fitting(desk.train.size)),
         LDM: recipes.denoiser(stage, cond, width=128, multipliers=(1, 1)),
     }
@@ -88,12 +79,14 @@ def study(desk: Desk) -> Result:
         "families", "The other families",
         f"Six models of {desk.name} at {desk.train.size} pixels, each trained about {hours * 60:.0f} minutes on this machine, "
         f"{FIRST:.0%} of which are the first stage's where there is one. "
-        + (f"The transformer over pixels draws {side} a side, its pictures are enlarged. " if side < desk.train.size else "")
-        + bits(desk, models[VAE]),
+        + (f"The transformer over pixels draws {side} a side, its pictures are enlarged. " if side < desk.train.size else ""),
         protocol={**desk.protocol(**{"minutes each": hours * 60}), "precision of sampling": "float32"}, claims=claims(desk, rows),
     )  # fmt: skip
     first = {LDM: stage, TWO: codes}
     result.tables.append(table(desk, wanted, models, rows, {n: desk.seconds(p.parent.name) for n, p in first.items()}))
+    likely, claim = bits.compared(desk, BITS * desk.hours, models[VAE])
+    result.tables.append(likely)
+    result.claims.append(claim)
     curves = desk.once("family-seconds", [list(SIDES), desk.train.size], lambda: seconds(desk, wanted))
     drawn = [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items()]
     path = plot(desk.folder / "seconds.png", drawn, "pixels a side", "seconds a picture", log=(True, True))
@@ -122,37 +115,6 @@ def table(
         ])  # fmt: skip
     head = ["", "parameters that draw", "minutes", "images seen", "steps", *measures, "a picture of a batch takes"]
     return Table("At equal training time", head, lines)
-
-
-def drawing(folder: Path) -> int:
-    """How many weights draw pictures: a first stage's decoder does, encoders and critics do not."""
-    model = opened(folder, torch.device("cpu"))
-    parts = [model, *(model.parts().values() if isinstance(model, Family) else ())]
-    named = (pair for part in parts for pair in part.named_parameters())
-    return sum(p.numel() for n, p in named if not {"encoder", "judge"} & {*n.split(".")})
-
-
-def bits(desk: Desk, vae: Path) -> str:
-    """What the one bound among them says."""
-    held, trained = (
-        bounded(desk, f"bits-{n}", vae, part) for n, part in (("held", desk.held_out), ("train", desk.train))
-    )
-    return (
-        f"The VAE's bound is {held['bits']:.2f} ± {held['±']:.2f} bits a dimension on held-out pictures and "
-        f"{trained['bits']:.2f} ± {trained['±']:.2f} on some that it was trained on; none of the others is measured so."
-    )  # fmt: skip
-
-
-def bounded(desk: Desk, name: str, vae: Path, part: Part) -> dict[str, float]:
-    """Bits per dimension of a part's pictures."""
-
-    def make() -> dict[str, float] | None:
-        model = opened(vae, desk.device)
-        assert isinstance(model, Family)
-        return likelihood(model, part)
-
-    kept: dict[str, float] = desk.once(name, files.sha256(vae / "model.yaml"), make)
-    return kept
 
 
 @torch.no_grad()

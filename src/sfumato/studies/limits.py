@@ -83,7 +83,7 @@ def few(desk: Desk, result: Result) -> None:
         folder = desk.trained(f"few-{how}", taught, desk.budget(f"few-{how}", taught, EACH * desk.hours))
         for n in FEW:
             rows[f"{how}, {n}"] = few_rows(desk, f"few-{how}", folder, n)
-    gan, time = families.gan(), shared(desk) + (TEACHER + EACH) * desk.hours
+    gan, time = recipes.gan(), shared(desk) + (TEACHER + EACH) * desk.hours
     rows[families.GAN] = few_rows(desk, "gan", desk.trained("gan", gan, desk.budget("gan", gan, time)), 1)
     name, kernel, ceiling = distance(desk), short(desk, "KID"), real(desk)
     lines = [[REAL, ceiling[name].told(), ceiling[kernel].told(), ""]]

@@ -208,3 +208,11 @@ def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, float]:
     key = [files.sha256(folder / "model.yaml"), desk.images, desk.network.told()]
     kept: dict[str, float] = desk.once(name, key, make)
     return kept
+
+
+def drawing(folder: Path) -> int:
+    """How many weights draw pictures: a first stage's decoder does, encoders and critics do not."""
+    model = opened(folder, torch.device("cpu"))
+    parts = [model, *(model.parts().values() if isinstance(model, Family) else ())]
+    named = (pair for part in parts for pair in part.named_parameters())
+    return sum(p.numel() for n, p in named if not {"encoder", "judge"} & {*n.split(".")})

@@ -79,3 +79,14 @@ def by_class() -> Fields:
 def by_words(pooled: bool = True) -> Fields:
     """The conditioner of captions, trained with the denoiser; heard by cross-attention alone where not `pooled`."""
     return {"caption": {"kind": "text", "width": 192, "layers": 1, "dropout": 0.1, "pooled": pooled}}
+
+
+def family(kind: str, *, batch: int = 32, **settings: Any) -> Fields:
+    """The recipe of a family."""
+    training = {"batch": batch, "rate": 5.0e-3, "flip": 0.5}
+    return {"stage": "family", "family": {"kind": kind, **settings}, "training": training}
+
+
+def gan() -> Fields:
+    """The recipe of the GAN, here and in `limits`."""
+    return family("gan", width=16, critic=32)

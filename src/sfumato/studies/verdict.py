@@ -85,6 +85,13 @@ def above(found: Spread, least: float) -> Outcome:
     return better(found, Spread(least, 0.0, max(found.count, 2)), lower=False)
 
 
+def paired(text: str, worse: Sequence[float], well: Sequence[float]) -> Claim:
+    """Whether losses, or bits, of the same pictures are higher in the first list."""
+    gaps = Spread.of([a - b for a, b in zip(worse, well, strict=True)])
+    one, other = Spread.of(well).value, Spread.of(worse).value
+    return Claim(text, above(gaps, 0.0), f"{one:.4f} against {other:.4f}, {gaps.mean(4)} a picture")
+
+
 def quantile(freedom: float) -> float:
     """Student's t for a two-sided test at 95 %."""
     return STUDENT[max(k for k in STUDENT if k <= max(freedom, 1.0))]

@@ -1,0 +1,76 @@
+"""Bits per dimension in `families`: a transformer over bytes beside a VAE, where both tell the same pictures.
+
+All values of 32 pixels a side are a chain of 3,072, too slow for two cores; at 8 pixels they are 192, and an exact
+likelihood and a bound are of the same 8-bit numbers.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sfumato import files
+from sfumato.data.base import Part
+from sfumato.evaluation.likelihood import each
+from sfumato.families.base import Family
+from sfumato.studies.desk import Desk
+from sfumato.studies.measure import drawing
+from sfumato.studies.recipes import family
+from sfumato.studies.result import Table
+from sfumato.studies.verdict import Claim, Spread, paired
+from sfumato.tasks.pipeline import opened
+
+SIDE = 8  # pixels
+BYTES, VAE = "transformer over bytes", "VAE"
+Found = dict[str, list[float]]  # bits per dimension of each picture, `held` and `trained`
+
+
+def recipes() -> dict[str, dict[str, Any]]:
+    """Both, at 8 pixels."""
+    return {
+        BYTES: family("autoregressive", tokens="bytes", side=SIDE, width=256, depth=6, heads=4, batch=8),
+        VAE: family("vae", width=128, channels=16),
+    }
+
+
+def compared(desk: Desk, hours: float, whole: Path) -> tuple[Table, Claim]:
+    """Train both for so many hours each and measure them, and `whole`, the VAE of the study's own size, beside them."""
+    small, found, lines = replace(desk, data={**desk.data, "size": SIDE}), dict[str, Found](), list[list[str]]()
+    for name, fields in recipes().items():
+        run = f"bits-{name.replace(' ', '-')}"
+        images = small.budget(run, fields, hours)
+        folder = small.trained(run, fields, images)
+        found[name] = bits(small, run, folder)
+        lines.append(line(small, name, folder, found[name]))
+    lines.append(line(desk, VAE, whole, bits(desk, "bits-whole", whole)))
+    head = ["", "pixels a side", "parameters that draw", "minutes", "held-out pictures", "pictures it was trained on"]
+    table = Table(
+        "Bits a dimension: exact of the transformer, a bound of the VAE; with the standard error", head, lines
+    )
+    text = "Autoregressive models have better likelihoods than a VAE"
+    return table, paired(text, found[VAE]["held"], found[BYTES]["held"])
+
+
+def line(desk: Desk, name: str, folder: Path, found: Found) -> list[str]:
+    """A row of the table."""
+    minutes = desk.seconds(folder.parent.name) / 60
+    told = (Spread.of(found[part]).mean() for part in ("held", "trained"))
+    return [name, str(desk.train.size), f"{drawing(folder) / 1e6:.1f} M", f"{minutes:.1f}", *told]
+
+
+def bits(desk: Desk, name: str, folder: Path) -> Found:
+    """Of held-out pictures and of some of training, each."""
+
+    def make() -> Found:
+        model = opened(folder, desk.device)
+        assert isinstance(model, Family)
+        return {"held": of(model, desk.held_out), "trained": of(model, desk.train)}
+
+    kept: Found = desk.once(name, files.sha256(folder / "model.yaml"), make)
+    return kept
+
+
+def of(model: Family, part: Part) -> list[float]:
+    """Bits per dimension of a part's pictures, of a family that has them."""
+    found = each(model, part)
+    assert found is not None
+    return [float(one) for one in found]
