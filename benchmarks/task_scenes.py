@@ -22,6 +22,7 @@ from sfumato.evaluation import detection
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
+from sfumato.tasks.said import planned
 from sfumato.tasks.walk import walk
 
 FIELDS = {"text": "caption", "layout": "boxes", "map": "map"}
@@ -40,9 +41,10 @@ def made(model: LatentDiffusion, part: ScenesPart, field: str, asked: argparse.N
     found: list[Tensor] = []
     for begin in range(0, asked.count, 64):
         indices = range(begin, min(begin + 64, asked.count))
-        noise = Stream([asked.seed + k for k in indices])
+        seeds = [asked.seed + k for k in indices]
+        noise, told = Stream(seeds), planned(model, said(part, field, indices), seeds)
         request = Generate(steps=asked.steps, guidance=scale, seed=0)
-        x = walk(model, noise.normal(model.latent_shape(), 0), request, said(part, field, indices), noise)
+        x = walk(model, noise.normal(model.latent_shape(), 0), request, told, noise)
         found += list(model.pictures(x))
     return found
 

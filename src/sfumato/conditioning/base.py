@@ -148,6 +148,7 @@ class Conditioner(nn.Module, ABC):
     sizes: Sizes
     field: str
     dropout: float
+    beside: str = ""  # a second field: with it `lesson` learns to say what a request left unsaid
     role: ClassVar[str] = ""  # what a request calls what it reads, whatever the field: caption, label, boxes, map, ...
     local: ClassVar[bool] = False  # it tells a window of the canvas in the window's own coordinates
     held: ClassVar[bool] = False  # guidance leaves it on both sides: it is given, and not to be amplified
@@ -163,6 +164,14 @@ class Conditioner(nn.Module, ABC):
     def mirrored(self, value: Any) -> Any:
         """The value of the mirrored picture."""
         return value
+
+    def lesson(self, values: Sequence[Any], beside: Sequence[Any], draws: Draws) -> Tensor:
+        """What is added to the loss, (B,), of values and what `beside` says of the same examples."""
+        raise TypeError(f"{type(self).__name__} learns nothing beside")
+
+    def imagined(self, beside: Sequence[Any], draws: Draws) -> Sequence[Any]:
+        """Values that fit what `beside` says, each of its own draws."""
+        raise TypeError(f"{type(self).__name__} imagines nothing")
 
 
 def crop(conditions: Conditions, window: Window) -> Conditions:
@@ -251,6 +260,15 @@ class ConditionerConfig(Choice):
         what the data say of all their values is asked.
         """
         self.learn(values, ())
+
+    @property
+    def beside(self) -> str:
+        """A second field that is read in training, "" where there is none."""
+        return ""
+
+    def heard(self, values: Sequence[Any]) -> dict[str, str]:
+        """Texts to keep beside the weights, learned from the values of `beside` over the training part."""
+        return {}
 
     def coloured(self, palette: tuple[tuple[int, int, int], ...]) -> "ConditionerConfig":
         """This recipe, told the colours of the field's classes where the data have them."""

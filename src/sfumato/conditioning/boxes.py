@@ -3,6 +3,9 @@
 A token is made of the class's learned vector and the Fourier features of the four corners (Tancik et al., 2020), so
 that positions are as fine as they are given; a transformer without positions may let the boxes of a picture see one
 another. Their order says nothing. Corners are shares of the picture, (0, 0) its upper left.
+
+With a `planner` it also learns to draw layouts from words, so that a request that only says words has boxes too: «left
+of» is heard at once by who places boxes, and hardly by who denoises (`docs/experiments.md`, 2026-11-28).
 """
 
 import math
@@ -13,7 +16,9 @@ import torch
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
-from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes, index
+from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Draws, Latents, Setting, Sizes, index
+from sfumato.conditioning.planner import PlannerConfig
+from sfumato.conditioning.text import TOKENIZER
 from sfumato.nn.attention import TransformerBlock
 from sfumato.windows import Window
 
@@ -30,6 +35,14 @@ class BoxesConfig(ConditionerConfig):
     bands: PositiveInt = Field(8, description="octaves of the corners' Fourier features")
     layers: int = Field(1, ge=0, description="transformer blocks in which boxes see one another")
     heads: PositiveInt = 4
+    planner: PlannerConfig | None = Field(None, description="draws boxes from words where only words are said")
+
+    @property
+    def beside(self) -> str:
+        return self.planner.field if self.planner else ""
+
+    def heard(self, values: Sequence[Any]) -> dict[str, str]:
+        return self.planner.text.learn(values, ())[1] if self.planner else {}
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["BoxesConfig", dict[str, str]]:
         said = _labels(values)
@@ -48,7 +61,9 @@ class BoxesConfig(ConditionerConfig):
         return self.model_copy(update={"labels": names}), {}
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Boxes":
-        return Boxes(self)
+        if self.planner and TOKENIZER not in files:
+            raise ValueError(f"the planner of boxes needs its {TOKENIZER}; the model folder has none")
+        return Boxes(self, files.get(TOKENIZER, ""))
 
 
 class Box(NamedTuple):
@@ -121,7 +136,7 @@ class Boxes(Conditioner):
     role = "boxes"
     local = True
 
-    def __init__(self, config: BoxesConfig) -> None:
+    def __init__(self, config: BoxesConfig, tokenizer: str = "") -> None:
         super().__init__()
         self.field, self.dropout, self.labels = config.field, config.dropout, config.labels
         self.most, self.bands = config.most, config.bands
@@ -132,6 +147,18 @@ class Boxes(Conditioner):
         self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.nothing = nn.Parameter(0.02 * torch.randn(1, 1, config.width))
+        self.beside = config.beside
+        self.planner = config.planner.build(config.labels, tokenizer) if config.planner else None
+
+    def lesson(self, values: Sequence[Any], beside: Sequence[Any], draws: Draws) -> Tensor:
+        assert self.planner is not None
+        layouts = [[(number, b[1:]) for number, b in self.read(value)] for value in values]
+        return self.planner.lesson(beside, layouts, draws)
+
+    def imagined(self, beside: Sequence[Any], draws: Draws) -> list[list[Box]]:
+        assert self.planner is not None
+        layouts = self.planner.drawn(beside, draws, self.most)
+        return [[Box(self.labels[number], *corners) for number, corners in layout] for layout in layouts]
 
     def mirrored(self, value: Any) -> Any:
         return mirrored(value)

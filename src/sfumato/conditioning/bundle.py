@@ -1,6 +1,6 @@
 """All conditioners of a model as one: it reads examples' fields, drops conditions in training, joins the doors."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -43,6 +43,11 @@ class Bundle(nn.Module):
         return {name: self._get(name).field for name in self.conditioners}
 
     @property
+    def read(self) -> frozenset[str]:
+        """All fields that are read, in training alone or always."""
+        return frozenset({*self.fields.values(), *(self._get(n).beside for n in self.conditioners)} - {""})
+
+    @property
     def kept(self) -> frozenset[str]:
         """Fields that guidance leaves on both sides."""
         return frozenset(self._get(name).field for name in self.conditioners if self._get(name).held)
@@ -51,6 +56,7 @@ class Bundle(nn.Module):
         """The fields that a request for this `role` (caption, label, boxes, ...) fills: the one of that name, else those of
         all conditioners that play it."""
         found = [self._get(name).field for name in self.conditioners if self._get(name).role == role]
+        found += [beside for name in self.conditioners if (beside := self._get(name).beside) and beside == role]
         return [role] if role in found else list(dict.fromkeys(found))
 
     def reader(self, field: str) -> Any:
@@ -143,7 +149,7 @@ class Bundle(nn.Module):
         return at
 
     def _know(self, fields: Mapping[str, Sequence[Any]]) -> None:
-        known = set(self.fields.values())
+        known = self.read
         strange = sorted(set(fields) - known)
         if strange:
             raise ValueError(
@@ -180,6 +186,42 @@ class Bundle(nn.Module):
         spread = place.to(device)
         rows = Conditions(*(None if p is None else p[spread] for p in given.parts()))
         return choose(torch.tensor([not g for g in gone], device=device), rows, null)
+
+    def lesson(self, fields: Mapping[str, Sequence[Any]], count: int, draws: Draws) -> Tensor | None:
+        """What conditioners learn from two fields together, a mean over the examples; None where none does."""
+        total: Tensor | None = None
+        for name, one, values, beside in self._pairs(fields, count):
+            both = [k for k in range(count) if not silent(values[k]) and not silent(beside[k])]
+            if not both:
+                continue
+            drawn = draws.named(name).pick(both)
+            found = one.lesson([values[k] for k in both], [beside[k] for k in both], drawn).sum() / count
+            total = found if total is None else total + found
+        return total
+
+    @torch.no_grad()
+    def imagined(
+        self, fields: Mapping[str, Sequence[Any]], count: int, draws: Draws | None = None
+    ) -> dict[str, list[Any]]:
+        """The fields of `count` examples, with what was left unsaid where a conditioner can tell it from the rest."""
+        drawn = self.setting(count, draws=draws).draws
+        found = {name: list(values) for name, values in fields.items()}
+        for name, one, values, beside in self._pairs(fields, count):
+            open_ = [k for k in range(count) if silent(values[k]) and not silent(beside[k])]
+            if open_:
+                made = iter(one.imagined([beside[k] for k in open_], drawn.named(name).pick(open_)))
+                found[one.field] = [next(made) if k in open_ else values[k] for k in range(count)]
+        return found
+
+    def _pairs(
+        self, fields: Mapping[str, Sequence[Any]], count: int
+    ) -> Iterator[tuple[str, Conditioner, list[Any], list[Any]]]:
+        """Conditioners that read two fields, with both."""
+        for name in self.conditioners:
+            one = self._get(name)
+            if one.beside:
+                values, beside = (list(fields.get(field, [None] * count)) for field in (one.field, one.beside))
+                yield name, one, values, beside
 
     def null(self, count: int, size: tuple[int, int] | None = None) -> Conditions:
         """`count` rows in which nothing was said to any conditioner, for latents of (h, w) `size`."""

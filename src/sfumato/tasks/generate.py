@@ -12,6 +12,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks import canvas
 from sfumato.tasks.requests import Generate
+from sfumato.tasks.said import planned
 from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
 
@@ -24,7 +25,7 @@ def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress 
 
     def make(rows: Rows) -> Tensor:
         x = started(request, rows, made.shape).to(model.device)
-        return model.pictures(walk(model, x, request, rows.said, rows.noise, rows.tell))
+        return model.pictures(walk(model, x, request, planned(model, rows.said, rows.seeds), rows.noise, rows.tell))
 
     yield from batches(model, request, made, make, tell)
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sfumato.conditioning.base import Draws
 from sfumato.conditioning.label import named
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import given
@@ -49,6 +50,14 @@ def placed(model: LatentDiffusion, request: Request) -> dict[str, Any]:
         field = takes(model, role, what)
         said[field] = value if role == "boxes" else model.conditions.reader(field).value(given.opened(value, role))
     return said
+
+
+def planned(model: LatentDiffusion, said: Said, seeds: Sequence[int]) -> Said:
+    """With the boxes that a model with a planner draws from words, each picture's from its own seed, where none are said.
+
+    Tasks that begin with a picture do not ask: what is there already stands where it stands.
+    """
+    return model.conditions.imagined(said, len(seeds), Draws.request(seeds)) if said else said
 
 
 def takes(model: LatentDiffusion, role: str, what: str) -> str:

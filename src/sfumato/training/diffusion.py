@@ -46,7 +46,11 @@ class DenoiserTurn(nn.Module):
         """The mean loss over the batch."""
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
         cond = self.model.conditions(batch.fields, len(batch.t), batch.drop, size=size, draws=batch.draws, augment=True)
-        return {"loss": self.model.denoiser.loss(batch.latents, batch.t, batch.eps, cond, self.weighting).mean()}
+        loss = self.model.denoiser.loss(batch.latents, batch.t, batch.eps, cond, self.weighting).mean()
+        lesson = self.model.conditions.lesson(batch.fields, len(batch.t), batch.draws)
+        if lesson is None:
+            return {"loss": loss}
+        return {"loss": loss + lesson, "lesson": lesson.detach()}
 
 
 class Denoising(Objective):
@@ -80,7 +84,7 @@ class Denoising(Objective):
         eps = streams.normal(self.shape, t.seed, "eps", positions).to(moments)
         with torch.no_grad():
             latents = self.model.codec.whiten(moments, noise)
-        wanted = set(self.model.conditions.fields.values())
+        wanted = self.model.conditions.read
         known = {name: values for name, values in plan.fields.items() if name in wanted}
         fields = self.model.conditions.mirrored(known, plan.flips)
         times, drop = self.times(positions).to(moments), self.dropped(positions)
@@ -106,6 +110,7 @@ class Denoising(Objective):
         fields, conditions = self._previewed(), self.model.conditions
         kept = {name: values for name, values in fields.items() if name in conditions.kept}
         count = next((len(values) for values in fields.values()), PREVIEWS)
+        fields = conditions.imagined(fields, count)
         x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device, self.dtype)
         other = conditions(kept, count) if kept else None
         denoise = self.model.denoise(conditions(fields, count), other, 2.5 if len(fields) > len(kept) else 1.0)

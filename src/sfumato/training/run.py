@@ -196,7 +196,11 @@ def fitted(
         values = present(conditioner, part)
         # the classes of a picture are not those of what is in it
         names = part.class_names.get(conditioner.field, () if conditioner.kind_name() in WITHIN else part.labels)
-        learnt, texts[name] = conditioner.learn(values, names)
+        learnt, own = conditioner.learn(values, names)
+        texts[name] = {
+            **own,
+            **(conditioner.heard(present(conditioner, part, conditioner.beside)) if conditioner.beside else {}),
+        }
         conditioners[name] = seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part)
         readable(learnt, texts[name], part, ())  # its values were learned from
         if apart is not None:
@@ -205,24 +209,25 @@ def fitted(
     return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
 
 
-def present(conditioner: ConditionerConfig, part: Part) -> list[Any]:
-    """The values that a part has of a conditioner's field; the first one alone where it does not read them all.
+def present(conditioner: ConditionerConfig, part: Part, beside: str = "") -> list[Any]:
+    """The values that a part has of a conditioner's field, or of the one `beside`; the first one alone where it does not
+    read them all.
 
     Raises `ValueError` where there is none.
     """
-    field = conditioner.field
+    field = beside or conditioner.field
     if not field or field in ALWAYS:
         return []
     if conditioner.reads:
         found = [v for k in part.telling(field) if (v := part.field(k, field)) is not None]
         if all(silent(v) for v in found):
-            raise ValueError(absent(conditioner))
+            raise ValueError(absent(conditioner, field))
         return found
     made = {derive.field for derive in part.derivations} | set(part.embeddings.fields if part.embeddings else ())
     read = part.told if field in made else part.fields
     first = next((v for k in range(len(part)) if not silent(v := read(k).get(field))), None)
     if first is None:
-        raise ValueError(absent(conditioner))
+        raise ValueError(absent(conditioner, field))
     return [first]
 
 
@@ -238,9 +243,8 @@ def seen(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
     return conditioner.seen(part.embeddings.config.network, part.embeddings.looks())
 
 
-def absent(conditioner: ConditionerConfig) -> str:
-    """What to do where no picture has the field that a conditioner reads."""
-    field = conditioner.field
+def absent(conditioner: ConditionerConfig, field: str) -> str:
+    """What to do where no picture has a field that a conditioner reads."""
     remedy = REMEDIES.get(field, f"give the pictures a {field}, name another `field` that they have")
     kind = conditioner.kind_name()
     return f"no picture of the data has {field!r}, which a conditioner of kind {kind} reads: {remedy}, or leave it out"

@@ -1,0 +1,213 @@
+"""What lies where, from words: a layout that is drawn box by box.
+
+A transformer reads the words and the boxes that are there already, and says what comes next, or that nothing does; then
+where its centre lies, in one of 16 x 16 cells, then how wide and how high it is. Each choice is drawn from a distribution
+over all values given those before, so that layouts are as various as the data's. It never sees the picture.
+
+Boxes come in the order in which the words name them. In the order of the data, what stands left hung on an exclusive or,
+of which thing is named first and how, and was not learned in 1,000 steps (`docs/experiments.md`).
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from pydantic import Field, PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sfumato.conditioning.base import Conditions, Draws
+from sfumato.conditioning.text import TOKENIZER, Text, TextConfig
+from sfumato.config import Config
+from sfumato.nn.attention import TransformerBlock
+
+GRID = 16  # cells a side for centres, and steps of widths and heights
+PREFIXES = 8  # of a layout that are learned from at a time
+Layout = Sequence[tuple[int, Sequence[float]]]  # classes and corners
+
+
+class PlannerConfig(Config):
+    """A text encoder of the planner's own, and `depth` blocks in which boxes see one another and the words."""
+
+    field: str = Field("caption", description="the texts that layouts are planned from")
+    width: PositiveInt = 128
+    layers: int = Field(1, ge=0, description="transformer blocks of the text encoder")
+    depth: PositiveInt = 2
+    heads: PositiveInt = 4
+    vocabulary: PositiveInt = 4096
+    length: PositiveInt = Field(48, description="tokens that a text may have; longer ones are refused")
+
+    @property
+    def text(self) -> TextConfig:
+        """Its text encoder."""
+        sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "vocabulary", "length")}
+        return TextConfig(field=self.field, pooled=False, **sizes)
+
+    def build(self, labels: Sequence[str], tokenizer: str) -> "Planner":
+        """With fresh weights."""
+        return Planner(self, labels, self.text.build({TOKENIZER: tokenizer}))
+
+
+class Rows(NamedTuple):
+    """Boxes of B pictures, padded."""
+
+    numbers: Tensor  # (B, N) classes
+    corners: Tensor  # (B, N, 4) x0, y0, x1, y1 in [0, 1]
+    mask: Tensor  # (B, N)
+
+    @classmethod
+    def of(cls, layouts: Sequence[Layout]) -> "Rows":
+        """Those of B layouts."""
+        shape = (len(layouts), max(map(len, layouts), default=0))
+        numbers, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
+        corners = torch.zeros(*shape, 4)
+        for k, layout in enumerate(layouts):
+            for place, (number, box) in enumerate(layout):
+                numbers[k, place], corners[k, place], mask[k, place] = number, torch.tensor(list(box)), True
+        return cls(numbers, corners, mask)
+
+    def to(self, device: torch.device) -> "Rows":
+        """On a device."""
+        return Rows(*(t.to(device) for t in self))
+
+
+class Choices(NamedTuple):
+    """One box as four choices, (B,) each; a class that is their number says that there is no further box."""
+
+    number: Tensor
+    cell: Tensor
+    width: Tensor
+    height: Tensor
+
+    @classmethod
+    def of(cls, number: Tensor, corners: Tensor) -> "Choices":
+        """Those of classes (B,) and corners (B, 4)."""
+        x0, y0, x1, y1 = corners.unbind(-1)
+        column, row = ((c * GRID / 2).long().clamp(0, GRID - 1) for c in (x0 + x1, y0 + y1))
+        sides = ((GRID * side - 1e-4).long().clamp(0, GRID - 1) for side in (x1 - x0, y1 - y0))
+        return cls(number, row * GRID + column, *sides)
+
+    def corners(self, across: Tensor, down: Tensor) -> Tensor:
+        """Corners (B, 4) inside the picture, the centre at `across` and `down` (B,) in [0, 1) of its cell."""
+        wide, high = ((side + 0.5) / GRID for side in (self.width, self.height))
+        x, y = (self.cell % GRID + across) / GRID, (self.cell // GRID + down) / GRID
+        x, y = (
+            torch.maximum(torch.minimum(c, 1 - side / 2), side / 2) for c, side in ((x, wide), (y, high))
+        )  # wholly inside
+        return torch.stack([x - wide / 2, y - high / 2, x + wide / 2, y + high / 2], -1)
+
+
+class Planner(nn.Module):
+    """Words, and the boxes before, to the choices of the next box."""
+
+    def __init__(self, config: PlannerConfig, labels: Sequence[str], text: Text) -> None:
+        super().__init__()
+        width, classes = config.width, len(labels)
+        self.text, self.names, self.classes = text, [name.lower() for name in labels], classes
+        self.number = nn.Embedding(classes + 1, width)
+        self.cell, self.width, self.height = (nn.Embedding(count, width) for count in (GRID**2, GRID, GRID))
+        self.start = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        self.blocks = nn.ModuleList(TransformerBlock(width, config.heads, width, 2) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, count))
+            for count in (classes + 1, GRID**2, GRID, GRID)
+        )
+
+    def state(self, words: Conditions, before: Rows, number: Tensor | None = None) -> Tensor:
+        """(B, width): what words and boxes before, whose order says nothing, say of the next one's class, or, where its
+        class is known (B,), of its place: who knows what to place looks for it in the words."""
+        choices = Choices.of(before.numbers.flatten(), before.corners.flatten(0, 1))
+        told = sum(e(c) for e, c in zip(self._embeddings(), choices, strict=True))
+        assert isinstance(told, Tensor)
+        asks = self.start.expand(len(before.mask), -1, -1)
+        asks = asks if number is None else asks + self.number(number)[:, None]
+        x = torch.cat([asks, told.reshape(*before.mask.shape, told.shape[-1])], 1)
+        own = F.pad(before.mask, (1, 0), value=True)
+        for block in self.blocks:
+            x = block(x, words.tokens, words.mask, own)
+        result: Tensor = self.norm(x[:, 0])
+        return result
+
+    def _embeddings(self) -> tuple[nn.Embedding, ...]:
+        return self.number, self.cell, self.width, self.height
+
+    def forward(self, captions: Sequence[str], before: Rows, after: Choices, whose: Tensor) -> Tensor:
+        """Nats (M,) of next boxes; `whose` (M,) says to which of B texts each belongs."""
+        told = self.text(captions)
+        assert told.tokens is not None
+        assert told.mask is not None
+        words = Conditions(tokens=told.tokens[whose], mask=told.mask[whose])
+        total = F.cross_entropy(self.heads[0](self.state(words, before)).float(), after.number, reduction="none")
+        known = self.state(words, before, after.number)
+        for head, embed, choice in zip(self.heads[1:], self._embeddings()[1:], after[1:], strict=True):
+            nats = F.cross_entropy(head(known).float(), choice, reduction="none")
+            total = total + nats * (after.number < self.classes)  # the end has neither place nor size
+            known = known + embed(choice)
+        return total
+
+    def lesson(self, captions: Sequence[str], layouts: Sequence[Layout], draws: Draws) -> Tensor:
+        """Nats (B,) of each layout's next box, a mean over how many boxes are there already."""
+        before, after, whose = list[Layout](), list[tuple[int, Sequence[float]]](), list[int]()
+        for k, (caption, layout) in enumerate(zip(captions, layouts, strict=True)):
+            boxes = self.ordered(caption, layout)
+            for place in _prefixes(len(boxes) + 1, k, draws):
+                before.append(boxes[:place])
+                after.append(boxes[place] if place < len(boxes) else (self.classes, (0.0, 0.0, 1.0, 1.0)))
+                whose.append(k)
+        device, rows = self.start.device, torch.tensor(whose)
+        chosen = Choices.of(torch.tensor([a[0] for a in after]), torch.tensor([list(a[1]) for a in after]))
+        nats = self(captions, Rows.of(before).to(device), Choices(*(c.to(device) for c in chosen)), rows.to(device))
+        total = torch.zeros(len(captions), device=device).index_add(0, rows.to(device), nats)
+        return total / torch.bincount(rows, minlength=len(captions)).to(device)
+
+    def ordered(self, caption: str, layout: Layout) -> Layout:
+        """The boxes as the words name them; those that are not named come last."""
+        text = caption.lower()
+        return sorted(layout, key=lambda one: text.find(self.names[one[0]]) % (len(text) + 1))
+
+    @torch.no_grad()
+    def drawn(self, captions: Sequence[str], draws: Draws, most: int) -> list[Layout]:
+        """A layout of at most so many boxes for each of B texts."""
+        words, count, device = self.text(captions), len(captions), self.start.device
+        rows, going = Rows.of([()] * count).to(device), torch.ones(count, dtype=torch.bool, device=device)
+        for place in range(most):
+            picked = [_picked(self.heads[0](self.state(words, rows)), draws, f"plan {place} 0")]
+            known = self.state(words, rows, picked[0])
+            for what in range(1, len(self.heads)):
+                picked.append(_picked(self.heads[what](known), draws, f"plan {place} {what}"))
+                known = known + self._embeddings()[what](picked[-1])
+            choices = Choices(*picked)
+            going = going & (choices.number < self.classes)
+            if not bool(going.any()):
+                break
+            inside = (_uniform(draws, count, f"plan {place} {way}").to(device) for way in ("across", "down"))
+            number = choices.number.clamp(max=self.classes - 1)
+            rows = Rows(
+                torch.cat([rows.numbers, number[:, None]], 1),
+                torch.cat([rows.corners, choices.corners(*inside)[:, None]], 1),
+                torch.cat([rows.mask, going[:, None]], 1),
+            )
+        numbers, corners, mask = rows.numbers.tolist(), rows.corners.tolist(), rows.mask.tolist()
+        return [
+            [(n, box) for n, box, there in zip(*one, strict=True) if there]
+            for one in zip(numbers, corners, mask, strict=True)
+        ]
+
+
+def _prefixes(count: int, row: int, draws: Draws) -> Sequence[int]:
+    """How many boxes are there already: every number of them, or a few where there are many."""
+    if count <= PREFIXES:
+        return range(count)
+    return sorted({int(draws.uniform(row, f"prefix {n}") * count) for n in range(PREFIXES)})
+
+
+def _uniform(draws: Draws, count: int, purpose: str) -> Tensor:
+    return torch.tensor([draws.uniform(k, purpose) for k in range(count)])
+
+
+def _picked(logits: Tensor, draws: Draws, purpose: str) -> Tensor:
+    """One choice a row, by where its own draw falls in the cumulated shares."""
+    shares = logits.double().softmax(-1).cumsum(-1)
+    at = _uniform(draws, len(logits), purpose).to(shares)[:, None]
+    return (shares < at * shares[:, -1:]).sum(-1).clamp(max=logits.shape[-1] - 1)
