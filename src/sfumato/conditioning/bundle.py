@@ -45,7 +45,12 @@ class Bundle(nn.Module):
     @property
     def read(self) -> frozenset[str]:
         """All fields that are read, in training alone or always."""
-        return frozenset({*self.fields.values(), *(self._get(n).beside for n in self.conditioners)} - {""})
+        return frozenset({*self.fields.values(), *self.besides})
+
+    @property
+    def besides(self) -> list[str]:
+        """The second fields of conditioners that read two."""
+        return [beside for name in self.conditioners if (beside := self._get(name).beside)]
 
     @property
     def kept(self) -> frozenset[str]:
@@ -56,7 +61,7 @@ class Bundle(nn.Module):
         """The fields that a request for this `role` (caption, label, boxes, ...) fills: the one of that name, else those of
         all conditioners that play it."""
         found = [self._get(name).field for name in self.conditioners if self._get(name).role == role]
-        found += [beside for name in self.conditioners if (beside := self._get(name).beside) and beside == role]
+        found += self.besides if role == "caption" else []  # words alone tell what is planned
         return [role] if role in found else list(dict.fromkeys(found))
 
     def reader(self, field: str) -> Any:

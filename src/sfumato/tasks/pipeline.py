@@ -13,12 +13,14 @@ from pydantic import ValidationError
 
 from sfumato import __version__, image, shipped
 from sfumato import device as devices
+from sfumato.conditioning.boxes import Box
 from sfumato.config import explain
 from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import few, metadata
 from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request, Semantic, Upscale, Vary
+from sfumato.tasks.said import fields, planned
 from sfumato.tasks.walk import Progress
 
 
@@ -75,6 +77,14 @@ class Pipeline:
     def layout(self, request: Layout | None = None, **settings: Any) -> list[Image.Image]:
         """Pictures whose things stand where `boxes` say."""
         return self._all(Layout, request, settings)
+
+    def plan(self, prompt: str, seed: int = 0) -> list[Box]:
+        """The boxes that `generate` draws this prompt in with this seed, of a model whose boxes have a planner: (label, x0,
+        y0, x1, y1) with corners in [0, 1], to look at, to change, and to hand to `layout`. Raises `ValueError` for others."""
+        if self.family is not None or not self.model.conditions.besides:
+            raise ValueError("this model has no planner, so it draws no layouts from words; give `layout` the boxes")
+        found: list[Box] = planned(self.model, fields(self.model, [prompt], None), [seed])["boxes"][0]
+        return found
 
     def semantic(self, request: Semantic | None = None, **settings: Any) -> list[Image.Image]:
         """Pictures of what `map` says is where."""
