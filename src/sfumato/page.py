@@ -11,6 +11,7 @@ from PIL import Image
 
 from sfumato import files
 
+NARROW, SHORT = 6, 18  # columns from which a table is set smaller; letters of a cell that is not broken
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #faf9f7; margin: 0 auto; max-width: 1080px;
@@ -24,6 +25,7 @@ figcaption { color: #666; font-size: .9rem; margin-top: .25rem; }
 .tiles figcaption { font-size: .78rem; line-height: 1.25; }
 table { border-collapse: collapse; margin: .6rem 0 1rem; } th, td { padding: .3rem .9rem .3rem 0; text-align: left;
         border-bottom: 1px solid #e5e2dc; font-variant-numeric: tabular-nums; } th { font-weight: 600; }
+.wide { overflow-x: auto; } .wide table { font-size: .8rem; } td.short { white-space: nowrap; }
 pre { background: #f0eeea; padding: .6rem .8rem; overflow-x: auto; font-size: .85rem; border-radius: 4px; }
 .live { background: #fff4d6; padding: .5rem .8rem; border-radius: 4px; }
 """
@@ -64,8 +66,9 @@ class Page:
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table of texts."""
         top = "".join(f"<th>{html.escape(h)}</th>" for h in head)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-        self.sections.append(f"<table><tr>{top}</tr>{body}</table>")
+        body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
+        whole = f"<table><tr>{top}</tr>{body}</table>"
+        self.sections.append(f'<div class="wide">{whole}</div>' if len(head) > NARROW else whole)
 
     def command(self, text: str) -> None:
         """The command that made what stands above it."""
@@ -85,6 +88,11 @@ class Page:
         path = self.folder / self.file
         files.write(path, page)
         return path
+
+
+def _cell(text: str) -> str:
+    """Numbers with their spread stay on one line."""
+    return f"<td{' class=short' if len(text) <= SHORT else ''}>{html.escape(text)}</td>"
 
 
 def data_url(picture: Image.Image | Path) -> str:

@@ -138,6 +138,11 @@ class ScenesPart(Part):
     def telling(self, field: str) -> Sequence[int]:
         return range(min(self.count, TELLING))
 
+    def field(self, index: int, name: str) -> Any:
+        return (
+            captions(self.scene(index)) if name == "caption" else super().field(index, name)
+        )  # nothing is drawn for words
+
     def image(self, index: int) -> Tensor:
         return self._drawn(index)[0]
 
