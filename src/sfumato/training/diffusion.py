@@ -110,7 +110,6 @@ class Denoising(Objective):
         fields, conditions = self._previewed(), self.model.conditions
         kept = {name: values for name, values in fields.items() if name in conditions.kept}
         count = next((len(values) for values in fields.values()), PREVIEWS)
-        fields = conditions.imagined(fields, count)
         x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device, self.dtype)
         other = conditions(kept, count) if kept else None
         denoise = self.model.denoise(conditions(fields, count), other, 2.5 if len(fields) > len(kept) else 1.0)
@@ -127,7 +126,7 @@ class Denoising(Objective):
         """The recipe's prompts, or the conditions of the first training examples."""
         wanted = set(self.model.conditions.fields.values())
         if self.recipe.prompts and "caption" in wanted:
-            return {"caption": list(self.recipe.prompts)}
+            return self.model.conditions.imagined({"caption": list(self.recipe.prompts)}, len(self.recipe.prompts))
         plan = loader.plan(self.train, self.recipe.training.seed, range(PREVIEWS), 0.0)
         return {name: values for name, values in plan.fields.items() if name in wanted}
 
