@@ -106,7 +106,10 @@ class Planner(nn.Module):
         self.text, self.names, self.classes = text, [name.lower() for name in labels], classes
         self.number = nn.Embedding(classes + 1, width)
         self.cell, self.width, self.height = (nn.Embedding(count, width) for count in (GRID**2, GRID, GRID))
-        self.start = nn.Parameter(0.02 * torch.randn(1, 1, width))
+        for table in (self.number, self.cell, self.width, self.height):
+            nn.init.normal_(table.weight, std=0.5)
+        self.start = nn.Parameter(0.5 * torch.randn(2, width))
+        self.gist = nn.Linear(width, width)
         self.blocks = nn.ModuleList(TransformerBlock(width, config.heads, width, 2) for _ in range(config.depth))
         self.norm = nn.LayerNorm(width)
         self.heads = nn.ModuleList(
@@ -120,7 +123,8 @@ class Planner(nn.Module):
         choices = Choices.of(before.numbers.flatten(), before.corners.flatten(0, 1))
         told = sum(e(c) for e, c in zip(self._embeddings(), choices, strict=True))
         assert isinstance(told, Tensor)
-        asks = self.start.expand(len(before.mask), -1, -1)
+        share = words.mask.to(words.tokens.dtype)[..., None]
+        asks = self.gist((words.tokens * share).sum(1) / share.sum(1))[:, None] + self.start[0 if number is None else 1]
         asks = asks if number is None else asks + self.number(number)[:, None]
         x = torch.cat([asks, told.reshape(*before.mask.shape, told.shape[-1])], 1)
         own = F.pad(before.mask, (1, 0), value=True)
@@ -142,6 +146,8 @@ class Planner(nn.Module):
         known = self.state(words, before, after.number)
         for head, embed, choice in zip(self.heads[1:], self._embeddings()[1:], after[1:], strict=True):
             nats = F.cross_entropy(head(known).float(), choice, reduction="none")
+            if embed is self.cell:
+                known = known.detach()  # sizes learn from what places need to know, and do not ask for more
             total = total + nats * (after.number < self.classes)  # the end has neither place nor size
             known = known + embed(choice)
         return total
