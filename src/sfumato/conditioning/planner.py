@@ -41,7 +41,7 @@ class PlannerConfig(Config):
     def text(self) -> TextConfig:
         """Its text encoder."""
         sizes = {name: getattr(self, name) for name in ("width", "layers", "heads", "vocabulary", "length")}
-        return TextConfig(field=self.field, pooled=False, **sizes)
+        return TextConfig(field=self.field, **sizes)
 
     def build(self, labels: Sequence[str], tokenizer: str) -> "Planner":
         """With fresh weights."""
@@ -123,8 +123,8 @@ class Planner(nn.Module):
         choices = Choices.of(before.numbers.flatten(), before.corners.flatten(0, 1))
         told = sum(e(c) for e, c in zip(self._embeddings(), choices, strict=True))
         assert isinstance(told, Tensor)
-        share = words.mask.to(words.tokens.dtype)[..., None]
-        asks = self.gist((words.tokens * share).sum(1) / share.sum(1))[:, None] + self.start[0 if number is None else 1]
+        assert words.vector is not None
+        asks = self.gist(words.vector)[:, None] + self.start[0 if number is None else 1]
         asks = asks if number is None else asks + self.number(number)[:, None]
         x = torch.cat([asks, told.reshape(*before.mask.shape, told.shape[-1])], 1)
         own = F.pad(before.mask, (1, 0), value=True)
@@ -141,7 +141,8 @@ class Planner(nn.Module):
         told = self.text(captions)
         assert told.tokens is not None
         assert told.mask is not None
-        words = Conditions(tokens=told.tokens[whose], mask=told.mask[whose])
+        assert told.vector is not None
+        words = Conditions(told.vector[whose], told.tokens[whose], told.mask[whose])
         total = F.cross_entropy(self.heads[0](self.state(words, before)).float(), after.number, reduction="none")
         known = self.state(words, before, after.number)
         for head, embed, choice in zip(self.heads[1:], self._embeddings()[1:], after[1:], strict=True):
