@@ -11,7 +11,7 @@ from PIL import Image
 
 from sfumato import files
 
-NARROW, SHORT = 6, 18  # columns from which a table is set smaller; letters of a cell that is not broken
+NARROW, SHORT = 6, 18  # columns above which a table is set smaller; letters of a cell that is not broken
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #faf9f7; margin: 0 auto; max-width: 1080px;

@@ -69,6 +69,14 @@ def test_boxes_come_as_the_words_name_them() -> None:
     assert [n for n, _ in one.ordered("A Red Apple left of a cat, with a dog", layout)] == [2, 0, 1, 3]
 
 
+def test_a_name_within_another_is_not_it() -> None:
+    one = planner(built())
+    one.names = ["sun", "sunflower", "cat", "dog"]
+    layout = [(0, (0.0,)), (1, (0.1,)), (0, (-0.1,))]
+    assert one.ordered("a sunflower left of a sun", layout) == [layout[1], layout[2], layout[0]]
+    assert one.ordered("a cat", layout) == [layout[2], layout[0], layout[1]]  # unnamed: by class, from the left
+
+
 def test_what_is_learned_of_an_example_hangs_on_it_alone() -> None:
     boxes, several = built(), examples(6, 1)
     draws = Draws.training(0, range(6))
@@ -98,7 +106,7 @@ def test_a_layout_is_its_own_draws_whatever_the_batch() -> None:
     alone = boxes.imagined(captions[3:4], Draws.request([3]))
     assert alone[0] == whole[3]
     assert boxes.imagined(captions[3:4], Draws.request([4])) != alone
-    assert all(len(layout) <= 3 for layout in whole)
+    assert all(1 <= len(layout) <= 3 for layout in boxes.imagined(captions * 20, Draws.request(range(100))))
     boxes.read(whole[0])  # what it draws is what it reads
 
 
@@ -149,5 +157,7 @@ def test_a_lesson_is_a_mean_over_all_examples_of_those_that_say_both() -> None:
     both = built().lesson([several[0][1], several[2][1]], [several[0][0], several[2][0]], draws)
     assert found is not None
     torch.testing.assert_close(found, both.sum() / 3)
-    assert all_.lesson({"caption": ["a cat"]}, 1, draws) is None
+    assert float(all_.lesson({"caption": ["a cat"]}, 1, draws) or 0) == 0
+    assert all_.lesson({"caption": ["a cat"]}, 1, draws) is not None  # every part of a batch tells the same measures
+    assert Bundle({}).lesson({}, 1, draws) is None
     assert all_.read == {"caption", "boxes"}

@@ -5,7 +5,7 @@ that positions are as fine as they are given; a transformer without positions ma
 another. Their order says nothing. Corners are shares of the picture, (0, 0) its upper left.
 
 With a `planner` it also learns to draw layouts from words, so that a request that only says words has boxes too: «left
-of» is heard at once by who places boxes, and hardly by who denoises (`docs/experiments.md`, 2026-11-28).
+of» is heard by who places boxes, and hardly by who denoises (`docs/experiments.md`, 2026-11-28).
 """
 
 import math

@@ -48,6 +48,11 @@ class Bundle(nn.Module):
         return frozenset({*self.fields.values(), *self.besides})
 
     @property
+    def tellable(self) -> frozenset[str]:
+        """Fields that a conditioner can tell from others where they are left unsaid."""
+        return frozenset(self._get(name).field for name in self.conditioners if self._get(name).beside)
+
+    @property
     def besides(self) -> list[str]:
         """The second fields of conditioners that read two."""
         return [beside for name in self.conditioners if (beside := self._get(name).beside)]
@@ -61,7 +66,6 @@ class Bundle(nn.Module):
         """The fields that a request for this `role` (caption, label, boxes, ...) fills: the one of that name, else those of
         all conditioners that play it."""
         found = [self._get(name).field for name in self.conditioners if self._get(name).role == role]
-        found += self.besides if role == "caption" else []  # words alone tell what is planned
         return [role] if role in found else list(dict.fromkeys(found))
 
     def reader(self, field: str) -> Any:
@@ -193,15 +197,18 @@ class Bundle(nn.Module):
         return choose(torch.tensor([not g for g in gone], device=device), rows, null)
 
     def lesson(self, fields: Mapping[str, Sequence[Any]], count: int, draws: Draws) -> Tensor | None:
-        """What conditioners learn from two fields together, a mean over the examples; None where none does."""
-        total: Tensor | None = None
+        """What conditioners learn from two fields together, a mean over the examples; None where none reads two. Where no
+        example says both it is 0: every part of a batch tells the same measures."""
+        if not self.besides:
+            return None
+        total = torch.zeros((), device=next(self.parameters()).device)
         for name, one, values, beside in self._pairs(fields, count):
             both = [k for k in range(count) if not silent(values[k]) and not silent(beside[k])]
             if not both:
                 continue
             drawn = draws.named(name).pick(both)
             found = one.lesson([values[k] for k in both], [beside[k] for k in both], drawn).sum() / count
-            total = found if total is None else total + found
+            total = total + found
         return total
 
     @torch.no_grad()

@@ -22,6 +22,7 @@ from sfumato.families.base import Family, single
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
+from sfumato.tasks.said import planned
 from sfumato.tasks.walk import walk
 
 AT_ONCE = 32
@@ -178,7 +179,7 @@ class Sampled(Source):
             raise ValueError("images that are measured need a fixed seed; set one")
         self.model, self.request, self.count, self.part = model.eval(), request, count, part
         self.dtype = next(model.denoiser.network.parameters()).dtype
-        wanted = set(model.conditions.fields.values())
+        wanted = {*model.conditions.fields.values()} - model.conditions.tellable  # those are planned, as for a prompt
         if wanted and part is None:
             raise ValueError(f"this model wants {' and '.join(sorted(wanted))}; give a data set that has them")
         self.wanted = sorted(wanted)
@@ -229,7 +230,8 @@ class Sampled(Source):
         for name in self.wanted:
             if name != "caption":
                 said[name] = [self.fields(k).get(name) for k in indices]
-        latents = walk(self.model, x, self.request, said, stream)
+        told = planned(self.model, said, [self.request.seed + k for k in indices])
+        latents = walk(self.model, x, self.request, told, stream)
         return list(self.model.pictures(latents).cpu())
 
 

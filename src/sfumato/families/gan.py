@@ -5,7 +5,7 @@ halves a picture down to one logit, a class's logit by projection (Miyato & Koya
 non-saturating cross-entropies, the critic with half the squared gradient at real pictures (Mescheder et al., 2018): the
 recipe of the small StyleGANs without their styles. The critic sees every picture shifted and otherwise bright, real and
 made alike (DiffAugment, Zhao et al., 2020), so that it cannot learn a small set by heart, and how much fours of them,
-of one class where there are classes, differ, which hangs on how a batch is split into parts. Pictures come from the generator's average.
+of one class where a batch has enough of it, differ, which hangs on how a batch is split into parts. Pictures come from the generator's average.
 """
 
 import math
@@ -197,7 +197,8 @@ class Judging(nn.Module):
         loss = (F.softplus(-real) + F.softplus(fake)).mean()
         found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
         if self.config.r1:  # of some whole fours, as the critic sees them; every part of a batch has its own
-            rows = [k for k in range(len(images)) if k // TOGETHER % self.config.every == 0]
+            order = batch.labels.argsort(stable=True).tolist()
+            rows = [k for place, k in enumerate(order) if place // TOGETHER % self.config.every == 0]
             penalty = self._slope(images[rows], batch.labels[rows])
             found["r1"] = penalty.detach()
             loss = loss + self.config.r1 * penalty

@@ -46,7 +46,7 @@ def compared(desk: Desk, hours: float, whole: Path) -> tuple[Table, Claim]:
     table = Table(
         "Bits a dimension: exact of the transformer, a bound of the VAE; with the standard error", head, lines
     )
-    text = "Autoregressive models have better likelihoods than a VAE"
+    text = "An autoregressive model's likelihood is better than a VAE's bound"
     return table, paired(text, found[VAE]["held"], found[BYTES]["held"])
 
 

@@ -25,7 +25,9 @@ def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress 
 
     def make(rows: Rows) -> Tensor:
         x = started(request, rows, made.shape).to(model.device)
-        return model.pictures(walk(model, x, request, planned(model, rows.said, rows.seeds), rows.noise, rows.tell))
+        own = made.shape == model.latent_shape()  # layouts are drawn for pictures of the trained shape
+        said = planned(model, rows.said, rows.seeds) if own else rows.said
+        return model.pictures(walk(model, x, request, said, rows.noise, rows.tell))
 
     yield from batches(model, request, made, make, tell)
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import canvas
 from sfumato.tasks.requests import Panorama
-from sfumato.tasks.said import planned
 from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
 MARGIN = 8  # latent places that a wrapped canvas is continued by while it is decoded
@@ -42,8 +41,7 @@ def panorama(model: LatentDiffusion, request: Panorama, tell: Progress | None = 
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(seen.shape, 0).to(model.device)
-        said = planned(model, rows.said, rows.seeds)
-        latents = walk(model, x, request, said, rows.noise, rows.tell, stride=seen.stride, wrap=request.wrap)
+        latents = walk(model, x, request, rows.said, rows.noise, rows.tell, stride=seen.stride, wrap=request.wrap)
         return around(model, latents) if request.wrap else model.pictures(latents)
 
     yield from batches(model, request, seen, make, tell)

@@ -83,7 +83,10 @@ class Pipeline:
         y0, x1, y1) with corners in [0, 1], to look at, to change, and to hand to `layout`. Raises `ValueError` for others."""
         if self.family is not None or not self.model.conditions.besides:
             raise ValueError("this model has no planner, so it draws no layouts from words; give `layout` the boxes")
-        found: list[Box] = planned(self.model, fields(self.model, [prompt], None), [seed])["boxes"][0]
+        if not prompt.strip() or seed < 0:
+            raise ValueError("a layout is planned from words and a seed that is not negative; give both")
+        said = planned(self.model, fields(self.model, [prompt], None), [seed])
+        found: list[Box] = said[next(iter(self.model.conditions.tellable))][0]
         return found
 
     def semantic(self, request: Semantic | None = None, **settings: Any) -> list[Image.Image]:

@@ -55,9 +55,10 @@ def placed(model: LatentDiffusion, request: Request) -> dict[str, Any]:
 def planned(model: LatentDiffusion, said: Said, seeds: Sequence[int]) -> Said:
     """With the boxes that a model with a planner draws from words, each picture's from its own seed, where none are said.
 
-    Tasks that begin with a picture do not ask: what is there already stands where it stands.
+    Nothing is planned where a map tells it, nor by tasks that begin with a picture: what is there stands where it stands.
     """
-    return model.conditions.imagined(said, len(seeds), Draws.request(seeds)) if said else said
+    told = any(said.get(field) is not None for field in model.conditions.asked("map"))
+    return said if told else model.conditions.imagined(said, len(seeds), Draws.request(seeds))
 
 
 def takes(model: LatentDiffusion, role: str, what: str) -> str:

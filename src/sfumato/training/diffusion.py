@@ -50,7 +50,7 @@ class DenoiserTurn(nn.Module):
         lesson = self.model.conditions.lesson(batch.fields, len(batch.t), batch.draws)
         if lesson is None:
             return {"loss": loss}
-        return {"loss": loss + lesson, "lesson": lesson.detach()}
+        return {"loss": loss + lesson, "denoising": loss.detach(), "lesson": lesson.detach()}
 
 
 class Denoising(Objective):

@@ -205,6 +205,11 @@ def fitted(
         readable(learnt, texts[name], part, ())  # its values were learned from
         if apart is not None:
             readable(learnt, texts[name], apart)
+    for conditioner in recipe.conditioners.values():
+        if conditioner.beside and conditioner.beside not in {other.field for other in recipe.conditioners.values()}:
+            raise ValueError(
+                f"a planner reads {conditioner.beside!r}, which no conditioner tells the denoiser; add one of kind text for it"
+            )
     kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
     return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
 
