@@ -47,6 +47,7 @@ def test_published_files_become_a_model_folder(tmp_path: Path) -> None:
         taesd.convert(tmp_path / "absent", tmp_path / "encoder.safetensors", tmp_path / "other")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not (DATA / "weights").is_dir(), reason="the published weights are not here")
 @pytest.mark.parametrize(("name", "decibels"), [("taesd", 24.8), ("taesd3", 29.0)])
 @torch.no_grad()

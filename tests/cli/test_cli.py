@@ -70,6 +70,7 @@ def test_evaluate_prints_and_writes_json(
     assert json.loads(out)["reconstruction"]["count"] == 186
 
 
+@pytest.mark.slow
 def test_evaluate_measures_folders_models_and_first_stages_through_features(
     model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

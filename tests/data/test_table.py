@@ -348,6 +348,7 @@ print(count, anonymous() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
 def test_memory_stays_flat_as_the_table_grows(tmp_path: Path) -> None:
     pictures = [bitmap(k) for k in range(4800)]

@@ -15,6 +15,7 @@ def part() -> ScenesPart:
     return found
 
 
+@pytest.mark.slow
 def test_it_finds_what_was_drawn(part: ScenesPart) -> None:
     pictures, asked = detection.of_part(part, range(24))
     found = detection.score(pictures, asked)
@@ -27,6 +28,7 @@ def test_it_finds_what_was_drawn(part: ScenesPart) -> None:
     assert detection.foreground(pictures[:12], maps) > 0.85
 
 
+@pytest.mark.slow
 def test_it_does_not_find_what_was_not_drawn(part: ScenesPart) -> None:
     pictures, asked = detection.of_part(part, range(16))
     found = detection.score(pictures, asked[1:] + asked[:1])

@@ -217,6 +217,7 @@ def test_work_is_spread_and_comes_back_in_order(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "found").read_text()) == [[0, 0], [1, 1], [4, 0], [9, 1], [16, 0]]
 
 
+@pytest.mark.slow
 def test_encoding_sampling_and_measuring_do_not_depend_on_the_number_of_processes(
     model_folder: Path, tmp_path: Path
 ) -> None:

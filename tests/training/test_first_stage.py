@@ -142,6 +142,7 @@ def test_the_output_variance_learns() -> None:
     assert not any(p.requires_grad for p in fixed.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 def test_both_turns_are_the_same_however_a_batch_is_split(kind: str) -> None:
     found = []
@@ -338,6 +339,7 @@ def test_published_sums_are_means_here(kind: str) -> None:
         torch.testing.assert_close(losses[0], error.mean() + 0.7 * 1.25 * (latent - chosen).square().mean())
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_gradient_of_the_perceptual_term(tmp_path: Path) -> None:
     torch.manual_seed(0)
     with warnings.catch_warnings():
