@@ -77,6 +77,14 @@ def test_the_planner_has_a_loss_and_is_resumed_to_the_bit(first_stage: Path, tra
         assert files.sha256(whole / name) == files.sha256(trained / name)
 
 
+def test_a_planner_whose_words_the_denoiser_does_not_hear_is_refused(first_stage: Path) -> None:
+    wanted = asked(first_stage)
+    assert isinstance(wanted, recipe.DiffusionRecipe)
+    alone = wanted.model_copy(update={"conditioners": {"layout": wanted.conditioners["layout"]}})
+    with pytest.raises(ValueError, match="no conditioner tells the denoiser; add one of kind text"):
+        run.fitted(alone, wanted.data.open("train"))
+
+
 def test_a_planner_without_captions_is_told_before_training(first_stage: Path, tmp_path: Path) -> None:
     for k in range(4):
         Image.new("RGB", (32, 32), (40 * k, 0, 0)).save(tmp_path / f"{k}.png")

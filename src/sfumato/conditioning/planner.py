@@ -180,9 +180,8 @@ class Planner(nn.Module):
 
         def place(one: tuple[int, Sequence[float]]) -> tuple[int, int, list[float]]:
             name = self.names[one[0]]
-            whole = re.search(
-                rf"(?<!\w){re.escape(name)}(?!\w)", text
-            )  # «sun» is not the first of «a sunflower left of a sun»
+            # as a whole word: «sun» is not the first of «a sunflower left of a sun»
+            whole = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
             found = whole.start() if whole else text.find(name)
             return found if found >= 0 else len(text), one[0], list(one[1])
 

@@ -139,9 +139,9 @@ class ScenesPart(Part):
         return range(min(self.count, TELLING))
 
     def field(self, index: int, name: str) -> Any:
-        return (
-            captions(self.scene(index)) if name == "caption" else super().field(index, name)
-        )  # nothing is drawn for words
+        if name == "caption":  # nothing is drawn for words
+            return captions(self.scene(index))
+        return super().field(index, name)
 
     def image(self, index: int) -> Tensor:
         return self._drawn(index)[0]

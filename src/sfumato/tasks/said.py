@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfumato.conditioning.base import Draws
+from sfumato.conditioning.bundle import silent
 from sfumato.conditioning.label import named
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import given
@@ -57,7 +58,7 @@ def planned(model: LatentDiffusion, said: Said, seeds: Sequence[int]) -> Said:
 
     Nothing is planned where a map tells it, nor by tasks that begin with a picture: what is there stands where it stands.
     """
-    told = any(said.get(field) is not None for field in model.conditions.asked("map"))
+    told = any(not silent(value) for field in model.conditions.asked("map") for value in said.get(field, ()))
     return said if told else model.conditions.imagined(said, len(seeds), Draws.request(seeds))
 
 
