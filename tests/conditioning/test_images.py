@@ -23,8 +23,8 @@ def lowres(**fields: Any) -> Lowres:
     return LowresConfig(width=5, told=8, **fields).build({}).eval()
 
 
-def masked() -> Masked:
-    return MaskedConfig().build({}, Averaging())
+def masked(**fields: Any) -> Masked:
+    return MaskedConfig(**fields).build({}, Averaging())
 
 
 SMALL = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -161,6 +161,16 @@ def test_a_masked_picture_is_what_the_first_stage_makes_of_what_is_kept() -> Non
     torch.testing.assert_close(turned[0], image[0].flip(-1))  # type: ignore[index]
     assert not list(encoder.buffers())
     assert [n for n, _ in encoder.named_parameters()] == ["nothing"]
+
+
+def test_a_hole_may_show_what_is_around_it_and_never_what_is_in_it() -> None:
+    encoder, whole, hole = masked(fill="smooth"), torch.full((3, 16, 24), 0.5), torch.zeros(16, 24)
+    hole[:, :8] = 1
+    whole[:, :, :8] = -1
+    image = encoder([(whole, hole)], setting()).image
+    assert image is not None
+    torch.testing.assert_close(image[0, :3], torch.full((3, 4, 6), 0.5))
+    assert image[0, 3, 0].tolist() == [1, 1, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

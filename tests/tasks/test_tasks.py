@@ -151,14 +151,6 @@ def test_outpainting_adds_to_the_sides_and_keeps_the_middle(everything: Pipeline
     assert np.array_equal(array(made)[3:, 8:40], array(start))
 
 
-def test_a_hole_is_filled_from_what_is_around_it() -> None:
-    picture = torch.full((3, 40, 40), 0.5)
-    mask = torch.zeros(1, 40, 40)
-    mask[:, 4:36, 4:36] = 1
-    broken = torch.where(mask > 0, torch.tensor(9.0), picture)
-    assert torch.allclose(inpaint.filled(broken, mask), picture, atol=1e-4)
-
-
 # upscale
 
 

@@ -1,25 +1,30 @@
 """`kind: masked`. What is kept of a picture, for inpainting (Rombach et al., 2022, section 4.5).
 
-The hole is painted gray, what is left goes through the model's own first stage, and the latent with the mask, averaged
-over each of its places, lies beside the noisy latent: C + 1 channels. The first stage is handed over at `build`; it
-stays the model's, and is neither trained nor saved here.
+The hole is painted gray, or filled smoothly from what is around it, what is left goes through the model's own first
+stage, and the latent with the mask, averaged over each of its places, lies beside the noisy latent: C + 1 channels. The
+first stage is handed over at `build`; it stays the model's, and is neither trained nor saved here.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from sfumato.conditioning import pictures
 from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
+from sfumato.nn.fill import smooth
 from sfumato.nn.rescale import area
 
 
 class MaskedConfig(ConditionerConfig):
-    """Its sizes are those of the first stage's latents, so there is nothing to choose."""
+    """Its sizes are those of the first stage's latents."""
 
     field: str = "masked"
+    fill: Literal["gray", "smooth"] = Field(
+        "gray", description="what the network sees in the hole: gray, as published, or what is around it, smoothly"
+    )
     reads: ClassVar[bool] = False
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Masked":
@@ -36,7 +41,7 @@ class Masked(Conditioner):
 
     def __init__(self, config: MaskedConfig, latents: Latents) -> None:
         super().__init__()
-        self.field, self.dropout = config.field, config.dropout
+        self.field, self.dropout, self.fill = config.field, config.dropout, config.fill
         self.factor, self.channels = latents.factor, latents.image_channels
         self.encode: Callable[[Tensor], Tensor] = latents.encode  # a method, not a module: its weights are not ours
         self.sizes = Sizes(image=latents.channels + 1)
@@ -69,7 +74,7 @@ class Masked(Conditioner):
                 )
         whole, hole = (torch.stack(column).to(self.nothing) for column in zip(*rows, strict=True))
         with torch.no_grad():
-            kept = self.encode(whole * (1 - hole))
+            kept = self.encode(smooth(whole, hole) if self.fill == "smooth" else whole * (1 - hole))
         return Conditions(image=torch.cat([kept.to(self.nothing), area(hole, setting.size)], 1))
 
     def null(self, count: int, setting: Setting) -> Conditions:

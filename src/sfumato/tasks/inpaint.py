@@ -15,6 +15,7 @@ from sfumato.diffusion.combinators import keeping
 from sfumato.diffusion.grid import grid
 from sfumato.diffusion.repaint import repaint
 from sfumato.model import LatentDiffusion
+from sfumato.nn.fill import smooth
 from sfumato.nn.rescale import area
 from sfumato.tasks import canvas, given
 from sfumato.tasks.requests import Inpaint
@@ -86,8 +87,8 @@ def _free(
     model: LatentDiffusion, request: Inpaint, x: Tensor, picture: Tensor, hole: Tensor, rows: Rows, stride: int | None
 ) -> Tensor:
     """Latents (B, c, h, w) by a model that was not trained for it: places without any hole are kept."""
-    smooth = filled(picture, hole)[None].to(model.device)
-    known = model.codec.encode(smooth)
+    # an encoder sees some way into the hole; what stood there must not colour what is kept
+    known = model.codec.encode(smooth(picture[None], hole[None]).to(model.device))
     kept = (area(hole[None], (x.shape[-2], x.shape[-1])) <= 0).to(known)
     denoise = keeping(bound(model, x, request, rows.said, rows.noise, stride=stride), known, kept)
     if request.resample == 1:
@@ -97,18 +98,3 @@ def _free(
         x = step.x
         rows.tell(number)
     return x
-
-
-def filled(picture: Tensor, hole: Tensor) -> Tensor:
-    """The picture (C, H, W), its hole (1, H, W) filled smoothly from what is around it: averages of ever coarser grids.
-
-    An encoder sees some way into the hole; what stood there must not colour what is kept.
-    """
-    kept = 1 - hole
-    if bool(kept.all()) or min(picture.shape[-2:]) == 1:
-        return picture * kept
-    shares = F.avg_pool2d(kept[None], 2, ceil_mode=True)[0]
-    small = F.avg_pool2d((picture * kept)[None], 2, ceil_mode=True)[0] / shares.clamp(min=1e-6)
-    below = filled(small, (shares <= 0).float())
-    wide = F.interpolate(below[None], picture.shape[-2:], mode="bilinear", align_corners=False)[0]
-    return picture * kept + wide * hole
