@@ -31,7 +31,7 @@ SHOWN = 12
 
 def said(part: ScenesPart, field: str, indices: range) -> dict[str, list[Any]]:
     """What is asked of scenes: their first caption, their boxes, their map."""
-    values = [part.fields(k)[field] for k in indices]
+    values = [part.field(k, field) for k in indices]
     return {field: [v[0] for v in values] if field == "caption" else values}
 
 
@@ -66,7 +66,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
     part = ScenesData().open("held_out")
     assert isinstance(part, ScenesPart)
     pictures, scenes = detection.of_part(part, range(asked.count))
-    maps = [torch.from_numpy(part.fields(k)["map"]) for k in range(asked.count)]
+    maps = [torch.from_numpy(part.field(k, "map")) for k in range(asked.count)]
     rows: dict[str, Any] = {}
 
     def measure(title: str, several: list[Tensor], by: int = 0) -> None:

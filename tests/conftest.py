@@ -98,6 +98,35 @@ def diffusion_recipe(autoencoder: Path, **training: Any) -> recipe.DiffusionReci
     return read
 
 
+def planned_recipe(
+    autoencoder: Path, data: dict[str, Any] | None = None, dropout: float = 0.1, **training: Any
+) -> recipe.DiffusionRecipe:
+    """A denoiser with words, boxes and a planner, small enough to train in a test."""
+    heads = {"width": 16, "heads": 2}
+    read = recipe.parse(
+        {
+            "stage": "diffusion",
+            "autoencoder": str(autoencoder),
+            "backbone": {
+                "kind": "unet",
+                "width": 16,
+                "multipliers": [1, 2],
+                "blocks": 1,
+                "attention": [2],
+                "groups": 8,
+            },
+            "conditioners": {
+                "caption": {"kind": "text", "layers": 1, **heads},
+                "layout": {"kind": "boxes", "most": 4, "dropout": dropout, "planner": heads, **heads},
+            },
+            "data": data or {"kind": "scenes", "size": 32, "count": 64},
+            "training": {**SHORT, **training},
+        }
+    )
+    assert isinstance(read, recipe.DiffusionRecipe)
+    return read
+
+
 @pytest.fixture
 def codec() -> Codec:
     torch.manual_seed(0)

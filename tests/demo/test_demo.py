@@ -47,6 +47,17 @@ def test_a_page_holds_its_pictures_and_reloads_only_while_it_grows(tmp_path: Pat
     assert 'http-equiv="refresh"' not in Page(tmp_path, live=False).write().read_text()
 
 
+def test_a_wide_table_scrolls_and_breaks_no_number(tmp_path: Path) -> None:
+    page = Page(tmp_path, live=False)
+    page.table(["a", "b"], [["1", "2"]])
+    page.table([*"abcdefg"], [["1,041 ± 8", *"23456", "words that may be broken where there is no room"]])
+    narrow, wide = page.sections
+    assert "wide" not in narrow
+    assert wide.startswith('<div class="wide"><table>')
+    assert "<td class=short>1,041 ± 8</td>" in wide
+    assert "<td>words that" in wide
+
+
 def test_a_page_that_grows_no_more_still_says_what_became_of_it(tmp_path: Path) -> None:
     text = Page(tmp_path, live=False, status="Stopped & kept.").write().read_text()
     assert "Stopped &amp; kept.</p>" in text

@@ -136,6 +136,34 @@ def test_pixels_are_whitened_and_untouched(desk: Desk) -> None:
     assert torch.allclose(codec.decode(latents[:4]), rows[:4], atol=1e-5)
 
 
+@pytest.mark.parametrize(("told", "outcome"), [(1.0, HOLDS), (9.0, FAILS)])
+def test_fewer_bits_are_better_likelihood(
+    told: float, outcome: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The VAE tells a picture in about 5 bits a dimension, the transformer in `told`; each was trained at 8 pixels."""
+    from sfumato.studies import bits
+
+    asked: dict[str, int] = {}
+
+    def trained(self: Desk, run: str, *_: Any) -> Path:
+        asked[run] = self.data["size"]
+        return self.run(run) / "model"
+
+    def found(_: Desk, name: str, __: Path) -> dict[str, list[float]]:
+        held = [(told if "bytes" in name else 5.0) + 0.1 * k for k in range(8)]
+        return {"held": held, "trained": [h - 0.5 for h in held]}
+
+    monkeypatch.setattr(Desk, "trained", trained)
+    monkeypatch.setattr(Desk, "budget", lambda *_: 32)
+    monkeypatch.setattr(bits, "bits", found)
+    monkeypatch.setattr(bits, "drawing", lambda _: 3_200_000)
+    table, claim = bits.compared(desk, 0.01, desk.run("family-VAE") / "model")
+    assert claim.outcome == outcome
+    assert set(asked.values()) == {bits.SIDE}
+    assert [row[1] for row in table.rows] == ["8", "8", "32"]
+    assert table.rows[0][4].startswith(f"{told + 0.35:.2f}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["compression", "cost", "guidance", "conditioning", "families", "limits"])
 def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import yaml
 from sfumato import distributed, files
 from sfumato.training import checkpoint
 from sfumato.training.recipe import Recipe, dump
-from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
+from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe, planned_recipe
 from tests.training.several import stopped, together, trained, used
 
 STEPS, BATCH = 50, 16
@@ -91,7 +91,9 @@ def test_several_processes_train_as_one(processes: int, whole: Path, first_stage
 
 
 def test_two_processes_take_the_steps_of_one(first_stage: Path, tmp_path: Path) -> None:
-    asked = {n: r for n, r in recipes(first_stage, "fp64", steps=6).items() if n != "kl"}
+    asked: dict[str, Recipe] = {n: r for n, r in recipes(first_stage, "fp64", steps=6).items() if n != "kl"}
+    some = {"images": 6 * BATCH, "batch": BATCH, "precision": "fp64", "held_out": 6 * BATCH}
+    asked["planned"] = planned_recipe(first_stage, dropout=0.9, **some)  # most steps hear no boxes, and plan them
     trained(asked, tmp_path / "one")
     together(2, trained, asked, tmp_path / "two")
     for name in asked:
@@ -99,6 +101,11 @@ def test_two_processes_take_the_steps_of_one(first_stage: Path, tmp_path: Path) 
         assert farthest(one, two) < 1e-10
         models = [sorted(p.name for p in (tmp_path / n / name / "model").rglob("*")) for n in ("one", "two")]
         assert models[0] == models[1]
+    heard, alone = losses(tmp_path / "two" / "planned"), losses(tmp_path / "one" / "planned")
+    for measure in ("lesson", "held_out_lesson"):
+        told = [[row[measure] for row in rows if measure in row] for rows in (heard, alone)]
+        assert told[0]
+        assert told[0] == pytest.approx(told[1])
 
 
 @pytest.mark.slow

@@ -12,27 +12,19 @@ from PIL import Image, ImageChops
 
 import sfumato
 from sfumato import files
-from sfumato.training import recipe, run
+from sfumato.conditioning.base import Draws
+from sfumato.model import LatentDiffusion
+from sfumato.tasks.generate import generate
+from sfumato.tasks.requests import Generate
+from sfumato.training import run, validation
 from sfumato.training.log import lines
 from sfumato.training.loop import Interrupted
-from tests.conftest import SHORT
-
-
-def asked(first_stage: Path, data: dict[str, Any] | None = None, **training: Any) -> recipe.Recipe:
-    return recipe.parse({
-        "stage": "diffusion", "autoencoder": str(first_stage),
-        "backbone": {"kind": "unet", "width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [2], "groups": 8},
-        "conditioners": {
-            "caption": {"kind": "text", "width": 16, "layers": 1, "heads": 2},
-            "layout": {"kind": "boxes", "width": 16, "heads": 2, "most": 4, "planner": {"width": 16, "heads": 2}},
-        },
-        "data": data or {"kind": "scenes", "size": 32, "count": 64}, "training": {**SHORT, **training},
-    })  # fmt: skip
+from tests.conftest import planned_recipe
 
 
 @pytest.fixture(scope="module")
 def trained(first_stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return run.train(asked(first_stage), tmp_path_factory.mktemp("planned") / "a", device="cpu", quiet=True)
+    return run.train(planned_recipe(first_stage), tmp_path_factory.mktemp("planned") / "a", device="cpu", quiet=True)
 
 
 def far(one: Image.Image, other: Image.Image) -> bool:
@@ -57,6 +49,28 @@ def test_words_alone_are_drawn_under_a_layout_of_each_seed(trained: Path) -> Non
     assert pipeline.plan(words["prompt"], seed=4) != boxes
 
 
+def test_planning_can_be_left_out(trained: Path) -> None:
+    model = sfumato.load(trained).model
+    drawn = list[Any]()
+    model.conditions.imagined = lambda said, *given: drawn.append(given) or said
+    for plan in (False, True):
+        list(generate(model, Generate(prompt=["a sun"], steps=1, seed=0, plan=plan)))
+        assert bool(drawn) == plan
+
+
+def test_held_out_layouts_tell_what_the_planner_learned(trained: Path) -> None:
+    model, part = LatentDiffusion.load(trained), planned_recipe(trained).data.open("held_out")
+    found = validation.lesson(model, part, limit=4)
+    assert found == validation.lesson(model, part, limit=4)
+    rows = [k * len(part) // 4 for k in range(4)]
+    told = [part.told(k) for k in rows]
+    read = {"caption": [one["caption"][0] for one in told], "boxes": [one["boxes"] for one in told]}
+    with torch.no_grad():
+        whole = model.conditions.lesson(read, 4, Draws.training(0, rows))
+    assert whole is not None
+    assert found == pytest.approx(float(whole), rel=1e-5)
+
+
 def test_a_model_without_a_planner_says_so(model_folder: Path) -> None:
     with pytest.raises(ValueError, match="no planner"):
         sfumato.load(model_folder).plan("a cat")
@@ -71,15 +85,14 @@ def test_the_planner_has_a_loss_and_is_resumed_to_the_bit(first_stage: Path, tra
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        run.train(asked(first_stage), tmp_path / "b", device="cpu", quiet=True, watch=stop)
-    whole = run.train(asked(first_stage), tmp_path / "b", device="cpu", quiet=True, resume=True)
+        run.train(planned_recipe(first_stage), tmp_path / "b", device="cpu", quiet=True, watch=stop)
+    whole = run.train(planned_recipe(first_stage), tmp_path / "b", device="cpu", quiet=True, resume=True)
     for name in ("denoiser.safetensors", "conditioners.safetensors"):
         assert files.sha256(whole / name) == files.sha256(trained / name)
 
 
 def test_a_planner_whose_words_the_denoiser_does_not_hear_is_refused(first_stage: Path) -> None:
-    wanted = asked(first_stage)
-    assert isinstance(wanted, recipe.DiffusionRecipe)
+    wanted = planned_recipe(first_stage)
     alone = wanted.model_copy(update={"conditioners": {"layout": wanted.conditioners["layout"]}})
     with pytest.raises(ValueError, match="no conditioner tells the denoiser; add one of kind text"):
         run.fitted(alone, wanted.data.open("train"))
@@ -90,8 +103,7 @@ def test_a_planner_without_captions_is_told_before_training(first_stage: Path, t
         Image.new("RGB", (32, 32), (40 * k, 0, 0)).save(tmp_path / f"{k}.png")
     rows = [{"file_name": f"{k}.png", "boxes": [{"label": "cat", "box": [0, 0, 0.5, 0.5]}]} for k in range(4)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    wanted = asked(first_stage, {"kind": "folder", "path": str(tmp_path), "size": 32})
-    assert isinstance(wanted, recipe.DiffusionRecipe)
+    wanted = planned_recipe(first_stage, {"kind": "folder", "path": str(tmp_path), "size": 32})
     alone = wanted.model_copy(update={"conditioners": {"layout": wanted.conditioners["layout"]}})
     with pytest.raises(ValueError, match="no picture of the data has 'caption', which a conditioner of kind boxes"):
         run.fitted(alone, wanted.data.open("train"))

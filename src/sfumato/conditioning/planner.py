@@ -61,13 +61,14 @@ class Rows(NamedTuple):
     @classmethod
     def of(cls, layouts: Sequence[Layout]) -> "Rows":
         """Those of B layouts."""
-        shape = (len(layouts), max(map(len, layouts), default=0))
-        numbers, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.bool)
-        corners = torch.zeros(*shape, 4)
-        for k, layout in enumerate(layouts):
-            for place, (number, box) in enumerate(layout):
-                numbers[k, place], corners[k, place], mask[k, place] = number, torch.tensor(list(box)), True
-        return cls(numbers, corners, mask)
+        longest = max(map(len, layouts), default=0)
+        none = [(0, (0.0, 0.0, 0.0, 0.0))]
+        padded = [[*layout, *none * (longest - len(layout))] for layout in layouts]
+        numbers = torch.tensor([[number for number, _ in row] for row in padded], dtype=torch.long)
+        corners = torch.tensor([[list(box) for _, box in row] for row in padded])
+        mask = torch.arange(longest) < torch.tensor([len(layout) for layout in layouts])[:, None]
+        shape = (len(layouts), longest)
+        return cls(numbers.reshape(shape), corners.reshape(*shape, 4), mask)
 
     def to(self, device: torch.device) -> "Rows":
         """On a device."""

@@ -25,7 +25,7 @@ def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress 
 
     def make(rows: Rows) -> Tensor:
         x = started(request, rows, made.shape).to(model.device)
-        own = made.shape == model.latent_shape()  # layouts are drawn for pictures of the trained shape
+        own = request.plan and made.shape == model.latent_shape()  # layouts are of pictures of the trained shape
         said = planned(model, rows.said, rows.seeds) if own else rows.said
         return model.pictures(walk(model, x, request, said, rows.noise, rows.tell))
 

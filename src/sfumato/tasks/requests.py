@@ -238,6 +238,9 @@ class Generate(Request):
     until: int | None = Field(
         None, ge=0, le=2**63 - 1, description="from the seed's picture to this seed's, in `count` pictures"
     )
+    plan: bool = Field(
+        True, description="draw a layout from the words first, where the model has a planner and no boxes are said"
+    )
 
     def seeds(self) -> list[int]:
         """A seed a picture; between two seeds all noise but the first is the first seed's."""

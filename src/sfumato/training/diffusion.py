@@ -16,10 +16,10 @@ from sfumato.diffusion.grid import even
 from sfumato.diffusion.loss import Weighting, density, stratified, weighting
 from sfumato.diffusion.samplers import ddim, last
 from sfumato.model import LatentDiffusion
+from sfumato.training import validation
 from sfumato.training.latents import Fresh, Latents
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import DiffusionRecipe
-from sfumato.training.validation import denoising
 
 PREVIEWS = 16
 
@@ -119,8 +119,12 @@ class Denoising(Objective):
     def validate(self) -> dict[str, float]:
         if self.held_out is None:
             return {}
-        found = denoising(self.model, self.held_out)
-        return {"held_out": found["loss"], "held_out_shuffled": found["shuffled"]}
+        found, own = validation.denoising(self.model, self.held_out), validation.lesson(self.model, self.held_out)
+        return {
+            "held_out": found["loss"],
+            "held_out_shuffled": found["shuffled"],
+            **({} if own is None else {"held_out_lesson": own}),
+        }
 
     def _previewed(self) -> dict[str, list[Any]]:
         """The recipe's prompts, or the conditions of the first training examples."""

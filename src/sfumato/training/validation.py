@@ -32,22 +32,42 @@ def denoising(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> dict[st
 @torch.no_grad()
 def losses(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> tuple[list[float], list[float]]:
     """The two losses of `denoising`, of each picture. Picture, times and noise are the same for any model."""
-    count = min(len(part), limit)
-    if not count:
-        raise ValueError("there are no held-out pictures to denoise; hold some out, or add a `val` folder")
-    wanted = set(model.conditions.fields.values())
-    chosen = [k * len(part) // count for k in range(count)]  # from all of it: folders are sorted by class
+    wanted, chosen = set(model.conditions.fields.values()), _chosen(part, limit)
 
     def some(begin: int) -> tuple[list[float], list[float]]:
         rows = chosen[begin : begin + AT_ONCE]
         images = torch.stack([part.image(k) for k in rows]).float() / 127.5 - 1.0
-        latents = model.codec.encode(images.to(model.device))
+        latents = model.codec.encode(images.to(model.codec.shift))
         fields = _fields(part, rows, wanted)
         turned = _fields(part, [(k + len(part) // 2) % len(part) for k in rows], wanted)
         return _loss(model, latents, fields, rows), _loss(model, latents, turned, rows)
 
-    own, others = zip(*distributed.spread(some, range(0, count, AT_ONCE)), strict=True)
+    own, others = zip(*distributed.spread(some, range(0, len(chosen), AT_ONCE)), strict=True)
     return [one for rows in own for one in rows], [one for rows in others for one in rows]
+
+
+@torch.no_grad()
+def lesson(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> float | None:
+    """The conditioners' own loss, such as a planner's nats a box, on the same examples; None where none has one."""
+    if not model.conditions.besides:
+        return None
+    wanted, chosen = set(model.conditions.read), _chosen(part, limit)
+
+    def some(begin: int) -> float:
+        rows = chosen[begin : begin + AT_ONCE]
+        found = model.conditions.lesson(_fields(part, rows, wanted), len(rows), Draws.training(0, rows))
+        assert found is not None
+        return len(rows) * float(found)
+
+    return sum(distributed.spread(some, range(0, len(chosen), AT_ONCE))) / len(chosen)
+
+
+def _chosen(part: Part, limit: int) -> list[int]:
+    """Examples from all of a part: folders are sorted by class."""
+    count = min(len(part), limit)
+    if not count:
+        raise ValueError("there are no held-out pictures to denoise; hold some out, or add a `val` folder")
+    return [k * len(part) // count for k in range(count)]
 
 
 def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list[Any]]:
@@ -65,7 +85,7 @@ def _loss(model: LatentDiffusion, latents: Tensor, fields: dict[str, list[Any]],
     cond = model.conditions(fields, len(rows), size=size, draws=Draws.training(0, rows))
     total = torch.zeros(len(rows), dtype=torch.float64)
     for k in range(TIMES):
-        eps = streams.normal(latents.shape[1:], 0, "held-out", rows, k).to(latents.device)
-        t = torch.full((len(rows),), (k + 0.5) / TIMES, device=latents.device)
+        eps = streams.normal(latents.shape[1:], 0, "held-out", rows, k).to(latents)
+        t = torch.full((len(rows),), (k + 0.5) / TIMES, device=latents.device, dtype=latents.dtype)
         total += model.denoiser.loss(latents, t, eps, cond).cpu()
     return (total / TIMES).tolist()
