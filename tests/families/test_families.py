@@ -14,9 +14,9 @@ import sfumato
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.data.emoji import EmojiData
-from sfumato.evaluation.likelihood import each, likelihood
-from sfumato.families import base
-from sfumato.families.autoregressive import AutoregressiveConfig
+from sfumato.evaluation.likelihood import each, likelihood, over
+from sfumato.families import base, vae
+from sfumato.families.autoregressive import Autoregressive, AutoregressiveConfig
 from sfumato.families.base import Drawn, FamilyConfig, Shape, single
 from sfumato.families.gan import Gan, GanConfig, deviation, shown
 from sfumato.families.vae import VaeConfig
@@ -185,21 +185,32 @@ def test_a_critic_sees_pictures_shifted_and_brighter_alike_however_a_batch_is_sp
 # vae
 
 
-def test_a_vaes_bits_are_those_of_its_density() -> None:
-    vae = built("vae").double()
-    with torch.no_grad():
-        vae.bound.log_variance.fill_(0.3)
-    images, labels = drawn().images.double(), drawn().labels
-    zeros = torch.zeros(6, 4, 4, 4, dtype=torch.double)
-    nats, kl = vae.bound.nats(images, labels, zeros, torch.full_like(images, 0.5))
-    mean = vae.bound.decoded(vae.bound.coder.encode(images).latent, labels)
-    density = torch.distributions.Normal(mean, math.exp(0.15)).log_prob(images).flatten(1).mean(1)
-    torch.testing.assert_close(nats, -density)
-    assert bool((kl >= 0).all())
-    bits = vae.bits(images, labels)
+@pytest.mark.parametrize(("mean", "scale"), [(0.1, -2.0), (-0.98, -7.0), (1.3, 0.5), (5.0, -7.0)])
+def test_a_vaes_likelihood_is_one_over_all_values(mean: float, scale: float) -> None:
+    levels = torch.arange(256, dtype=torch.double) / 127.5 - 1
+    nats = vae.logistic(levels, torch.full_like(levels, mean), torch.full_like(levels, scale))
+    assert float((-nats).exp().sum()) == pytest.approx(1, abs=1e-9)
+    assert bool((nats >= 0).all())
+    if mean == 0.1:  # where steps are fine it is the density's
+        density = torch.distributions.TransformedDistribution(
+            torch.distributions.Uniform(torch.zeros((), dtype=torch.double), 1),
+            [torch.distributions.SigmoidTransform().inv, torch.distributions.AffineTransform(mean, math.exp(scale))],
+        )
+        inner = levels[1:-1]
+        torch.testing.assert_close(-nats[1:-1], density.log_prob(inner) + math.log(2 / 255), atol=1e-3, rtol=0)
+
+
+def test_a_vaes_bits_are_its_bound() -> None:
+    made, images, labels = built("vae"), drawn().images, drawn().labels
+    images = ((images + 1) * 127.5).round().clamp(0, 255) / 127.5 - 1
+    bits = made.bits(images, labels)
+    assert bits is not None
     assert bits.shape == (6,)
-    # a broad Gaussian over 256 levels costs nearly 8 bits; none costs less than nothing
-    assert 5 < float(bits.mean()) < 12
+    noise = Drawn(images, labels, tuple(range(6)), 0).normal((4, 4, 4), "posterior")
+    nats, rate = made.bound.nats(images, labels, noise)
+    torch.testing.assert_close(bits, (nats + rate) / math.log(2))
+    assert bool((rate >= 0).all())
+    assert 4 < float(bits.mean()) < 12
 
 
 def test_bits_of_a_part_are_those_of_its_pictures() -> None:
@@ -210,11 +221,20 @@ def test_bits_of_a_part_are_those_of_its_pictures() -> None:
     assert whole is not None
     assert (len(found), whole["count"]) == (40, 40)
     assert whole["bits"] == pytest.approx(float(found.mean()))
-    last = part.image(39)[None].float() / 127.5 - 1.0  # of the second batch
-    alone = family.bits(last, torch.tensor([part.fields(39)["label"]]))
+    at = 39 * len(part) // 40  # from all of the part, of the second batch
+    last = part.image(at)[None].float() / 127.5 - 1.0
+    alone = family.bits(last, torch.tensor([part.fields(at)["label"]]))
     assert alone is not None
     assert float(found[39]) == pytest.approx(float(alone), abs=1e-4)
-    assert each(built("palette"), part, 4) is None
+    codes = FamilyConfig.model_validate(FAMILIES["palette"]).build(Shape(3, 16), part.labels, None)
+    assert isinstance(codes, Autoregressive)
+    assert each(codes, part, 4) is None
+    told = over(codes, part, codes.told, 4)
+    assert told is not None
+    alike = -float(codes.transformer.head.bias.detach().log_softmax(0)[0]) / math.log(
+        2
+    )  # a fresh head has its bias alone
+    assert told.tolist() == pytest.approx([alike] * 4)  # and without a palette all tokens are the first
 
 
 # autoregressive

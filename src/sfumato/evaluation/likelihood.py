@@ -1,11 +1,15 @@
 """Bits per dimension of held-out pictures, for the families that have a likelihood or a bound on it."""
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from sfumato.data.base import Part
 from sfumato.families.base import Family, single
 
 LIMIT = 512
+Measure = Callable[[Tensor, Tensor], Tensor | None]  # of pictures (B, C, H, W) and their classes (B,), a value each
 
 
 def likelihood(family: Family, part: Part, limit: int = LIMIT) -> dict[str, float] | None:
@@ -16,16 +20,22 @@ def likelihood(family: Family, part: Part, limit: int = LIMIT) -> dict[str, floa
     return {"bits": float(found.mean()), "±": float(found.std() / len(found) ** 0.5), "count": len(found)}
 
 
+def each(family: Family, part: Part, limit: int = LIMIT) -> Tensor | None:
+    """Bits per dimension of each of at most `limit` pictures, double (N,); None where undefined."""
+    return over(family, part, family.bits, limit)
+
+
 @torch.no_grad()
-def each(family: Family, part: Part, limit: int = LIMIT) -> torch.Tensor | None:
-    """Bits per dimension of each of a part's first `limit` pictures, double (N,); None where undefined."""
-    rows = []
-    for begin in range(0, min(len(part), limit), 32):
-        indices = range(begin, min(begin + 32, len(part), limit))
+def over(family: Family, part: Part, measure: Measure, limit: int = LIMIT) -> Tensor | None:
+    """A measure of each of at most `limit` pictures from all of a part, double (N,); None where the measure is."""
+    rows, count = [], min(len(part), limit)
+    chosen = [k * len(part) // count for k in range(count)]  # folders are sorted by class
+    for begin in range(0, count, 32):
+        indices = chosen[begin : begin + 32]
         images = torch.stack([part.image(k) for k in indices]).float() / 127.5 - 1.0
         device = next(family.parameters()).device
         labels = torch.tensor([single(part.fields(k).get("label")) for k in indices], device=device)
-        found = family.bits(images.to(device), labels)
+        found = measure(images.to(device), labels)
         if found is None:
             return None
         rows.append(found.double().cpu())

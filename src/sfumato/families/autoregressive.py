@@ -273,8 +273,11 @@ class Autoregressive(Family):
     @torch.no_grad()
     def bits(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """Exact, of the small picture's values, for bytes; codes and palettes lose what they do not say."""
-        if self.config.tokens != "bytes":
-            return None
+        return self.told(images, labels) if self.config.tokens == "bytes" else None
+
+    @torch.no_grad()
+    def told(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Bits a token (B,) of pictures (B, C, S, S), whatever the tokens are: comparable between pictures only."""
         tokens = self.read(images)
         logits = self.transformer(tokens, labels)
         nats = F.cross_entropy(logits.movedim(-1, 1), tokens, reduction="none")

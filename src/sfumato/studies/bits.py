@@ -1,16 +1,21 @@
-"""Bits per dimension in `families`: a transformer over bytes beside a VAE, where both tell the same pictures.
+"""Likelihoods in `families`: a transformer over bytes beside a VAE, where both tell the same pictures.
 
 All values of 32 pixels a side are a chain of 3,072, too slow for two cores; at 8 pixels they are 192, and an exact
-likelihood and a bound are of the same 8-bit numbers.
+likelihood and a bound are of the same 8-bit numbers. Of transformers over palettes and codes the bits a token tell
+whether they learned the pictures or learned them by heart.
 """
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sfumato import files
 from sfumato.data.base import Part
-from sfumato.evaluation.likelihood import each
+from sfumato.evaluation.likelihood import Measure, over
+from sfumato.families.autoregressive import Autoregressive
 from sfumato.families.base import Family
 from sfumato.studies.desk import Desk
 from sfumato.studies.measure import drawing
@@ -63,14 +68,37 @@ def bits(desk: Desk, name: str, folder: Path) -> Found:
     def make() -> Found:
         model = opened(folder, desk.device)
         assert isinstance(model, Family)
-        return {"held": of(model, desk.held_out), "trained": of(model, desk.train)}
+        return {"held": of(model, desk.held_out, model.bits), "trained": of(model, desk.train, model.bits)}
 
     kept: Found = desk.once(name, files.sha256(folder / "model.yaml"), make)
     return kept
 
 
-def of(model: Family, part: Part) -> list[float]:
-    """Bits per dimension of a part's pictures, of a family that has them."""
-    found = each(model, part)
+def known(desk: Desk, models: dict[str, Path]) -> Table:
+    """What a token of held-out pictures and of training pictures costs transformers of any tokens."""
+    lines = []
+    for name, folder in models.items():
+
+        def make(folder: Path = folder) -> Found:
+            model = opened(folder, desk.device)
+            assert isinstance(model, Autoregressive)
+            return {"held": of(model, desk.held_out, model.told), "trained": of(model, desk.train, model.told)}
+
+        found = desk.once(f"known-{name.replace(' ', '-')}", files.sha256(folder / "model.yaml"), make)
+        model = opened(folder, torch.device("cpu"))
+        assert isinstance(model, Autoregressive)
+        told = (Spread.of(found[part]).mean() for part in ("held", "trained"))
+        lines.append(
+            [name, f"{model.transformer.vocabulary:,}", f"{math.log2(model.transformer.vocabulary):.0f}", *told]
+        )
+    head = ["", "tokens there are", "bits of one at random", "held-out pictures", "pictures it was trained on"]
+    return Table(
+        "Bits a token, with the standard error: where they are far apart, pictures are known by heart", head, lines
+    )
+
+
+def of(model: Family, part: Part, measure: Measure) -> list[float]:
+    """Bits of each of a part's pictures, of a family that has them."""
+    found = over(model, part, measure)
     assert found is not None
     return [float(one) for one in found]

@@ -21,7 +21,6 @@ from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.studies import bits, recipes
 from sfumato.studies.desk import Desk
-from sfumato.studies.guidance import good_stage
 from sfumato.studies.measure import REAL, Row, cell, distance, drawing, generated, real, short
 from sfumato.studies.recipes import wider
 from sfumato.studies.result import Figure, Result, Table, plot
@@ -35,7 +34,15 @@ MEASURING = 0.25  # of the hours
 BITS = 0.04  # of the hours, of MEASURING's part: each of the two whose bits are compared
 FIRST = 0.3  # of the time of a model with a first stage
 SIDES = (16, 32, 64)  # of the curve of seconds against resolution
-LDM, PIXELS, GAN, VAE, AR, TWO = "LDM-8", "pixel diffusion", "GAN", "VAE", "pixel transformer", "VQ + transformer"
+PLACES, CHANNELS = 8, 4  # of the latents, a side
+LDM, PIXELS, GAN, VAE, AR, TWO = (
+    "latent diffusion",
+    "pixel diffusion",
+    "GAN",
+    "VAE",
+    "pixel transformer",
+    "VQ + transformer",
+)
 
 
 def small(desk: Desk) -> int:
@@ -58,15 +65,18 @@ def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
             "autoencoder": str(codes),
         },
         PIXELS: recipes.denoiser(desk.pixels(), cond, **recipes.fitting(desk.train.size)),
-        LDM: recipes.denoiser(stage, cond, width=128, multipliers=(1, 1)),
+        LDM: recipes.denoiser(stage, cond),
     }
 
 
 def study(desk: Desk) -> Result:
     """Train six models for equal seconds, measure, judge."""
     hours = (1 - MEASURING) * desk.hours / 6
-    stage, vq = good_stage(desk, FIRST * hours), recipes.first("vq", 4, 4)
-    codes = desk.trained("first-codes", vq, desk.budget("first-codes", vq, FIRST * hours))
+    first = {
+        "first-latents": recipes.first("kl", max(desk.train.size // PLACES, 2), CHANNELS),
+        "first-codes": recipes.first("vq", 4, 4),
+    }
+    stage, codes = (desk.trained(n, one, desk.budget(n, one, FIRST * hours)) for n, one in first.items())
     wanted = fields(desk, stage, codes)
     models, rows = dict[str, Path](), dict[str, Row]()
     for name, one in wanted.items():
@@ -82,11 +92,12 @@ def study(desk: Desk) -> Result:
         + (f"The transformer over pixels draws {side} a side, its pictures are enlarged. " if side < desk.train.size else ""),
         protocol={**desk.protocol(**{"minutes each": hours * 60}), "precision of sampling": "float32"}, claims=claims(desk, rows),
     )  # fmt: skip
-    first = {LDM: stage, TWO: codes}
-    result.tables.append(table(desk, wanted, models, rows, {n: desk.seconds(p.parent.name) for n, p in first.items()}))
+    before = {n: desk.seconds(p.parent.name) for n, p in ((LDM, stage), (TWO, codes))}
+    result.tables.append(table(desk, wanted, models, rows, before))
     likely, claim = bits.compared(desk, BITS * desk.hours, models[VAE])
     result.tables.append(likely)
     result.claims.append(claim)
+    result.tables.append(bits.known(desk, {name: models[name] for name in (AR, TWO)}))
     curves = desk.once("family-seconds", [list(SIDES), desk.train.size], lambda: seconds(desk, wanted))
     drawn = [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items()]
     path = plot(desk.folder / "seconds.png", drawn, "pixels a side", "seconds a picture", log=(True, True))

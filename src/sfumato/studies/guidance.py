@@ -15,7 +15,7 @@ from sfumato.studies.verdict import Claim, better, every
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 INTERVAL = (0.3, 0.8)  # of times
 FACTOR, CHANNELS = 8, 16
-MEAN = 2.0  # of the logit of times: where words and classes decide the picture
+MEANS = {"class": 0.0, "words": 2.0}  # of the logit of times: where each decides the picture
 TRADE = 3.0  # the scale at which diversity and quality are judged; higher ones leave the pictures of the data
 FIRST_SHARE, MEASURING = 0.2, 0.35
 
@@ -37,7 +37,9 @@ def study(desk: Desk) -> Result:
     )  # fmt: skip
     result.figures.append(Figure(real(desk, desk.judge).sheet, "Held-out pictures"))
     for name, conditioners in kinds:
-        fields = recipes.denoiser(stage, conditioners, width=128, multipliers=(1, 1), attention=(1, 2), mean=MEAN)
+        fields = recipes.denoiser(
+            stage, conditioners, width=128, multipliers=(1, 1), attention=(1, 2), mean=MEANS[name]
+        )
         run = f"by-{name}"
         one(desk, result, name, desk.trained(run, fields, desk.budget(run, fields, hours)))
     return result

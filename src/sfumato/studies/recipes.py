@@ -34,9 +34,13 @@ def first(kind: str, factor: int, channels: int | None = None, *, equivariance: 
 
 def denoiser(
     autoencoder: Path, conditioners: Fields | None = None, *, width: int = 64, multipliers: tuple[int, ...] = (1, 2),
-    attention: tuple[int, ...] = (2,), mean: float = 0.8, cache: bool = True, **training: Any,
+    attention: tuple[int, ...] = (2,), mean: float = 0.0, cache: bool = True, **training: Any,
 ) -> Fields:  # fmt: skip
-    """A U-Net on a first stage, flow prediction."""
+    """A U-Net on a first stage, flow prediction.
+
+    Times are centred where signal and noise are equal, near what EDM uses for pictures of 32 pixels (Karras et al., 2022):
+    best of what was tried for classes, on pixels and on latents alike (`docs/experiments.md`). Words want more noise.
+    """
     backbone = {
         "kind": "unet", "width": width, "multipliers": list(multipliers), "blocks": 1,
         "attention": list(attention), "expansion": 2, "groups": None,
@@ -52,12 +56,11 @@ def denoiser(
 def fitting(side: int) -> Fields:
     """The settings of `denoiser` for latents of so many places a side: about 3.5 million weights on each.
 
-    Where maps are large the network is narrow at their full size and has more levels, as the paper's is for LDM-1. Its times
-    are centred where signal and noise are equal, near what EDM uses for pictures of 32 pixels (Karras et al., 2022).
+    Where maps are large the network is narrow at their full size and has more levels, as the paper's is for LDM-1.
     """
     if side < WIDE:
         return {}
-    return {"width": 32, "multipliers": (1, 2, 2, 4), "attention": (4, 8), "mean": 0.0}
+    return {"width": 32, "multipliers": (1, 2, 2, 4), "attention": (4, 8)}
 
 
 def wider(fields: Mapping[str, Any], scale: float) -> Fields:
