@@ -37,6 +37,14 @@ CODER: dict[str, Any] = {
     "up": "shuffle",
     "groups": 8,
 }
+BACKBONE: dict[str, Any] = {
+    "kind": "unet",
+    "width": 16,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [2],
+    "groups": 8,
+}
 SHORT: dict[str, Any] = {
     "images": 96,
     "batch": 16,
@@ -78,14 +86,7 @@ def diffusion_recipe(autoencoder: Path, **training: Any) -> recipe.DiffusionReci
         {
             "stage": "diffusion",
             "autoencoder": str(autoencoder),
-            "backbone": {
-                "kind": "unet",
-                "width": 16,
-                "multipliers": [1, 2],
-                "blocks": 1,
-                "attention": [2],
-                "groups": 8,
-            },
+            "backbone": BACKBONE,
             "conditioners": {
                 "caption": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 300},
                 "group": {"kind": "label", "width": 8},
@@ -107,14 +108,7 @@ def planned_recipe(
         {
             "stage": "diffusion",
             "autoencoder": str(autoencoder),
-            "backbone": {
-                "kind": "unet",
-                "width": 16,
-                "multipliers": [1, 2],
-                "blocks": 1,
-                "attention": [2],
-                "groups": 8,
-            },
+            "backbone": BACKBONE,
             "conditioners": {
                 "caption": {"kind": "text", "layers": 1, **heads},
                 "layout": {"kind": "boxes", "most": 4, "dropout": dropout, "planner": heads, **heads},

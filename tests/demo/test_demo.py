@@ -22,7 +22,7 @@ from sfumato.demo.report import Page
 from sfumato.training import recipe
 from sfumato.training.loop import Interrupted, Watch
 from sfumato.training.recipe import Recipe
-from tests.conftest import CODER
+from tests.conftest import BACKBONE, CODER
 
 
 def test_minutes_become_images_in_proportion_and_survive_a_round_trip(tmp_path: Path) -> None:
@@ -182,14 +182,7 @@ def small() -> Iterator[pytest.MonkeyPatch]:
         if source == plans.AUTOENCODER:
             fields["autoencoder"]["coder"] = CODER
         else:
-            fields["backbone"] = {
-                "kind": "unet",
-                "width": 16,
-                "multipliers": [1, 2],
-                "blocks": 1,
-                "attention": [2],
-                "groups": 8,
-            }
+            fields["backbone"] = BACKBONE
             fields["conditioners"] = {
                 "caption": {"kind": "text", "width": 16, "layers": 1, "heads": 2, "vocabulary": 300}
             }
