@@ -304,6 +304,17 @@ def test_a_palette_is_of_the_pictures_colours() -> None:
     assert float((again - images).abs().max()) < 0.02
 
 
+def test_colours_are_told_apart_in_half_precision_too() -> None:
+    family = AutoregressiveConfig(tokens="palette", side=16, colours=256, width=8, depth=1, heads=1).build(
+        Shape(3, 16), (), None
+    )
+    images = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.8  # near white, as grounds
+    family.begin(images)
+    tokens = family.read(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(family.read(images), tokens)
+
+
 def test_guidance_moves_tokens_towards_the_class() -> None:
     family = built("bytes")
     net = family.transformer

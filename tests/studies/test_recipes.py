@@ -26,6 +26,12 @@ def test_denoisers_are_of_one_size_on_pixels_and_on_latents() -> None:
     assert max(several) < 1.2 * min(several)
 
 
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_shared_latents_have_eight_places_a_side(size: int) -> None:
+    coder = FirstStage.model_validate(recipes.latents(size)["autoencoder"]).coder
+    assert (size // coder.factor, coder.channels) == (recipes.PLACES, 4)
+
+
 @pytest.mark.parametrize("kind", ["kl", "vq"])
 @pytest.mark.parametrize("factor", [2, 4, 8, 16, 32])
 def test_first_stages_have_the_published_channels(kind: str, factor: int) -> None:

@@ -147,7 +147,8 @@ class Codebook(nn.Module):
 
 
 def nearest(rows: Tensor, vectors: Tensor) -> Tensor:
-    """For each of `rows` (N, C) the index of the nearest of `vectors` (K, C), (N,)."""
-    lengths = vectors.square().sum(1)
-    parts = torch.split(rows, max(AT_ONCE // len(vectors), 1))
-    return torch.cat([torch.addmm(lengths, part, vectors.T, alpha=-2).argmin(1) for part in parts])
+    """For each of `rows` (N, C) the index of the nearest of `vectors` (K, C), (N,), in their precision whatever is around."""
+    with torch.autocast(rows.device.type, enabled=False):  # differences of large squares: bfloat16 would lose them
+        lengths = vectors.square().sum(1)
+        parts = torch.split(rows, max(AT_ONCE // len(vectors), 1))
+        return torch.cat([torch.addmm(lengths, part, vectors.T, alpha=-2).argmin(1) for part in parts])

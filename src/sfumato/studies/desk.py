@@ -24,8 +24,8 @@ from sfumato.data.base import Data, Part
 from sfumato.evaluation.gather import Gathered, gather
 from sfumato.evaluation.source import Chosen, PartPictures
 from sfumato.features.network import FeatureNetwork
+from sfumato.studies import recipes
 from sfumato.studies.judge import Judge, classes_of
-from sfumato.studies.recipes import wider
 from sfumato.tasks.requests import Generate
 from sfumato.training.autoencoder import stack
 from sfumato.training.log import lines
@@ -121,7 +121,7 @@ class Desk:
             "ema": [0.05], "preview": max(images // 2, 1), "report": max(images // 40, 1),
             "checkpoint": max(images // 4, 1), "keep": 1, "seed": self.seed, **fields.get("training", {}), "images": images,
         }  # fmt: skip
-        return parse({"data": self.data, **wider(fields, self.scale), "training": training}, name)
+        return parse({"data": self.data, **recipes.wider(fields, self.scale), "training": training}, name)
 
     def trained(self, name: str, fields: Mapping[str, Any], images: int) -> Path:
         """The model folder of a run: trained from the start, from where it was stopped, or there already.
@@ -201,6 +201,11 @@ class Desk:
             kept = {"key": told, "value": make()}
             files.write(path, json.dumps(kept, indent=1, ensure_ascii=False))
         return kept["value"]
+
+    def latents(self, hours: float) -> Path:
+        """The model folder of the first stage that is shared where first stages are not compared, trained so long."""
+        fields = recipes.latents(self.train.size)
+        return self.trained("first-latents", fields, self.budget("first-latents", fields, hours))
 
     def pixels(self, name: str = "pixels") -> Path:
         """The model folder of the identity, f = 1: its shift and scale measured, nothing trained."""

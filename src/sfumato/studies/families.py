@@ -34,7 +34,6 @@ MEASURING = 0.25  # of the hours
 BITS = 0.04  # of the hours, of MEASURING's part: each of the two whose bits are compared
 FIRST = 0.3  # of the time of a model with a first stage
 SIDES = (16, 32, 64)  # of the curve of seconds against resolution
-PLACES, CHANNELS = 8, 4  # of the latents, a side
 LDM, PIXELS, GAN, VAE, AR, TWO = (
     "latent diffusion",
     "pixel diffusion",
@@ -72,11 +71,8 @@ def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
 def study(desk: Desk) -> Result:
     """Train six models for equal seconds, measure, judge."""
     hours = (1 - MEASURING) * desk.hours / 6
-    first = {
-        "first-latents": recipes.first("kl", max(desk.train.size // PLACES, 2), CHANNELS),
-        "first-codes": recipes.first("vq", 4, 4),
-    }
-    stage, codes = (desk.trained(n, one, desk.budget(n, one, FIRST * hours)) for n, one in first.items())
+    stage, vq = desk.latents(FIRST * hours), recipes.first("vq", 4, 4)
+    codes = desk.trained("first-codes", vq, desk.budget("first-codes", vq, FIRST * hours))
     wanted = fields(desk, stage, codes)
     models, rows = dict[str, Path](), dict[str, Row]()
     for name, one in wanted.items():

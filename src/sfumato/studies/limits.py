@@ -20,7 +20,6 @@ from sfumato.data.degrade import shrunk
 from sfumato.evaluation.reconstruction import psnr
 from sfumato.studies import families, recipes
 from sfumato.studies.desk import Desk
-from sfumato.studies.guidance import good_stage
 from sfumato.studies.measure import REAL, Row, distance, drawn, generated, real, rebuilt, short
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import FAILS, HOLDS, Claim, Spread, better
@@ -32,13 +31,13 @@ WAYS = ("consistency", "shortcut")
 CHANNELS = (4, 16, 32)
 EQUIVARIANCE = 0.25  # weight of the loss
 TEACHER, EACH, STAGES, DENOISERS, UPSCALE = (
-    0.12,
-    0.06,
+    0.10,
+    0.08,
     0.16,
     0.17,
     0.06,
 )  # of the hours; the GAN has a student's whole time
-GUIDANCE = 1.5  # of the teacher, baked into its students
+GUIDANCE = 2.0  # of the teacher, baked into its students
 WITHIN = 45.0  # dB
 FACTOR = 4  # of super-resolution
 
@@ -69,9 +68,9 @@ def student(teacher: Path, how: str) -> dict[str, Any]:
 
 def few(desk: Desk, result: Result) -> None:
     """Adds one to four steps beside 25, and the GAN."""
-    stage = good_stage(desk, shared(desk))
+    stage = desk.latents(shared(desk))
     cond = recipes.by_class() if desk.labelled else None
-    fields = recipes.denoiser(stage, cond, width=128, multipliers=(1, 1))
+    fields = recipes.denoiser(stage, cond)
     teacher = desk.trained("teacher", fields, desk.budget("teacher", fields, TEACHER * desk.hours))
     scale = guided(desk)
     rows: dict[str, Row] = {"teacher, 25 steps": few_rows(desk, "few-teacher", teacher, 25, guidance=scale)}
@@ -198,10 +197,10 @@ def precision(found: dict[str, float]) -> Spread:
 
 def exact(desk: Desk, result: Result) -> None:
     """Adds super-resolution that shrinks back to what was given."""
-    stage, data = good_stage(desk, shared(desk)), {**desk.data, "degrade": {"how": "bicubic", "factor": FACTOR}}
+    stage, data = desk.latents(shared(desk)), {**desk.data, "degrade": {"how": "bicubic", "factor": FACTOR}}
+    stages = max((desk.train.size // FACTOR // recipes.PLACES).bit_length() - 1, 0)
     fields = {
-        **recipes.denoiser(stage, {"small": {"kind": "lowres", "width": 64, "stages": 1, "noise": 0.3, "dropout": 0.0}},
-                           width=128, multipliers=(1, 1)),
+        **recipes.denoiser(stage, {"small": {"kind": "lowres", "width": 64, "stages": stages, "noise": 0.3, "dropout": 0.0}}),
         "data": data,
     }  # fmt: skip
     model = desk.trained("upscale", fields, desk.budget("upscale", fields, UPSCALE * desk.hours))

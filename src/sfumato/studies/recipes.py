@@ -12,6 +12,7 @@ CHANNELS = {
     "vq": {2: 2, 4: 3, 8: 4, 16: 8, 32: 16},
 }
 BATCH = 128
+PLACES = 8  # of `latents`, a side
 WIDE = 32  # maps of this many pixels a side and more get a narrow network of more levels
 
 
@@ -30,6 +31,14 @@ def first(kind: str, factor: int, channels: int | None = None, *, equivariance: 
     objective = {"l1": 1.0, "l2": 0.5, "kl": 1.0e-3, "equivariance": equivariance}
     training = {"batch": 64, "rate": 1.0e-2, "flip": 0.5}
     return {"stage": "autoencoder", "autoencoder": stage, "objective": objective, "training": training}
+
+
+def latents(size: int) -> Fields:
+    """The first stage of studies that do not compare first stages: 4 channels of 8 places a side for pictures of `size` pixels.
+
+    At 32 pixels 8 x 8 x 4 made better pictures of a class than 4 x 4 x 16 after equal images (`docs/experiments.md`).
+    """
+    return first("kl", max(size // PLACES, 2), 4)
 
 
 def denoiser(
