@@ -19,6 +19,8 @@ from sfumato.tasks.requests import Generate
 from sfumato.training import run, validation
 from sfumato.training.log import lines
 from sfumato.training.loop import Interrupted
+from sfumato.training.readable import readable
+from sfumato.training.recipe import DiffusionRecipe
 from tests.conftest import planned_recipe
 
 
@@ -98,12 +100,33 @@ def test_a_planner_whose_words_the_denoiser_does_not_hear_is_refused(first_stage
         run.fitted(alone, wanted.data.open("train"))
 
 
-def test_a_planner_without_captions_is_told_before_training(first_stage: Path, tmp_path: Path) -> None:
+def boxed(folder: Path, first_stage: Path, caption: str) -> DiffusionRecipe:
+    """A planner's recipe on four pictures of this caption and a cat each."""
+    folder.mkdir()
+    rows = list[dict[str, Any]]()
     for k in range(4):
-        Image.new("RGB", (32, 32), (40 * k, 0, 0)).save(tmp_path / f"{k}.png")
-    rows = [{"file_name": f"{k}.png", "boxes": [{"label": "cat", "box": [0, 0, 0.5, 0.5]}]} for k in range(4)]
-    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    wanted = planned_recipe(first_stage, {"kind": "folder", "path": str(tmp_path), "size": 32})
+        Image.new("RGB", (32, 32), (40 * k, 0, 0)).save(folder / f"{k}.png")
+        said = {"caption": caption} if caption else {}
+        rows.append({"file_name": f"{k}.png", "boxes": [{"label": "cat", "box": [0, 0, 0.5, 0.5]}], **said})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return planned_recipe(first_stage, {"kind": "folder", "path": str(folder), "size": 32})
+
+
+def test_a_planner_without_captions_is_told_before_training(first_stage: Path, tmp_path: Path) -> None:
+    wanted = boxed(tmp_path / "mute", first_stage, "")
     alone = wanted.model_copy(update={"conditioners": {"layout": wanted.conditioners["layout"]}})
     with pytest.raises(ValueError, match="no picture of the data has 'caption', which a conditioner of kind boxes"):
         run.fitted(alone, wanted.data.open("train"))
+
+
+def test_held_out_words_that_are_too_long_for_the_planner_are_told_before_training(
+    first_stage: Path, tmp_path: Path
+) -> None:
+    short, long = (
+        boxed(tmp_path / name, first_stage, text) for name, text in (("short", "a cat"), ("long", "a cat " * 40))
+    )
+    planner = short.conditioners["layout"].planner
+    texts = planner.text.learn(["a cat"], ())[1]
+    with pytest.raises(ValueError, match="too long"):
+        readable(short.conditioners["layout"], texts, long.data.open("train"))
+    readable(short.conditioners["layout"], texts, short.data.open("train"))

@@ -270,6 +270,9 @@ class ConditionerConfig(Choice):
         """Texts to keep beside the weights, learned from the values of `beside` over the training part."""
         return {}
 
+    def check_heard(self, values: Sequence[Any], files: Mapping[str, str]) -> None:
+        """Raise `ValueError` where one of these values of `beside`, of another part of the data, cannot be read."""
+
     def coloured(self, palette: tuple[tuple[int, int, int], ...]) -> "ConditionerConfig":
         """This recipe, told the colours of the field's classes where the data have them."""
         return self

@@ -44,6 +44,10 @@ class BoxesConfig(ConditionerConfig):
     def heard(self, values: Sequence[Any]) -> dict[str, str]:
         return self.planner.text.learn(values, ())[1] if self.planner else {}
 
+    def check_heard(self, values: Sequence[Any], files: Mapping[str, str]) -> None:
+        if self.planner:
+            self.planner.text.check(values, files)
+
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["BoxesConfig", dict[str, str]]:
         said = _labels(values)
         names = self.labels or tuple(labels) or tuple(sorted(one for one in said if isinstance(one, str)))

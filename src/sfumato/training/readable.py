@@ -25,7 +25,13 @@ def readable(
             conditioner.check([np.array([[number]])], texts)
         except ValueError as error:
             raise ValueError(f"{shows}: {error}") from None
+    if values is None and conditioner.beside:
+        conditioner.check_heard(_told(part, conditioner.beside), texts)
     if values is None and field and conditioner.reads:
-        values = [value for k in part.telling(field) if not silent(value := part.field(k, field))]
+        values = _told(part, field)
     if values:
         conditioner.check(values, texts)
+
+
+def _told(part: Part, field: str) -> list[Any]:
+    return [value for k in part.telling(field) if not silent(value := part.field(k, field))]
