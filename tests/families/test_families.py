@@ -315,6 +315,18 @@ def test_colours_are_told_apart_in_half_precision_too() -> None:
         assert torch.equal(family.read(images), tokens)
 
 
+def test_codes_are_the_same_in_half_precision(codes: Path) -> None:
+    codec = Codec.load(codes)
+    family = AutoregressiveConfig(tokens="codes", width=16, depth=1, heads=2).build(Shape(3, 16), (), codec)
+    images = torch.rand(256, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():  # codes that lie as the latents do
+        raw = codec.autoencoder.encode(images).moments.movedim(1, -1).flatten(0, 2)
+        codec.autoencoder.codebook.embedding.weight.copy_(raw[::7][:32])
+    tokens = family.read(images)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(family.read(images), tokens)
+
+
 def test_guidance_moves_tokens_towards_the_class() -> None:
     family = built("bytes")
     net = family.transformer

@@ -144,6 +144,29 @@ def distillation(teacher: Path, **training: Any) -> recipe.DistillationRecipe:
     return read
 
 
+class Convolved(nn.Module):
+    """A network whose products autocast makes in half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 32, 3, padding=1), nn.Conv2d(32, 3, 3, padding=1)
+
+    def forward(self, x: Tensor, clock: Tensor, cond: Any = None) -> Tensor:
+        result: Tensor = self.two(torch.tanh(self.one(x) + (clock / 1000)[:, None, None, None]))
+        return result.float()
+
+
+def test_neighbours_are_told_apart_in_half_precision_too() -> None:
+    torch.manual_seed(0)
+    model, steps = stub(Convolved()), 64
+    turn, drawn = DistillationTurn(model, model, 1.0, steps), batch(torch.randn(32, 3, 8, 8), 0, steps)
+    exact = turn(drawn)["loss"].item()
+    with torch.autocast("cpu", torch.bfloat16):
+        half = turn(drawn)["loss"].item()
+    assert half == pytest.approx(exact, rel=0.02)
+    assert half != exact  # the teacher is still quick
+
+
 def test_a_distillation_trains_resumes_and_is_sampled_in_few_steps(model_folder: Path, tmp_path: Path) -> None:
     asked = distillation(model_folder)
     model = run.train(asked, tmp_path / "a", device="cpu", quiet=True)

@@ -72,7 +72,7 @@ class Codebook(nn.Module):
         with torch.autocast(latent.device.type, enabled=False):
             rows = at_least_single(latent).movedim(1, -1)  # (B, h, w, C)
             codes = self.nearest(rows.detach().flatten(0, 2)).reshape(rows.shape[:3])
-            chosen = F.embedding(codes, self.embedding.weight)
+            chosen = F.embedding(codes, self.embedding.weight).to(rows)
             commitment = (rows - chosen.detach()).square().flatten(1).mean(1)
             pull = (chosen - rows.detach()).square().flatten(1).mean(1)
             beta = self.config.beta
@@ -85,7 +85,7 @@ class Codebook(nn.Module):
 
     def nearest(self, rows: Tensor) -> Tensor:
         """The index of the nearest vector for each of (N, C)."""
-        return nearest(rows, self.embedding.weight.detach())
+        return nearest(rows, self.embedding.weight.detach().to(rows))
 
     @torch.no_grad()
     def tally(self, latent: Tensor, codes: Tensor) -> dict[str, Tensor]:

@@ -190,11 +190,11 @@ class Boxes(Conditioner):
         empty = ~mask.any(1).to(device)  # a window in which there is nothing
         mask[:, 0] |= ~mask.any(1)
         mask = mask.to(device)
-        tokens = self._tokens(numbers.to(device), corners.to(self.nothing), mask)
+        tokens = self._tokens(numbers.to(device), corners.to(device), mask)
         return Conditions(tokens=torch.where(empty[:, None, None], self.nothing.to(tokens.dtype), tokens), mask=mask)
 
     def _tokens(self, numbers: Tensor, corners: Tensor, mask: Tensor) -> Tensor:
-        x = self.mix(self.embedding(numbers) + self.corners(waves(corners, self.bands)))
+        x = self.mix(self.embedding(numbers) + self.corners(waves(corners, self.bands).to(self.nothing)))
         for block in self.blocks:
             x = block(x, own=mask)
         result: Tensor = self.norm(x)

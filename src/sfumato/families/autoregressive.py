@@ -219,7 +219,10 @@ class Autoregressive(Family):
         """Pictures (B, C, S, S) as tokens (B, N)."""
         if self.config.tokens == "codes":
             coder = self._coder().to(images.device)
-            return coder.codes(images.to(next(coder.parameters()).dtype)).flatten(1)
+            with torch.autocast(
+                images.device.type, enabled=False
+            ):  # else training learns other codes than are measured
+                return coder.codes(images.to(next(coder.parameters()).dtype)).flatten(1)
         small = self._small(images)
         if self.config.tokens == "bytes":
             return ((small + 1) * 127.5).round().long().movedim(1, -1).flatten(1)

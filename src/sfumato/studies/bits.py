@@ -68,9 +68,9 @@ def bits(desk: Desk, name: str, folder: Path) -> Found:
     def make() -> Found:
         model = opened(folder, desk.device)
         assert isinstance(model, Family)
-        return {"held": of(model, desk.held_out, model.bits), "trained": of(model, desk.train, model.bits)}
+        return {"held": of(model, desk.held_out, model.bits), "trained": of(model, desk.shown, model.bits)}
 
-    kept: Found = desk.once(name, files.sha256(folder / "model.yaml"), make)
+    kept: Found = desk.once(name, [files.sha256(folder / "model.yaml"), desk.shown.fingerprint], make)
     return kept
 
 
@@ -82,9 +82,11 @@ def known(desk: Desk, models: dict[str, Path]) -> Table:
         def make(folder: Path = folder) -> Found:
             model = opened(folder, desk.device)
             assert isinstance(model, Autoregressive)
-            return {"held": of(model, desk.held_out, model.told), "trained": of(model, desk.train, model.told)}
+            return {"held": of(model, desk.held_out, model.told), "trained": of(model, desk.shown, model.told)}
 
-        found = desk.once(f"known-{name.replace(' ', '-')}", files.sha256(folder / "model.yaml"), make)
+        found = desk.once(
+            f"known-{name.replace(' ', '-')}", [files.sha256(folder / "model.yaml"), desk.shown.fingerprint], make
+        )
         model = opened(folder, torch.device("cpu"))
         assert isinstance(model, Autoregressive)
         told = (Spread.of(found[part]).mean() for part in ("held", "trained"))

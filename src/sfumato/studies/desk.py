@@ -21,6 +21,7 @@ from sfumato import files
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data, Part
+from sfumato.data.picked import one_each
 from sfumato.evaluation.gather import Gathered, gather
 from sfumato.evaluation.source import Chosen, PartPictures
 from sfumato.features.network import FeatureNetwork
@@ -66,6 +67,12 @@ class Desk:
         return self.opened.open("train")
 
     @cached_property
+    def shown(self) -> Part:
+        """One picture of each of its families: what training shows, which draws families alike. All distances are to it,
+        and classes and words that models are told come from it, so that models of both kinds can follow it."""
+        return one_each(self.train)
+
+    @cached_property
     def held_out(self) -> Part:
         """Its held-out part."""
         return self.opened.open("held_out")
@@ -93,8 +100,8 @@ class Desk:
 
     @cached_property
     def real(self) -> Gathered:
-        """Features of the training part, the reference of all distances."""
-        return self.seen(PartPictures(self.train, f"{self.name}, train"))
+        """Features of what training shows, the reference of all distances."""
+        return self.seen(PartPictures(self.shown, f"{self.name}, train"))
 
     def seen(self, source: Any) -> Gathered:
         """Features of a source's pictures, kept by their content."""
@@ -109,7 +116,7 @@ class Desk:
         """The classifier of the data's classes, None where there are none."""
         if not self.labelled:
             return None
-        return Judge.trained(self.real["pooled"], classes_of(self.train), len(self.train.labels))
+        return Judge.trained(self.real["pooled"], classes_of(self.shown), len(self.shown.labels))
 
     def run(self, name: str) -> Path:
         """The folder of a run."""
@@ -222,7 +229,7 @@ class Desk:
         """How everything is measured; `more` is the study's own."""
         return {
             "machine": environment(self.device), "data": self.data, "train": self.train.fingerprint[:12], "features": self.network.told(),
-            "distances": f"against the training part, {len(self.train):,} pictures", "images a seed": self.images, "sampling seeds": list(self.seeds),
+            "distances": f"against {len(self.shown):,} pictures, one of each family of the training part", "images a seed": self.images, "sampling seeds": list(self.seeds),
             "training seed": self.seed, "sampler": Generate.model_fields["sampler"].default, "steps": self.steps, "guidance": 1.0,
             "hours": self.hours, "device": str(self.device), "precision of sampling": str(self.dtype).removeprefix("torch."),
             "width of networks": self.scale, **more,

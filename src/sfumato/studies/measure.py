@@ -94,7 +94,7 @@ def generated(
     dtype: torch.dtype | None = None,
     **more: Any,
 ) -> Row:
-    """A model folder's samples against the training part, over sampling seeds; worked out once under `name`.
+    """A model folder's samples against what training shows, over sampling seeds; worked out once under `name`.
 
     `dtype` is the denoiser's while it samples, the desk's where None; other families run in float32.
     """
@@ -103,6 +103,7 @@ def generated(
     facts = {"guidance": guidance, "steps": steps or desk.steps, **more}
     key = [
         files.sha256(folder / "model.yaml"),
+        desk.shown.fingerprint,
         facts,
         images,
         list(seeds),
@@ -114,11 +115,11 @@ def generated(
     def make() -> Any:
         model = opened(folder, desk.device)
         if isinstance(model, Family):
-            return sampled(desk, name, [Modelled(model, images, s, guidance, desk.train) for s in seeds], judge)
+            return sampled(desk, name, [Modelled(model, images, s, guidance, desk.shown) for s in seeds], judge)
         few, ready = model.config.distilled, model.for_sampling(dtype)
         asks = {"sampler": few.sampler, "grid": "even", **facts} if few else facts
         requests = [Generate(seed=s, batch=64, **asks) for s in seeds]
-        return sampled(desk, name, [Sampled(ready, r, images, desk.train) for r in requests], judge)
+        return sampled(desk, name, [Sampled(ready, r, images, desk.shown) for r in requests], judge)
 
     return read(desk, desk.once(name, key, make))
 
@@ -166,7 +167,7 @@ def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
 
 
 def real(desk: Desk, judge: Judge | None = None) -> Row:
-    """As many pictures of one half of the training part as are generated, against the other half, and a sheet of held-out
+    """As many pictures of one half of what training shows as are generated, against the other half, and a sheet of held-out
     ones: what fresh pictures of the same kind come to. A model that repeats the pictures it was trained on can be nearer.
     The reference is half as large as a model's, which costs a little."""
 
@@ -181,7 +182,7 @@ def real(desk: Desk, judge: Judge | None = None) -> Row:
         return {"rows": [found], "rates": [0.0], "sheet": str(drawn(desk, "real", source.pictures(range(count))).relative_to(desk.folder))}  # fmt: skip
 
     return read(
-        desk, desk.once("real", [desk.train.fingerprint, desk.images, desk.network.told(), judge is not None], make)
+        desk, desk.once("real", [desk.shown.fingerprint, desk.images, desk.network.told(), judge is not None], make)
     )
 
 
@@ -200,12 +201,12 @@ def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, float]:
         codec = Codec.load(folder).to(desk.device)
         held = PartPictures(desk.held_out, "held out")
         found = summary(measured(Rebuilt(codec, held)))
-        again = desk.seen_fresh(Rebuilt(codec, PartPictures(desk.train, "train")), desk.images)
+        again = desk.seen_fresh(Rebuilt(codec, PartPictures(desk.shown, "train")), desk.images)
         found[distance(desk)] = against(desk.real, again, desk.network.description)[distance(desk)]
         drawn(desk, name, Rebuilt(codec, held).pictures(range(min(SHOWN, len(held)))))
         return found
 
-    key = [files.sha256(folder / "model.yaml"), desk.images, desk.network.told()]
+    key = [files.sha256(folder / "model.yaml"), desk.shown.fingerprint, desk.images, desk.network.told()]
     kept: dict[str, float] = desk.once(name, key, make)
     return kept
 

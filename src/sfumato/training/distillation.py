@@ -12,6 +12,7 @@ pseudo-Huber one. Conditioners stay the teacher's.
 import copy
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,17 @@ class DistillationTurn(nn.Module):
         self.rows = even(model.denoiser.schedule, steps)
 
     def forward(self, batch: Noisy) -> dict[str, Tensor]:
-        """The mean distance over the batch; `batch.t` are the upper rows' times."""
+        """The mean distance over the batch; `batch.t` are the upper rows' times.
+
+        The student's estimates are of full precision whatever is around: at high noise they differ by less than bfloat16
+        tells apart. The teacher's need not be.
+        """
+        kind = batch.latents.device.type
+        around = torch.autocast(kind, torch.get_autocast_dtype(kind), enabled=torch.is_autocast_enabled(kind))
+        with torch.autocast(kind, enabled=False):
+            return self._compared(batch, around)
+
+    def _compared(self, batch: Noisy, around: AbstractContextManager[Any]) -> dict[str, Tensor]:
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
         conditions = self.conditions
         with torch.no_grad():
@@ -57,7 +68,8 @@ class DistillationTurn(nn.Module):
             schedule = self.denoiser.schedule
             alpha, sigma = schedule(batch.t).like(batch.latents)
             x_t = alpha * batch.latents + sigma * batch.eps
-            x_0 = guided(self._teacher[0].denoiser, x_t, batch.t, cond, null, self.guidance)
+            with around:
+                x_0 = guided(self._teacher[0].denoiser, x_t, batch.t, cond, null, self.guidance)
             x_s = moved(x_t, x_0, schedule, batch.t, lower)
             target = self.denoiser(x_s, lower, cond)
         made = self.denoiser(x_t, batch.t, cond)

@@ -1,0 +1,59 @@
+"""Some examples of a part, as a part of their own."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sfumato import streams
+from sfumato.data.base import Part, Singles
+from sfumato.image import Stored
+
+
+class Picked(Part):
+    """The examples of a part at these indices, each a family of its own."""
+
+    def __init__(self, part: Part, indices: Sequence[int]) -> None:
+        self.part, self.indices = part, list(indices)
+        self.channels, self.size, self.labels = part.channels, part.size, part.labels
+        self.class_names, self.palettes = part.class_names, part.palettes
+        self.derivations, self.embeddings = part.derivations, part.embeddings
+        self.families = Singles(len(self.indices))
+        self.fingerprint = hashlib.sha256(f"{part.fingerprint} {self.indices}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def image(self, index: int) -> Tensor:
+        return self.part.image(self.indices[index])
+
+    def fields(self, index: int) -> dict[str, Any]:
+        return self.part.fields(self.indices[index])
+
+    def field(self, index: int, name: str) -> Any:
+        return self.part.field(self.indices[index], name)
+
+    def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
+        return self.part.told(self.indices[index], seed, position)
+
+    def numbers(self, field: str) -> Mapping[int, str]:
+        return self.part.numbers(field)
+
+    def alike(self) -> str:
+        return self.part.alike()
+
+    def stored(self, index: int) -> Stored | Path | None:
+        return self.part.stored(self.indices[index])
+
+    def mirrors(self, index: int) -> bool:
+        return self.part.mirrors(self.indices[index])
+
+
+def one_each(part: Part) -> Part:
+    """One example of each family, the same every time, in the part's order: the balance in which training shows them."""
+    if len(part.families) == len(part):
+        return part
+    draws = (streams.generator(0, "one of a family", k) for k in range(len(part.families)))
+    return Picked(part, sorted(f[int(d.integers(len(f)))] for f, d in zip(part.families, draws, strict=True)))
