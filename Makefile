@@ -1,14 +1,17 @@
 # Two commands are enough: `make demo` and `make test`. Both make their own virtual environment first.
 # MINUTES=60 OUT=runs/hour makes a longer demo in a folder of its own.
+# WORKERS=4 runs tests in four processes, a file each at a time.
 # INDEX=URL adds a package index; PyTorch's CPU-only builds are at https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 VENV   ?= .venv
 INDEX  ?=
 MINUTES ?= 10
 OUT ?= runs/demo
+WORKERS ?= 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 BIN := $(VENV)/bin
+SPLIT := -n $(WORKERS) --dist loadfile
 PIP_INDEX := $(if $(INDEX),--extra-index-url $(INDEX))
 
 .PHONY: demo test fast lint types check setup clean
@@ -16,10 +19,10 @@ demo: $(VENV)/installed
 	$(BIN)/sfumato demo --minutes $(MINUTES) --out "$(OUT)" --resume
 
 test: $(VENV)/developed check
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(SPLIT)
 
 fast: $(VENV)/developed check
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q $(SPLIT) -m "not slow"
 
 check: $(VENV)/developed lint types
 lint: $(VENV)/developed
