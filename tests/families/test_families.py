@@ -327,6 +327,15 @@ def test_codes_are_the_same_in_half_precision(codes: Path) -> None:
         assert torch.equal(family.read(images), tokens)
 
 
+def test_codes_are_decoded_by_a_codec_in_half_precision(codes: Path) -> None:
+    codec = Codec.load(codes)
+    latents = torch.randn(2, codec.channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        whole = codec.decode(latents)
+        half = codec.to(torch.bfloat16).decode(latents)
+    assert float((whole - half).abs().mean()) < 0.05
+
+
 def test_guidance_moves_tokens_towards_the_class() -> None:
     family = built("bytes")
     net = family.transformer

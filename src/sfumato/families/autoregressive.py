@@ -219,9 +219,8 @@ class Autoregressive(Family):
         """Pictures (B, C, S, S) as tokens (B, N)."""
         if self.config.tokens == "codes":
             coder = self._coder().to(images.device)
-            with torch.autocast(
-                images.device.type, enabled=False
-            ):  # else training learns other codes than are measured
+            # in half precision the encoder's codes are others, and training would learn others than are measured
+            with torch.autocast(images.device.type, enabled=False):
                 return coder.codes(images.to(next(coder.parameters()).dtype)).flatten(1)
         small = self._small(images)
         if self.config.tokens == "bytes":

@@ -210,7 +210,7 @@ class Desk:
         return kept["value"]
 
     def latents(self, hours: float) -> Path:
-        """The model folder of the first stage that is shared where first stages are not compared, trained so long."""
+        """The model folder of `recipes.latents`, trained so long: the first stage of `families` and `limits`."""
         fields = recipes.latents(self.train.size)
         return self.trained("first-latents", fields, self.budget("first-latents", fields, hours))
 

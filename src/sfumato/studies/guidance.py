@@ -46,7 +46,7 @@ def study(desk: Desk) -> Result:
 
 
 def good_stage(desk: Desk, hours: float) -> Path:
-    """The first stage of studies that do not compare first stages: f = 8 with 16 channels."""
+    """The first stage of `guidance` and `conditioning`: f = 8 with 16 channels. `Desk.latents` is the others'."""
     name, fields = "first-good", recipes.first("kl", FACTOR, CHANNELS)
     return desk.trained(name, fields, desk.budget(name, fields, hours))
 

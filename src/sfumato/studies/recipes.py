@@ -34,7 +34,7 @@ def first(kind: str, factor: int, channels: int | None = None, *, equivariance: 
 
 
 def latents(size: int) -> Fields:
-    """The first stage of studies that do not compare first stages: 4 channels of 8 places a side for pictures of `size` pixels.
+    """The first stage of `families` and `limits`: 4 channels of 8 places a side for pictures of `size` pixels.
 
     At 32 pixels 8 x 8 x 4 made better pictures of a class than 4 x 4 x 16 after equal images (`docs/experiments.md`).
     """
