@@ -44,6 +44,16 @@ def test_forms_names_and_numbers_say_the_same() -> None:
     assert float((a - b).detach().abs().max()) > 1e-3  # as fine as they are given
 
 
+def test_half_precision_keeps_boxes_apart_that_differ_by_less_than_its_numbers() -> None:
+    encoder = boxes().bfloat16()
+    near, far = 0.503, 0.505  # one number of bfloat16
+    assert torch.tensor(near).bfloat16() == torch.tensor(far).bfloat16()
+    a, b = (encoder([[("cat", left, 0, 1, 0.5)]]).tokens for left in (near, far))
+    assert a is not None
+    assert b is not None
+    assert not torch.equal(a, b)
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sfumato import files
 from sfumato.data.base import Part
 from sfumato.evaluation.likelihood import Measure, over
@@ -78,17 +76,15 @@ def known(desk: Desk, models: dict[str, Path]) -> Table:
     """What a token of held-out pictures and of training pictures costs transformers of any tokens."""
     lines = []
     for name, folder in models.items():
+        model = opened(folder, desk.device)
+        assert isinstance(model, Autoregressive)
 
-        def make(folder: Path = folder) -> Found:
-            model = opened(folder, desk.device)
-            assert isinstance(model, Autoregressive)
+        def make(model: Autoregressive = model) -> Found:
             return {"held": of(model, desk.held_out, model.told), "trained": of(model, desk.shown, model.told)}
 
         found = desk.once(
             f"known-{name.replace(' ', '-')}", [files.sha256(folder / "model.yaml"), desk.shown.fingerprint], make
         )
-        model = opened(folder, torch.device("cpu"))
-        assert isinstance(model, Autoregressive)
         told = (Spread.of(found[part]).mean() for part in ("held", "trained"))
         lines.append(
             [name, f"{model.transformer.vocabulary:,}", f"{math.log2(model.transformer.vocabulary):.0f}", *told]
