@@ -22,6 +22,12 @@ def pictures() -> Tensor:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("refine", [0, 2])
+def test_inversion_in_one_step_is_finite(schedule: Schedule, refine: int) -> None:
+    assert last(inversion(mixture(schedule), pictures(), grid.even(schedule, 1), refine=refine)).isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
 def test_inversion_comes_back_to_first_order(schedule: Schedule) -> None:
     x_0, errors = pictures(), []
     for steps in (50, 100, 200):

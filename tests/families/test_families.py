@@ -87,6 +87,9 @@ def test_every_family_trains_resumes_to_the_bit_and_is_drawn_from(name: str, cod
         pipeline.generate(prompt="cat")
     with pytest.raises(ValueError, match="nearest: Flags"):
         pipeline.generate(label="Flag")
+    for more in ({"until": 9, "count": 3}, {"variation_seed": 1}, {"interval": (0.2, 0.8)}):
+        with pytest.raises(ValueError, match="of a class at most; leave the rest out"):
+            pipeline.generate(seed=0, **more)
 
 
 def test_what_does_not_fit_is_said_in_a_sentence(codes: Path) -> None:

@@ -39,6 +39,15 @@ def test_masks_of_floats_and_of_another_size_are_refused(tmp_path: Path) -> None
         given.mask(Image.fromarray(RAMP), (4, 4))
 
 
+def test_a_mask_that_hides_nothing_says_by_its_colour() -> None:
+    for mode, black, gray in (("RGBA", (0, 0, 0, 255), (128, 128, 128, 255)), ("LA", (0, 255), (128, 255))):
+        assert not bool(given.mask(Image.new(mode, (3, 2), black), (2, 3)).any())
+        assert given.mask(Image.new(mode, (3, 2), gray), (2, 3)).unique().tolist() == pytest.approx([128 / 255])
+    part = Image.new("RGBA", (3, 2), (0, 0, 0, 255))
+    part.putpixel((0, 0), (0, 0, 0, 0))
+    assert given.mask(part, (2, 3))[0].tolist() == [[0, 1, 1], [1, 1, 1]]
+
+
 def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter right

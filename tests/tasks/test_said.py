@@ -102,10 +102,14 @@ def test_large_layouts_are_made_in_windows(everything: Pipeline) -> None:
 
 @pytest.mark.parametrize("task", ["generate", "layout", "panorama"])
 def test_any_size_can_be_asked(everything: Pipeline, task: str) -> None:
-    own = {"boxes": BOXES} if task == "layout" else {}
-    small, large = (
-        getattr(everything, task)(**own, width=w, height=h, seed=0, steps=2)[0] for w, h in ((50, 37), (56, 40))
-    )
+    def made(width: int, height: int, boxes: list[tuple[Any, ...]]) -> Image.Image:
+        own = {"boxes": boxes} if task == "layout" else {}
+        found: Image.Image = getattr(everything, task)(**own, width=width, height=height, seed=0, steps=2)[0]
+        return found
+
+    corners = (0.1, 0.2, 0.5, 0.9)
+    small = made(50, 37, [("cat", *corners)])
+    large = made(56, 40, [("cat", *(c * share for c, share in zip(corners, 2 * (50 / 56, 37 / 40), strict=True)))])
     assert small.size == (50, 37)
     assert np.abs(array(small).astype(int) - array(large.crop((0, 0, 50, 37)))).max() <= 1
 

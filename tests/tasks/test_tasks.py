@@ -34,11 +34,11 @@ UNET = {"kind": "unet", "width": 16, "multipliers": [1, 2], "blocks": 1, "attent
 DIT = {"kind": "dit", "width": 16, "depth": 2, "heads": 2, "patch": 1}
 
 
-def built(conditioners: dict[str, Any], backbone: dict[str, Any] = UNET) -> Pipeline:
+def built(conditioners: dict[str, Any], backbone: dict[str, Any] = UNET, **more: Any) -> Pipeline:
     """A pipeline of fresh weights that are nowhere zero, at 32 pixels."""
     torch.manual_seed(0)
     codec = Codec(KLConfig.model_validate({"coder": CODER})).eval()
-    config = DiffusionConfig.model_validate({"backbone": backbone, "conditioners": conditioners})
+    config = DiffusionConfig.model_validate({"backbone": backbone, "conditioners": conditioners, **more})
     model = LatentDiffusion(codec, config, 32, {})
     with torch.no_grad():
         for parameter in model.parameters():

@@ -83,6 +83,9 @@ def used(model_folder: Path, folder: Path) -> None:
         found["denoising"] = validation.denoising(model, part, limit=128)
     assert len(batches) == 2 * 2 // distributed.place()[1]  # with the own words and with others'
     pictures = torch.cat([made.pictures for made in generate(model, request)])
+    anew = request.model_copy(update={"seed": -1, "steps": 1})
+    seeds = [seed for made in generate(model, anew) for seed in made.seeds]
+    assert seeds == list(range(seeds[0], seeds[0] + 5))  # drawn once, not by every process
     if distributed.chief():
         torch.save({"rows": stored.rows(range(len(stored)), [True] * len(stored)), "pictures": pictures}, folder / "t")
         (folder / "found.json").write_text(json.dumps(found))

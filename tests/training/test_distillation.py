@@ -190,6 +190,7 @@ def test_a_distillation_trains_resumes_and_is_sampled_in_few_steps(model_folder:
     assert (told["sampler"], told["steps"], told["guidance"]) == ("lcm", 2, 1.0)
     metadata.save(pipeline.generate(prompt="red heart", seed=0, steps=3)[0], tmp_path / "b.png")
     assert metadata.read(tmp_path / "b.png")["steps"] == 3
+    assert pipeline.vary(picture=made, invert=True, seed=0)[0].size == made.size  # by ddim, whatever its own sampler
 
 
 def test_data_of_another_size_are_refused(model_folder: Path, tmp_path: Path) -> None:

@@ -458,6 +458,9 @@ def test_a_plain_flow_is_guided_and_its_strides_are_not(
     assert set(seen) == {0.5}
     many = [pipeline.generate(prompt="sun", seed=0, guidance=g)[0].tobytes() for g in (1.5, 4.0)]
     assert many[0] != many[1]
+    seen.clear()  # also where a grid has some steps as long as a stride
+    pipeline.generate(prompt="sun", negative="heart", seed=0, steps=9, guidance=4.0, sampler="ddim", grid="karras")
+    assert set(seen) <= {0.0}
     # told nothing, before it has learned anything, it is the teacher to the pixel
     teacher = LatentDiffusion.load(model_folder)
     student = strided(teacher, 16)
@@ -493,6 +496,14 @@ def told(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[float]:
     monkeypatch.setattr(stride, "forward", forward)
     monkeypatch.setattr(stride, "null", lambda count, setting=None: inner([0.0] * count))
     return seen
+
+
+def test_what_baked_in_guidance_leaves_nothing_to_do_is_refused(shortcut: Path) -> None:
+    pipeline = sfumato.load(shortcut, device="cpu")
+    for more, what in (({"negative": "heart"}, "a negative"), ({"interval": (0.2, 0.8)}, "an interval")):
+        with pytest.raises(ValueError, match=f"guidance baked in and needs none, so {what} would do nothing"):
+            pipeline.generate(prompt="sun", seed=0, **more)
+        assert pipeline.generate(prompt="sun", seed=0, guidance=2.0, **more)
 
 
 def test_any_number_of_steps_is_told_to_the_model(

@@ -128,6 +128,11 @@ def mirrored(value: Sequence[Any]) -> list[Box]:
     return [Box(b.label, 1 - b.x1, b.y0, 1 - b.x0, b.y1) for b in map(box, value)]
 
 
+def scaled(value: Sequence[Any], high: float, wide: float) -> list[Box]:
+    """The boxes on a canvas of which the picture is the upper left part, these shares of it."""
+    return [Box(b.label, wide * b.x0, high * b.y0, wide * b.x1, high * b.y1) for b in map(box, value)]
+
+
 def waves(corners: Tensor, bands: int) -> Tensor:
     """Corners (..., 4) in [0, 1] -> (..., 8 bands): sines and cosines of pi 2^k c."""
     angles = corners[..., None] * (math.pi * 2.0 ** torch.arange(bands, device=corners.device))

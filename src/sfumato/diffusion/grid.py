@@ -62,6 +62,11 @@ class Grid:
         rows = self.rows()
         return zip(rows[:-1], rows[1:], strict=True)
 
+    def begin(self, noise: Tensor) -> Tensor:
+        """x at the first row of a path that begins with nothing but noise, of noise with variance 1: as large as x is there."""
+        first = self.rows()[0]
+        return math.hypot(first.alpha, first.sigma) * noise
+
     def at(self, ratio: float) -> Row:
         """The row at sigma / alpha = ratio in [0, infinity], the schedule's nearest where it has no such row."""
         t, alpha, sigma = self.over(torch.tensor(ratio, dtype=torch.float64).log())

@@ -28,7 +28,7 @@ def inversion(denoise: Denoise, x_0: Tensor, grid: Grid, *, refine: int = 0) -> 
             lifted = there.alpha * x + there.alpha * (x - estimate)
         gain = there.alpha / (there.alpha**2 + there.sigma**2)  # slope of D for data of unit variance: a first guess
         slope = here.alpha * here.ratio / there.sigma + here.alpha * (1 - here.ratio / there.ratio) * gain
-        for _ in range(refine):
+        for _ in range(refine if slope else 0):  # 0 from pure noise to clean, where no x is better than another
             estimate = ask(denoise, lifted, there)
             lifted = lifted + (x - move(lifted, estimate, there, here)) / slope
         x = lifted

@@ -27,6 +27,10 @@ class Canvas:
         """The latents' grid, (h, w)."""
         return self.shape[1], self.shape[2]
 
+    def covered(self, factor: int) -> tuple[float, float]:
+        """Which share of the latents' height and width is picture, at so many pixels a place."""
+        return self.height / (factor * self.shape[1]), self.width / (factor * self.shape[2])
+
     def cut(self, pictures: Tensor) -> Tensor:
         """Pictures (..., H, W) of the latents, without what they have beyond the size that is asked."""
         return pictures[..., : self.height, : self.width]

@@ -21,10 +21,18 @@ def settled(model: LatentDiffusion, request: Asked) -> Asked:
     if distilled is None:
         return request
     own: dict[str, Any] = {"sampler": distilled.sampler, "grid": "even", "steps": distilled.steps, "guidance": 1.0}
+    if getattr(request, "invert", False):
+        own["sampler"] = "ddim"  # which inversion turns round
     if distilled.flow == "plain":
         own["guidance"] = distilled.guidance
         if not _few(model, distilled, request):
             own = {"guidance": distilled.guidance}
+    elif "guidance" not in request.model_fields_set and (denied(request) or request.interval is not None):
+        what = "a negative" if denied(request) else "an interval"
+        raise ValueError(
+            f"this model has its guidance baked in and needs none, so {what} would do nothing; leave it out, or say a "
+            "guidance above 1, which comes on top"
+        )
     return request.model_copy(update={k: v for k, v in own.items() if k not in request.model_fields_set})
 
 

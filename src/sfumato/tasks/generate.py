@@ -36,7 +36,8 @@ def modelled(family: Family, request: Generate, tell: Progress | None = None) ->
     """Pictures of a model of another family, which knows classes and nothing else. Raises `ValueError` for more."""
     size = family.shape.size
     more = request.prompt or request.negative or request.reference or request.bank or request.boxes or request.map
-    if more or {request.width or size, request.height or size} != {size}:
+    mixed = (request.until, request.variation_seed, request.interval) != (None, None, None)
+    if more or mixed or {request.width or size, request.height or size} != {size}:
         raise ValueError(f"this model makes pictures of {size}x{size} pixels, of a class at most; leave the rest out")
     if request.label is not None and not family.labels:
         raise ValueError("this model was trained without labels, so it takes no label; leave the label out")

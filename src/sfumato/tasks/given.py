@@ -49,7 +49,7 @@ def mask(value: Any, size: tuple[int, int]) -> Tensor:
     unless it is `size` (H, W).
     """
     shown, fringed = opened(value, "mask"), jpeg(value)
-    if shown.mode in ("RGBA", "LA") and len(set(shown.convert("L").getextrema())) == 1:
+    if shown.mode in ("RGBA", "LA") and _plain(shown):
         shown = shown.getchannel("A")
     elif shown.mode in ("RGBA", "LA", "P", "PA"):
         shown = Image.alpha_composite(Image.new("RGBA", shown.size, "black"), shown.convert("RGBA"))
@@ -64,6 +64,12 @@ def mask(value: Any, size: tuple[int, int]) -> Tensor:
     return found
 
 
+def _plain(shown: Image.Image) -> bool:
+    """Whether a picture with transparency has one colour, so that what it says is where it is opaque."""
+    low, high = shown.convert("L").getextrema()
+    return low == high and any(shown.getchannel("A").histogram()[:255])
+
+
 def jpeg(value: Any) -> bool:
     """Whether a path or an opened picture is a JPEG."""
     if not isinstance(value, Path):
@@ -76,12 +82,17 @@ def jpeg(value: Any) -> bool:
 
 
 def whole(x: Tensor, multiple: int) -> Tensor:
-    """x (..., H, W), continued at its right and lower edge until its sides are multiples: reflected, as far as there is
-    something to reflect."""
+    """x (..., H, W), continued at its right and lower edge until its sides are multiples, as in `larger`."""
     high, wide = x.shape[-2:]
-    down, right = -high % multiple, -wide % multiple
+    return larger(x, high + -high % multiple, wide + -wide % multiple)
+
+
+def larger(x: Tensor, high: int, wide: int) -> Tensor:
+    """x (..., H, W), continued at its right and lower edge to this size: reflected, as far as there is something to
+    reflect."""
+    down, right = high - x.shape[-2], wide - x.shape[-1]
     if not down and not right:
         return x
-    mode = "reflect" if down < high and right < wide else "replicate"
-    flat = x.reshape(-1, 1, high, wide)
-    return F.pad(flat, (0, right, 0, down), mode=mode).reshape(*x.shape[:-2], high + down, wide + right)
+    mode = "reflect" if down < x.shape[-2] and right < x.shape[-1] else "replicate"
+    flat = x.reshape(-1, 1, *x.shape[-2:]).double()  # which holds class numbers too
+    return F.pad(flat, (0, right, 0, down), mode=mode).reshape(*x.shape[:-2], high, wide).to(x.dtype)

@@ -34,7 +34,7 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
     if not bool(hole.any()):
         raise ValueError("the mask has no hole: it is black everywhere; white is what is filled")
     padded = given.whole(picture, model.codec.factor)
-    open_ = F.pad(hole, (0, padded.shape[-1] - wide, 0, padded.shape[-2] - high))
+    open_ = given.whole(hole, model.codec.factor)  # as the picture is: a hole at the edge goes on in what continues it
     trained = request.method != "free" and bool(model.conditions.asked("masked"))
     if trained or request.method == "trained":
         field = takes(model, "masked", "inpainting")
@@ -94,7 +94,9 @@ def _free(
     if request.resample == 1:
         return follow(model, x, request, denoise, rows.noise, rows.tell)
     steps = grid(request.grid)(model.denoiser.schedule, request.steps)
-    for number, step in enumerate(repaint(denoise, x, steps, repeats=request.resample, noise=rows.noise), 1):
+    for number, step in enumerate(
+        repaint(denoise, steps.begin(x), steps, repeats=request.resample, noise=rows.noise), 1
+    ):
         x = step.x
         rows.tell(number)
     return x

@@ -4,10 +4,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfumato.conditioning.base import Draws
+from sfumato.conditioning.boxes import scaled
 from sfumato.conditioning.bundle import silent
 from sfumato.conditioning.label import named
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import given
+from sfumato.tasks.canvas import Canvas
 from sfumato.tasks.requests import Request
 
 Said = Mapping[str, Sequence[Any]]  # values by field, one a picture
@@ -40,16 +42,23 @@ def _words(model: LatentDiffusion, what: str) -> list[str]:
     return known
 
 
-def placed(model: LatentDiffusion, request: Request) -> dict[str, Any]:
-    """What the request's boxes and map say of every picture. Raises `ValueError` where the model takes none, or cannot
-    read the map."""
+def placed(model: LatentDiffusion, request: Request, canvas: Canvas) -> dict[str, Any]:
+    """What the request's boxes and map say of every picture, over the latents of its canvas, which may reach further than
+    the picture. Raises `ValueError` where the model takes none, or cannot read them."""
     said: dict[str, Any] = {}
+    down, across = canvas.covered(model.codec.factor)
     for role, what in TOLD.items():
         value = getattr(request, role)
         if value is None:
             continue
         field = takes(model, role, what)
-        said[field] = value if role == "boxes" else model.conditions.reader(field).value(given.opened(value, role))
+        if role == "boxes":
+            said[field] = value if down == across == 1 else scaled(value, down, across)
+        else:
+            numbers = model.conditions.reader(field).value(given.opened(value, role))
+            said[field] = given.larger(
+                numbers, *(round(n / s) for n, s in zip(numbers.shape, (down, across), strict=True))
+            )
     return said
 
 

@@ -22,11 +22,9 @@ def semantic(model: LatentDiffusion, request: Semantic, tell: Progress | None = 
     field = takes(model, "map", TOLD["map"])
     numbers = model.conditions.reader(field).value(given.opened(request.map, "map"))
     made = canvas.parted(model, numbers.shape[1], numbers.shape[0])
-    numbers = given.whole(numbers.float(), model.codec.factor).long()
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(made.shape, 0).to(model.device)
-        said = rows.every(field, numbers)  # with its edge continued as far as the latents reach
-        return model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=made.stride))
+        return model.pictures(walk(model, x, request, rows.said, rows.noise, rows.tell, stride=made.stride))
 
     yield from batches(model, request, made, make, tell)

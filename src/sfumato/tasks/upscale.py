@@ -5,6 +5,7 @@ where they overlap, so there are no seams. A sample's detail is invented, and it
 correction is added after which the picture, made small again, is the one that was given (`consistent`).
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -32,13 +33,16 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
     multiple = model.codec.factor // math.gcd(model.codec.factor, factor)
     padded = given.whole(small, multiple)
     value: dict[str, Any] = {"picture": padded, "level": request.level}
-    made = canvas.parted(model, factor * wide, factor * high)
+    level = getattr(model.conditions.reader(field), "level", 0.0) if request.level is None else request.level
+    # latents of all that the padded picture shows, so that both have one scale, and of them the picture's part
+    over = canvas.parted(model, factor * padded.shape[-1], factor * padded.shape[-2])
+    made = dataclasses.replace(over, width=factor * wide, height=factor * high)
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(made.shape, 0).to(model.device)
         said = rows.every(field, value)
         large = made.cut(model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=made.stride)))
-        return corrected(large, small.to(large)) if request.consistent and not request.level else large
+        return corrected(large, small.to(large)) if request.consistent and not level else large
 
     yield from batches(model, request, made, make, tell)
 

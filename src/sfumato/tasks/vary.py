@@ -8,7 +8,6 @@ stays, what the words change changes.
 from collections.abc import Iterator
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sfumato.diffusion.grid import grid
@@ -16,6 +15,7 @@ from sfumato.diffusion.inversion import inversion
 from sfumato.diffusion.samplers import last
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import canvas, given
+from sfumato.tasks.canvas import Canvas
 from sfumato.tasks.requests import Generate, Vary
 from sfumato.tasks.said import fields, placed
 from sfumato.tasks.walk import Made, Progress, Rows, batches, bound, walk
@@ -42,22 +42,21 @@ def vary(model: LatentDiffusion, request: Vary, tell: Progress | None = None) ->
     def make(rows: Rows) -> Tensor:
         x_0 = clean.expand(len(rows), -1, -1, -1)
         if request.invert:
-            x = _inverted(model, request, x_0, rows)
+            x = _inverted(model, request, x_0, rows, seen)
         else:
             first = rows_of_noise.rows()[0]
             x = first.alpha * x_0 + first.sigma * rows.noise.normal(clean.shape[1:], 0, x_0)
         made = walk(model, x, request, rows.said, rows.noise, rows.tell, rows=rows_of_noise)
         return model.pictures(made)
 
-    with torch.no_grad():
-        yield from batches(model, request, seen, make, tell)
+    yield from batches(model, request, seen, make, tell)
 
 
-def _inverted(model: LatentDiffusion, request: Vary, x_0: Tensor, rows: Rows) -> Tensor:
+def _inverted(model: LatentDiffusion, request: Vary, x_0: Tensor, rows: Rows, seen: Canvas) -> Tensor:
     """The noise at `strength` from which ddim, told what the source says, comes back to x_0. Boxes and a map, which say
     the form that is to stay, hold on the way up too."""
     plain = Generate(guidance=1.0, steps=request.steps, sampler="ddim", grid=request.grid)
-    said: dict[str, Any] = {field: [value] * len(rows) for field, value in placed(model, request).items()}
+    said: dict[str, Any] = {field: [value] * len(rows) for field, value in placed(model, request, seen).items()}
     if request.source:
         classes = not model.conditions.asked("caption") and bool(model.conditions.asked("label"))
         words, labels = (None, [request.source]) if classes else (request.source, None)

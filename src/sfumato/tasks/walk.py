@@ -69,9 +69,10 @@ def batches(
 
     `make` gives pictures (B, C, H, W) of some rows, which are cut to the canvas's size.
     """
-    seeds, prompts = request.seeds(), request.prompts()
+    (seeds,) = distributed.spread(lambda _: request.seeds(), [None])  # drawn once, where they are random
+    prompts = request.prompts()
     begins = range(0, len(seeds), request.batch)
-    of_all = {**references(model, request), **placed(model, request)}
+    of_all = {**references(model, request), **placed(model, request, canvas)}
 
     def spoken(words: Sequence[str | None]) -> dict[str, list[Any]]:
         return {**fields(model, words, request.label), **{name: [v] * len(words) for name, v in of_all.items()}}
@@ -124,7 +125,8 @@ def walk(
     stride: int | None = None,
     wrap: bool = False,
 ) -> Tensor:
-    """From noise x (B, c, h, w), at the first of `rows`, to whitened latents under the request's settings.
+    """From noise of variance 1, x (B, c, h, w), to whitened latents under the request's settings; with `rows` from x at
+    their first.
 
     With `stride` the canvas is worked on in windows as large as the model was trained at, so many places apart.
     """
@@ -193,8 +195,10 @@ def follow(
     tell: Tell | None = None,
     rows: Grid | None = None,
 ) -> Tensor:
-    """Run the request's sampler over `rows`, by default its grid from pure noise."""
-    rows = _rows(model, request) if rows is None else rows
+    """Run the request's sampler over `rows`, from x at their first; by default over its grid, from noise of variance 1."""
+    if rows is None:
+        rows = _rows(model, request)
+        x = rows.begin(x)
     drawn = {"noise": noise} if SAMPLERS[request.sampler].stochastic else {}
     for number, step in enumerate(sampler(request.sampler)(denoise, x, rows, **drawn), 1):
         x = step.x

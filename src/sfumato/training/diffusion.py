@@ -114,7 +114,7 @@ class Denoising(Objective):
         other = conditions(kept, count) if kept else None
         denoise = self.model.denoise(conditions(fields, count), other, 2.5 if len(fields) > len(kept) else 1.0)
         grid = even(self.model.denoiser.schedule, 12)
-        return image.sheet(self.model.pictures(last(ddim(denoise, x, grid))), columns=min(count, 8))
+        return image.sheet(self.model.pictures(last(ddim(denoise, grid.begin(x), grid))), columns=min(count, 8))
 
     def validate(self) -> dict[str, float]:
         if self.held_out is None:

@@ -149,7 +149,7 @@ class Distilling(Denoising):
 
     def sampled(self, x: Tensor, fields: dict[str, list[Any]], grid: Grid, noise: Stream) -> Tensor:
         """Latents from noise x (B, c, h, w), as the model is meant to be sampled."""
-        return last(lcm(self.model.denoise(self.model.conditions(fields, len(x))), x, grid, noise=noise))
+        return last(lcm(self.model.denoise(self.model.conditions(fields, len(x))), grid.begin(x), grid, noise=noise))
 
     def publish(self, folder: Path) -> None:
         self.model.save(folder, self.card)
