@@ -255,7 +255,7 @@ class Reads(nn.Module):
         return torch.stack([self.table[c] for c in captions])
 
 
-def test_clip_scores_know_own_captions_from_others() -> None:
+def test_clip_scores_know_own_captions_from_others(monkeypatch: pytest.MonkeyPatch) -> None:
     source, net = emoji(20), FeatureNetwork(nn.Flatten(), Description(name="C", size=4))
     seen = net(source.pictures(range(20)))["pooled"]
     table = {str(source.caption(k)): seen[k] for k in range(20)}
@@ -263,5 +263,12 @@ def test_clip_scores_know_own_captions_from_others() -> None:
     assert rows[0]["CLIP score (C)"] == pytest.approx(100)
     assert rows[0]["CLIP score (C), captions of others"] < 99
     assert told["clip"]["name"] == "C"
+    few = emoji(20)
+    monkeypatch.setattr(few, "caption", lambda k: None if k % 2 else source.caption(k))
+    rows, _ = run.aligned({"images": few}, run.Looking(clip=(net, Reads(table))))
+    assert (rows[0]["count"], rows[0]["CLIP score (C)"]) == (10, pytest.approx(100))
+    monkeypatch.setattr(few, "caption", lambda k: None)
+    with pytest.raises(ValueError, match="none of the 20 images has a caption"):
+        run.aligned({"images": few}, run.Looking(clip=(net, Reads(table))))
     flipped = {c: -v for c, v in table.items()}
     assert run.aligned({"images": source}, run.Looking(clip=(net, Reads(flipped))))[0][0]["CLIP score (C)"] == 0

@@ -142,6 +142,13 @@ def test_a_family_of_codes_has_its_reconstructions_as_a_ceiling(codec: Codec) ->
     assert [row["count"] for row in rows[:2]] == [8, 8]
 
 
+def test_a_family_is_measured_where_nothing_is_held_out(codec: Codec, tmp_path: Path) -> None:
+    recipe = {"kind": "folder", "path": str(pictures(tmp_path / "all", 12)), "size": 32, "held_out": 0}
+    found, _ = doors._family(Asked(Path("stub"), images=8), Stub(codec), recipe, looking(), lambda said: None)
+    assert found["likelihood"] is None
+    assert found["features"][0]["count"] == 8
+
+
 def test_lpips_is_asked_for_by_its_two_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

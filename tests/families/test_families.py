@@ -14,14 +14,16 @@ import sfumato
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.data.emoji import EmojiData
-from sfumato.evaluation.likelihood import each, likelihood, over
+from sfumato.evaluation.source import Modelled
 from sfumato.families import base, vae
 from sfumato.families.autoregressive import Autoregressive, AutoregressiveConfig
 from sfumato.families.base import Drawn, FamilyConfig, Shape, single
 from sfumato.families.gan import Gan, GanConfig, deviation, shown
 from sfumato.families.vae import VaeConfig
 from sfumato.streams import Stream
+from sfumato.tasks.generate import drawn as drawn_classes
 from sfumato.training import recipe, run
+from sfumato.training.likelihood import each, likelihood, over
 from sfumato.training.log import lines
 from tests.conftest import CODER, SHORT
 
@@ -135,11 +137,25 @@ def test_r1_is_half_the_squared_gradient_at_some_real_pictures() -> None:
     whole = drawn(36)
     found = gan.turns["critic"](whole)
     order = whole.labels.argsort(stable=True)
-    rows = order[[0, 1, 2, 3, 32, 33, 34, 35]].tolist()  # whole fours of a class, one of `every` = 8
+    rows = order[[24, 25, 26, 27]].tolist()  # a whole four of a class, one of `every` = 8
+    assert gan.turns["critic"]._some(whole) == rows
     real = shown(whole.images, whole, "real")[rows].clone().requires_grad_()
     (slope,) = torch.autograd.grad(gan.judge(real, whole.labels[rows]).sum(), real)
     expected = 0.5 * slope.square().flatten(1).sum(1).mean()
     assert float(found["r1"]) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_r1_comes_to_every_class_in_turn() -> None:
+    critic = built("gan").turns["critic"]
+    for count in (16, 32, 36):
+        labels = torch.arange(count) // 4
+        steps = [
+            Drawn(torch.zeros(count, 3, 16, 16), labels, tuple(range(s * count, (s + 1) * count)), 0)
+            for s in range(200)
+        ]
+        seen = [sorted({int(labels[k]) for k in critic._some(step)}) for step in steps]
+        assert all(seen)
+        assert {one for few in seen for one in few} == set(range(count // 4))
 
 
 def test_a_critic_sees_when_four_pictures_look_alike() -> None:
@@ -402,6 +418,55 @@ def test_a_family_is_evaluated_by_the_command(codes: Path, tmp_path: Path, capsy
     assert "transformer" in out
 
 
-@pytest.mark.parametrize(("label", "read"), [(3, 3), ([2, 1], 2), ([], 0), (None, 0)])
+@pytest.mark.parametrize(("label", "read"), [(2, 2), ([2, 1], 2), ([], 3), (None, 3)])
 def test_a_family_reads_one_class_of_a_picture(label: object, read: int) -> None:
-    assert single(label) == read
+    names = ("cat", "dog", "hen")
+    assert single(label, names, names) == read
+    assert single(label, (), names) == 0
+
+
+def test_classes_of_other_data_are_read_by_name() -> None:
+    assert single(0, ("cat", "dog", "hen"), ("dog", "hen")) == 1
+    assert single([1, 0], ("cat", "dog", "hen"), ("hen", "cat")) == 0
+    with pytest.raises(ValueError, match="unknown label 'dogs'; nearest: dog"):
+        single(0, ("cat", "dog"), ("dogs", "cat"))
+
+
+def test_what_is_drawn_without_a_class_was_learned() -> None:
+    assert drawn_classes([5, 6, 7], 0, False) == [0, 0, 0]
+    assert drawn_classes([5, 6, 7], 4, True) == [4, 4, 4]
+    found = drawn_classes(range(400), 4, False)
+    assert sorted(set(found)) == [0, 1, 2, 3]
+    assert drawn_classes([17], 4, False) == found[17:18]  # by its own seed
+    assert built("bytes").unnamed
+    assert not built("gan").unnamed
+    assert not AutoregressiveConfig(tokens="bytes", side=4, drop=0.0).build(Shape(3, 16), ("a",), None).unnamed
+
+
+def test_held_out_pictures_are_judged_along_training_where_there_is_a_loss(codes: Path, tmp_path: Path) -> None:
+    for name, known in (("bytes", True), ("palette", True), ("vae", True), ("gan", False)):
+        asked = recipe_of(name, codes, held_out=32, best=True)
+        if not known:
+            with pytest.raises(ValueError, match="of kind gan has no loss on held-out pictures; leave"):
+                run.train(asked, tmp_path / name, device="cpu", quiet=True)
+            continue
+        run.train(asked, tmp_path / name, device="cpu", quiet=True)
+        losses = [row["held_out"] for row in lines(tmp_path / name / "metrics.jsonl") if "held_out" in row]
+        assert len(losses) > 1
+        best = base.load(tmp_path / name / "best")
+        found = over(best, asked.data.open("held_out"), best.told)
+        assert found is not None
+        assert float(found.mean()) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_features_of_samples_are_kept_by_all_that_they_hang_on() -> None:
+    assert Modelled(built("bytes"), 8).told() == Modelled(built("bytes"), 8).told()
+    hotter = FamilyConfig.model_validate({**FAMILIES["bytes"], "temperature": 0.5}).build(
+        Shape(3, 16), ("a", "b"), None
+    )
+    warm = Modelled(built("bytes"), 8)
+    hotter.load_state_dict(warm.family.state_dict())
+    assert Modelled(hotter, 8).told()["model"] != warm.told()["model"]
+    turned = Modelled(built("bytes"), 8)
+    turned.classes = [*turned.classes[:-1], 0]
+    assert turned.told() != warm.told()

@@ -66,6 +66,9 @@ def test_a_study_with_other_hours_is_refused(desk: Desk) -> None:
     desk.hours = 2.0
     with pytest.raises(ValueError, match=r"holds this study with --hours 0\.0003"):
         begun(desk, 1)
+    desk.hours, desk.device = 0.0003, torch.device("meta")
+    with pytest.raises(ValueError, match="holds this study with --device cpu"):
+        begun(desk, 1)
 
 
 def test_an_unknown_study_is_refused(desk: Desk) -> None:

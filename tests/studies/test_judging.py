@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sfumato.studies import cost, energy, guidance, limits
-from sfumato.studies.judge import Judge
+from sfumato.studies.judge import Judge, first
 from sfumato.studies.measure import Row
 from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Spread, above, agreed, better, every, paired, quantile
 
@@ -53,6 +53,17 @@ def test_latents_are_sooner_only_in_all_samplings() -> None:
     assert cost.sooner(8, [None, None, None], 60.0).outcome == FAILS
     assert cost.sooner(8, [100.0, 101.0, 102.0], 60.0).outcome == FAILS
     assert "5.5 times" in cost.sooner(8, [10.0, 11.0, 12.0], 60.0).measured
+
+
+def test_pictures_without_a_class_judge_nothing() -> None:
+    features = torch.eye(2).repeat(20, 1) + 0.01 * torch.randn(40, 2, generator=torch.Generator().manual_seed(0))
+    labels: list[int | None] = [0, 1] * 20
+    judge = Judge.trained(features, [*labels[:-2], None, None], 2)
+    assert judge.share.tolist() == [0.5, 0.5]
+    assert judge.score(features, labels)["agreement"] == 1.0
+    assert judge.score(features, [*[None] * 39, 0])["agreement"] == 0.0
+    assert "agreement" not in judge.score(features, [None] * 40)
+    assert [first(one) for one in (3, [2, 1], [], None)] == [3, 2, None, None]
 
 
 def test_losses_are_compared_picture_by_picture() -> None:

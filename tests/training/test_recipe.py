@@ -12,7 +12,8 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.conditioning.base import Sizes
 from sfumato.families.base import Shape
-from sfumato.training import recipe, run
+from sfumato.training import recipe
+from sfumato.training.card import card
 
 
 @pytest.mark.parametrize("name", recipe.shipped())
@@ -137,6 +138,10 @@ def test_the_schema_knows_every_kind() -> None:
     ],
 )
 def test_a_models_card_shows_how_this_model_is_asked(name: str, told: str) -> None:
-    made = run.card(recipe.read(name, ["data.path=PICTURES"] if name.startswith("photo") else []))
+    made = card(recipe.read(name, ["data.path=PICTURES"] if name.startswith("photo") else []))
     assert told in made
     assert "null" not in made
+
+
+def test_the_card_of_a_family_of_classes_asks_for_one() -> None:
+    assert 'generate(label="...", count' in card(recipe.read("gan", []), ("cat", "dog"))

@@ -22,7 +22,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.training import checkpoint, latents
 from sfumato.training.diffusion import Denoising
 from sfumato.training.ema import Averages, exponent
-from sfumato.training.log import _append, cut
+from sfumato.training.log import _append, cut, lines
 from sfumato.training.loop import Interrupted, Loop
 from sfumato.training.muon import Muon, orthogonal
 from sfumato.training.optimizer import Optimizer, rate_at
@@ -91,6 +91,22 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert [name for name in whole if whole[name] != parts[name]] == []
+
+
+def test_the_seconds_before_a_stop_are_kept(tmp_path: Path) -> None:
+    recipe = autoencoder_recipe(report=64, preview=32)  # stopped between two reports
+
+    def stop(images: int, preview: Path | None) -> None:
+        if images == 32 and preview is not None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", device="cpu", quiet=True, watch=stop)
+    assert [row["images"] for row in lines(tmp_path / "run" / "times.jsonl")] == [32]
+    train(recipe, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    times = lines(tmp_path / "run" / "times.jsonl")
+    assert [row["images"] for row in times] == [32, 64, 96]
+    assert all(row["seconds"] > 0 for row in times)
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -14,7 +14,6 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
 from sfumato.data.layout import SUFFIXES
 from sfumato.evaluation import run
-from sfumato.evaluation.likelihood import likelihood
 from sfumato.evaluation.outside import Outside, stands
 from sfumato.evaluation.report import report
 from sfumato.evaluation.run import Looking, Tell
@@ -23,6 +22,8 @@ from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.features import network as networks
 from sfumato.model import LatentDiffusion
+from sfumato.training.likelihood import likelihood
+from sfumato.training.run import held_out
 
 Show = Callable[[Path], Path]  # writes the page
 
@@ -178,9 +179,9 @@ def _family(
     guidance = 3.0 if asked.guidance is None else asked.guidance
     samples = Modelled(family, asked.images, run.SEED, guidance, train)
     codec = next(iter(family.parts().values()), None)
+    apart = held_out(data)
     found = run.evaluate_images(samples, against, look, tell, codec)
-    apart = data.open("held_out")
-    found["likelihood"] = likelihood(family, apart)
+    found["likelihood"] = None if apart is None else likelihood(family, apart)
     return found, lambda path: report(path, found, title=str(asked.target), images=samples, reference=against)
 
 

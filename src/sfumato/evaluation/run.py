@@ -263,7 +263,7 @@ def _generated(
                 several = [features[name]["pooled"] for name in seen]
                 found["memorising"] = memorising(*several)
                 found["pictures"] = [_near(row, seen) for row in listed(nearest(several[0], several[2]))]
-    if look.clip is not None and any(subjects["samples"].caption(k) for k in range(min(images, 1))):
+    if look.clip is not None and any(subjects["samples"].caption(k) for k in range(images)):
         found["alignment"], more = aligned({**subjects, "real": Chosen(real, images)}, look)
         extra |= more
     return extra
@@ -275,19 +275,19 @@ def _near(row: dict[str, Any], seen: dict[str, Source]) -> dict[str, Any]:
 
 
 def aligned(subjects: dict[str, Source], look: Looking) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of CLIP scores of the subjects that have captions, each with captions half the set away beside, and their
-    protocol. Raises `ValueError` where the first has no captions."""
+    """Rows of CLIP scores of the subjects' pictures that have captions, `count` of them, each with captions half the set
+    away beside, and their protocol. Raises `ValueError` where the first subject has none."""
     assert look.clip is not None
     network, read = look.clip
     rows: list[dict[str, Any]] = []
     for title, source in subjects.items():
         words = [source.caption(k) for k in range(len(source))]
-        said = [w for w in words if w]
-        if len(said) < len(words):
+        known, said = torch.tensor([bool(w) for w in words]), [w for w in words if w]
+        if not said:
             if not rows:
-                raise ValueError(f"{len(words) - len(said)} of {len(words)} images have no caption to be compared with")
+                raise ValueError(f"none of the {len(words)} images has a caption to be compared with")
             continue
-        seen = gather(network, source, cache=look.cache, workers=look.workers)["pooled"]
+        seen = gather(network, source, cache=look.cache, workers=look.workers)["pooled"][known]
         score = alignment(seen, said, read)
         half = len(said) // 2
         other = alignment(seen, said[half:] + said[:half], read)

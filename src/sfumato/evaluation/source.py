@@ -212,7 +212,8 @@ class Sampled(Source):
     def fields(self, index: int) -> dict[str, Any]:
         """What is said of a picture: that of the example that it takes its conditions from."""
         assert self.part is not None
-        return self.part.told(self.order[index % len(self.order)])
+        told = self.part.told(self.order[index % len(self.order)])
+        return self.model.conditions.translated(told, self.part.labels, self.part.class_names)
 
     def caption(self, index: int) -> str | None:
         return next(iter(self.fields(index).get("caption") or ()), None) if "caption" in self.wanted else None
@@ -242,18 +243,20 @@ class Modelled(Source):
         self, family: Family, count: int, seed: int = 0, guidance: float = 1.0, part: Part | None = None
     ) -> None:
         self.family, self.count, self.seed, self.guidance = family.eval(), count, seed, guidance
-        self.classes = [0] * count
+        self.classes = [len(family.labels)] * count
         if family.labels and part is not None:
             order = streams.generator(seed, "conditions of samples").permutation(len(part)).tolist()
-            self.classes = [single(part.fields(order[k % len(order)]).get("label")) for k in range(count)]
-        self.digest = files.fingerprint(family.state_dict())
+            asked = (part.field(order[k % len(order)], "label") for k in range(count))
+            self.classes = [single(label, family.labels, part.labels) for label in asked]
+        first = [codec.fingerprint() for codec in family.parts().values()]
+        self.digest = files.fingerprint(family.state_dict(), repr((getattr(family, "config", None), first)))
 
     def __len__(self) -> int:
         return self.count
 
     def told(self) -> dict[str, Any]:
         facts = {"kind": "samples", "model": self.digest, "count": self.count, "seed": self.seed}
-        return {**facts, "guidance": self.guidance, "classes": sorted(set(self.classes))}
+        return {**facts, "guidance": self.guidance, "classes": hashlib.sha256(repr(self.classes).encode()).hexdigest()}
 
     @torch.no_grad()
     def pictures(self, indices: Sequence[int]) -> list[Tensor]:

@@ -169,7 +169,7 @@ class Autoregressive(Family):
         self.transformer = Transformer(self.grid, values, vocabulary, config, labels)
         colours = config.colours if config.tokens == "palette" else 0
         self.transformer.register_buffer("palette", torch.zeros(colours, shape.channels))  # so that checkpoints hold it
-        self.evaluations = self.transformer.count
+        self.evaluations, self.unnamed = self.transformer.count, config.drop > 0
         self.turns = {"transformer": Predicting(self.transformer, self)}
 
     @property
@@ -230,7 +230,7 @@ class Autoregressive(Family):
     def write(self, tokens: Tensor) -> Tensor:
         """Tokens (B, N) as pictures (B, C, S, S) in [-1, 1]; small ones are enlarged."""
         if self.config.tokens == "codes":
-            return self._coder().pictures(tokens.reshape(-1, self.grid, self.grid)).clamp(-1, 1)
+            return self._coder().to(tokens.device).pictures(tokens.reshape(-1, self.grid, self.grid)).clamp(-1, 1)
         if self.config.tokens == "bytes":
             values = tokens.reshape(len(tokens), self.grid, self.grid, -1).float() / 127.5 - 1
         else:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sfumato import files, streams
 from sfumato.autoencoder.codec import Codec
+from sfumato.conditioning.base import index
 from sfumato.config import Choice, explain, trusting
 from sfumato.streams import Stream
 
@@ -29,8 +30,8 @@ class Shape(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """A batch: pictures (B, C, S, S) in [-1, 1], their classes (B,) int64 (0 where there are none), and where it stands
-    in the run, from which all its randomness comes."""
+    """A batch: pictures (B, C, S, S) in [-1, 1], their classes (B,) int64 (those of none the number of classes), and where
+    it stands in the run, from which all its randomness comes."""
 
     images: Tensor
     labels: Tensor
@@ -46,10 +47,16 @@ class Drawn(NamedTuple):
         return streams.uniform(shape, self.seed, purpose, self.positions).to(self.images)
 
 
-def single(label: Any) -> int:
-    """The class that a family reads of a picture: the first of several, 0 where there is none."""
+def single(label: Any, labels: Sequence[str], of: Sequence[str]) -> int:
+    """The class that a family of the classes `labels` reads of a picture from data with the classes `of`: the first of
+    several, by its name where the two differ; `len(labels)`, which is none, where there is none.
+
+    Raises `ValueError` for one that the family does not know.
+    """
     first = next(iter(label), None) if isinstance(label, list | tuple) else label
-    return 0 if first is None else int(first)
+    if first is None or not labels:
+        return len(labels)
+    return index(of[first] if tuple(of) != tuple(labels) else first, labels, "label")
 
 
 class Family(nn.Module, ABC):
@@ -59,6 +66,8 @@ class Family(nn.Module, ABC):
     labels: tuple[str, ...]
     turns: Mapping[str, nn.Module]  # as an objective's: `forward(Drawn)` gives means over the batch, `loss` among them
     evaluations: int = 1  # passes through the network that a picture takes
+    unnamed: bool = False  # whether it learns, beside classes, what pictures of any class are like
+    scored: bool = True  # whether held-out pictures have a loss
 
     @abstractmethod
     def learned(self, turn: str) -> Sequence[nn.Module]:
@@ -79,6 +88,10 @@ class Family(nn.Module, ABC):
     def bits(self, images: Tensor, labels: Tensor) -> Tensor | None:
         """An upper bound on -log2 p(x) over the number of values, (B,), of pictures of 8 bits; None where undefined."""
         return None
+
+    def told(self, images: Tensor, labels: Tensor) -> Tensor | None:
+        """The loss (B,) of held-out pictures, in bits: the lower, the better they are told; None where `scored` is False."""
+        return self.bits(images, labels)
 
     def parts(self) -> Mapping[str, Codec]:
         """First stages that the folder must hold too."""

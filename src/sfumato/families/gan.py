@@ -197,12 +197,18 @@ class Judging(nn.Module):
         loss = (F.softplus(-real) + F.softplus(fake)).mean()
         found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
         if self.config.r1:  # of some whole fours, as the critic sees them; every part of a batch has its own
-            order = batch.labels.argsort(stable=True).tolist()
-            rows = [k for place, k in enumerate(order) if place // TOGETHER % self.config.every == 0]
+            rows = self._some(batch)
             penalty = self._slope(images[rows], batch.labels[rows])
             found["r1"] = penalty.detach()
             loss = loss + self.config.r1 * penalty
         return {"loss": loss} | found
+
+    def _some(self, batch: Drawn) -> list[int]:
+        """Every so many fours, begun at a random one: fours lie in the order of their classes, and all are to have turns."""
+        order, every = batch.labels.argsort(stable=True).tolist(), self.config.every
+        fours = -(-len(order) // TOGETHER)
+        first = int(float(batch.uniform((), "r1")[0]) * min(every, fours))
+        return [k for place, k in enumerate(order) if place // TOGETHER % every == first]
 
     def _slope(self, real: Tensor, labels: Tensor) -> Tensor:
         real = real.detach().requires_grad_()
@@ -213,6 +219,8 @@ class Judging(nn.Module):
 
 class Gan(Family):
     """A generator and a critic; one evaluation a picture."""
+
+    scored = False
 
     def __init__(self, config: GanConfig, shape: Shape, labels: tuple[str, ...]) -> None:
         super().__init__()

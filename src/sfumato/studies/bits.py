@@ -12,7 +12,6 @@ from typing import Any
 
 from sfumato import files
 from sfumato.data.base import Part
-from sfumato.evaluation.likelihood import Measure, over
 from sfumato.families.autoregressive import Autoregressive
 from sfumato.families.base import Family
 from sfumato.studies.desk import Desk
@@ -21,6 +20,7 @@ from sfumato.studies.recipes import family
 from sfumato.studies.result import Table
 from sfumato.studies.verdict import Claim, Spread, paired
 from sfumato.tasks.pipeline import opened
+from sfumato.training.likelihood import Measure, over
 
 SIDE = 8  # pixels
 BYTES, VAE = "transformer over bytes", "VAE"

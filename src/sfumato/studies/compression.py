@@ -1,6 +1,6 @@
 """`compression`: which factor f is best (Rombach et al., 2022, section 4.1, figures 6 and 7)?
 
-First stages of every factor and one denoiser on each, of the same size and trained for the same time, so that a small f
+First stages of every factor and one denoiser on each, of the same size and trained for the same time, a first stage's apart, so that a small f
 sees few images and a large one many. The Fréchet distance along training, by its FLOPs as in figure 6, and against pictures
 a second in sampling. Time and not FLOPs is made equal: small maps do fewer FLOPs a second, and on two cores equal FLOPs
 would leave pixels a few dozen steps.
@@ -64,8 +64,9 @@ def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = (
     result = Result(
         "compression",
         "How much to compress",
-        f"First stages of f = {', '.join(map(str, factors))} and a denoiser of the same size on each, all trained for the "
-        f"same time on {desk.name} at {desk.train.size} pixels. Few images fit into it where latents are large.",
+        f"First stages of f = {', '.join(map(str, factors))} and a denoiser of the same size on each, the denoisers trained "
+        f"for the same time on {desk.name} at {desk.train.size} pixels. Few images fit into it where latents are large. The "
+        "time of first stages is not in it: one serves all denoisers that are trained on it.",
         protocol=desk.protocol(curves="the first sampling seed alone"),
         claims=claims(several, {t.name: rows[t.name][distance(desk)] for t in several}),
     )
@@ -203,7 +204,12 @@ def claims(several: Sequence[Trained], found: Mapping[str, Spread]) -> list[Clai
     for kind in dict.fromkeys(t.kind for t in several if t.factor > 1):
         by = {t.factor: found[t.name] for t in several if t.factor == 1 or t.kind == kind}
         made += [
-            _claim(f"{kind.upper()}: f = 1 and 2 are too slow: in equal time f = 4 to 16 are better", GOOD, (1, 2), by),
+            _claim(
+                f"{kind.upper()}: f = 1 and 2 are too slow: in equal time of the denoiser f = 4 to 16 are better",
+                GOOD,
+                (1, 2),
+                by,
+            ),
             _claim(f"{kind.upper()}: f = 32 loses too much: f = 4 to 16 are better", GOOD, (32,), by),
         ]
     return [claim for claim in made if claim is not None]

@@ -167,7 +167,7 @@ def claims(
         ))  # fmt: skip
         one, other = rows[f][name], rows[1][name]
         made.append(Claim(
-            f"LDM-{f}'s distance is at least {PAPER_QUALITY:g} times lower after equal time",
+            f"LDM-{f}'s distance is at least {PAPER_QUALITY:g} times lower after equal time of the denoiser",
             better(one, other, by=1 - 1 / PAPER_QUALITY),
             f"{one.told()} against {other.told()}: {other.value / one.value:.2f} times",
         ))  # fmt: skip

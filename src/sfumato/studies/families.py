@@ -94,7 +94,9 @@ def study(desk: Desk) -> Result:
     result.tables.append(likely)
     result.claims.append(claim)
     result.tables.append(bits.known(desk, {name: models[name] for name in (AR, TWO)}))
-    curves = desk.once("family-seconds", [list(SIDES), desk.train.size], lambda: seconds(desk, wanted))
+    curves = desk.once(
+        "family-seconds", [list(SIDES), desk.train.size, desk.steps, str(desk.device)], lambda: seconds(desk, wanted)
+    )
     drawn = [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items()]
     path = plot(desk.folder / "seconds.png", drawn, "pixels a side", "seconds a picture", log=(True, True))
     result.figures.append(

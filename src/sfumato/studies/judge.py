@@ -4,7 +4,7 @@ It stands in for the classifier of the Inception score, whose classes are ImageN
 exp E KL(p(y|x) || p(y)) (Salimans et al., 2016), over the data's own classes.
 """
 
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from sfumato.data.base import Part
 
 STEPS, PENALTY = 100, 1e-2  # of its fitting
 FLOOR = 0.25  # a class counts as covered from this share of its real frequency
-Classes = list[int]
+Classes = list[int | None]  # None where a picture has none
 
 
 class Judge:
@@ -29,7 +29,8 @@ class Judge:
     def trained(cls, features: Tensor, labels: Classes, classes: int) -> Self:
         """Logistic regression with a penalty on the weights' squares, on all features of real pictures; it is convex."""
         judge = cls(classes, features.mean(0), features.std(0) + 1e-3)
-        wanted, x = torch.tensor(labels), (features - judge.mean) / judge.std
+        wanted, known = sorted_out(labels)
+        x = (features[known] - judge.mean) / judge.std
         judge.share = torch.bincount(wanted, minlength=classes).float() / len(wanted)
         for parameter in judge.layer.parameters():
             nn.init.zeros_(parameter)
@@ -54,11 +55,24 @@ class Judge:
         there = self.share > 0
         found["classes covered"] = float((seen[there] >= FLOOR * self.share[there]).float().mean())
         if asked is not None:
-            found["agreement"] = float((p.argmax(1) == torch.tensor(asked)).float().mean())
+            wanted, known = sorted_out(asked)
+        if asked is not None and len(wanted):
+            found["agreement"] = float((p.argmax(1)[known] == wanted).float().mean())
         return found
 
 
 def classes_of(part: Part) -> Classes:
-    """The class of each picture of a part."""
-    found = (part.fields(k).get("label") for k in range(len(part)))
-    return [int(label[0] if isinstance(label, list | tuple) else label or 0) for label in found]
+    """The class of each picture of a part, the first of several."""
+    return [first(part.field(k, "label")) for k in range(len(part))]
+
+
+def first(label: Any) -> int | None:
+    """The first of a picture's classes, None where it has none."""
+    found = next(iter(label), None) if isinstance(label, list | tuple) else label
+    return None if found is None else int(found)
+
+
+def sorted_out(labels: Classes) -> tuple[Tensor, Tensor]:
+    """The classes there are (M,), and which pictures have them (N,)."""
+    known = torch.tensor([label is not None for label in labels])
+    return torch.tensor([label for label in labels if label is not None], dtype=torch.long), known

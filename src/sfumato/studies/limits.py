@@ -204,7 +204,8 @@ def exact(desk: Desk, result: Result) -> None:
         "data": data,
     }  # fmt: skip
     model = desk.trained("upscale", fields, desk.budget("upscale", fields, UPSCALE * desk.hours))
-    found = desk.once("upscale-exact", files.sha256(model / "model.yaml"), lambda: shrunk_again(desk, model, data))
+    key = [files.sha256(model / "model.yaml"), desk.steps]
+    found = desk.once("upscale-exact", key, lambda: shrunk_again(desk, model, data))
     values = found["consistent"]
     kinds = {"plain": "as the model makes it", "consistent": "with the correction, the default",
              "bicubic": "bicubic", "bicubic, consistent": "bicubic with the correction"}  # fmt: skip

@@ -18,7 +18,7 @@ from sfumato.evaluation.reconstruction import measured, summary
 from sfumato.evaluation.source import Modelled, PartPictures, Rebuilt, Sampled, Source
 from sfumato.families.base import Family
 from sfumato.studies.desk import Desk
-from sfumato.studies.judge import Judge
+from sfumato.studies.judge import Classes, Judge, first
 from sfumato.studies.verdict import Spread
 from sfumato.tasks.pipeline import opened
 from sfumato.tasks.requests import Generate
@@ -139,12 +139,13 @@ def sampled(desk: Desk, name: str, sources: Sequence[Source], judge: Judge | Non
     return {"rows": rows, "rates": rates, "sheet": sheet}
 
 
-def asked(source: Source) -> list[int] | None:
-    """The class that each picture of a source was asked to be, None where none was."""
+def asked(source: Source) -> Classes | None:
+    """The class that each picture of a source was asked to be, the first of several, None where none was."""
     if isinstance(source, Modelled):
-        return source.classes if source.family.labels else None
+        count = len(source.family.labels)
+        return [k if k < count else None for k in source.classes] if count else None
     if isinstance(source, Sampled) and "label" in source.wanted:
-        return [int(source.fields(k)["label"]) for k in range(len(source))]
+        return [first(source.fields(k).get("label")) for k in range(len(source))]
     return None
 
 

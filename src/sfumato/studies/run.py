@@ -40,13 +40,13 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
 
 def begun(desk: Desk, trainings: int) -> None:
     """Note what budgets hang on. Raises `ValueError` where the study was begun with another: trainings hang on it already."""
-    asked = {"--hours": desk.hours, "--trainings": trainings, "--scale": desk.scale}
+    asked = {"--hours": desk.hours, "--trainings": trainings, "--scale": desk.scale, "--device": desk.device.type}
     kept = desk.plan("asked")
     for option, value in asked.items():
         if kept.get(option, value) != value:
+            told = kept[option] if isinstance(kept[option], str) else f"{kept[option]:g}"
             raise ValueError(
-                f"{desk.folder} holds this study with {option} {kept[option]:g}; go on with that, or choose another folder "
-                "with --out"
+                f"{desk.folder} holds this study with {option} {told}; go on with that, or choose another folder with --out"
             )
     desk.keep_plan("asked", asked)
 

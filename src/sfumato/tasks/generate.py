@@ -1,10 +1,11 @@
 """Generate: pictures from words, a class, or nothing at all."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from sfumato import streams
 from sfumato.conditioning.base import index
 from sfumato.conditioning.label import named
 from sfumato.families.base import Family
@@ -43,17 +44,24 @@ def modelled(family: Family, request: Generate, tell: Progress | None = None) ->
         raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
     if len(request.label or ()) > 1:
         raise ValueError(f"a picture of this model is of one class; got {', '.join(request.label or ())}")
-    seeds, label = request.seeds(), len(family.labels)
-    for name in request.label or ():
-        label = index(named(name, family.labels), family.labels, "label")
+    seeds, none = request.seeds(), len(family.labels)
+    label = [index(named(name, family.labels), family.labels, "label") for name in request.label or ()]
     device = next(family.parameters()).device
     for begin in range(0, len(seeds), request.batch):
         own = seeds[begin : begin + request.batch]
-        labels = torch.full((len(own),), label, device=device)
+        labels = torch.tensor([*label * len(own)] or drawn(own, none, family.unnamed), device=device)
         made = family.sample(Stream(own), labels, request.guidance if request.label else 1.0).cpu()
         if tell is not None:
             tell(begin + len(own), len(seeds))
         yield Made(made, own, [None] * len(own))
+
+
+def drawn(seeds: Sequence[int], classes: int, unnamed: bool) -> list[int]:
+    """A class for each picture where none is asked for: none, or, of a family that knows pictures by their class alone, any,
+    each as likely and by the picture's own seed."""
+    if unnamed or not classes:
+        return [classes] * len(seeds)
+    return [int(streams.generator(seed, "class").integers(classes)) for seed in seeds]
 
 
 def started(request: Generate, rows: Rows, shape: tuple[int, int, int]) -> Tensor:

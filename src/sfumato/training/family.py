@@ -12,6 +12,7 @@ from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.families.base import Drawn, Family, save, single
 from sfumato.streams import Stream
+from sfumato.training.likelihood import over
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import FamilyRecipe, TrainingConfig
 
@@ -21,8 +22,17 @@ FIRST = 512  # pictures that a family may look at before it begins
 class Modelling(Objective):
     """Trains a family on one part of a data set."""
 
-    def __init__(self, family: Family, recipe: FamilyRecipe, train: Part, device: torch.device, card: str = "") -> None:
+    def __init__(
+        self,
+        family: Family,
+        recipe: FamilyRecipe,
+        train: Part,
+        device: torch.device,
+        card: str = "",
+        held_out: Part | None = None,
+    ) -> None:
         self.family, self.recipe, self.train, self.device, self.card = family, recipe, train, device, card
+        self.held_out = held_out
         self.turns: Mapping[str, nn.Module] = family.turns
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
@@ -34,8 +44,8 @@ class Modelling(Objective):
     def batch(self, positions: Sequence[int]) -> Drawn:
         t = self.recipe.training
         rows = loader.batch(self.train, t.seed, positions, flip=t.flip)
-        labels = rows.fields.get("label", [None] * len(positions)) if self.family.labels else [None] * len(positions)
-        known = torch.tensor([single(k) for k in labels], device=self.device)
+        labels, known_ = rows.fields.get("label", [None] * len(positions)), self.family.labels
+        known = torch.tensor([single(k, known_, self.train.labels) for k in labels], device=self.device)
         return Drawn(rows.images.to(self.device, self.dtype), known, tuple(positions), t.seed)
 
     def begin(self) -> None:
@@ -48,6 +58,10 @@ class Modelling(Objective):
         count = 16
         labels = torch.arange(count, device=self.device) % max(len(self.family.labels), 1)
         return image.sheet(self.family.sample(Stream(range(count)), labels).cpu(), 8)
+
+    def validate(self) -> dict[str, float]:
+        found = None if self.held_out is None else over(self.family, self.held_out, self.family.told)
+        return {} if found is None else {"held_out": float(found.mean())}
 
     def publish(self, folder: Path) -> None:
         save(self.family, self.recipe.family, folder, self.card)

@@ -69,17 +69,23 @@ class Log:
         """One line of metrics after `images` images."""
         if self.board is None:
             return
-        elapsed = time.perf_counter() - self.since
-        self.seconds += elapsed
-        speed = (images - self.last) / max(elapsed, 1e-9)
         _append(self.metrics, {"images": images, **values})
-        _append(self.times, {"images": images, "images_per_second": round(speed, 2), "seconds": round(elapsed, 4)})
+        speed = self.timed(images)
         for name, value in values.items():
             self.board.add_scalar(name, value, images)
         self.board.add_scalar("images_per_second", speed, images)
         facts = f"{speed:.0f} images/s, loss {values.get('loss', float('nan')):.4f}"
         self.progress.update(self.task, completed=images, facts=f"{facts}{self.preview}")
+
+    def timed(self, images: int) -> float:
+        """One line of times after `images` images, with or without one of metrics; returns images a second."""
+        elapsed = time.perf_counter() - self.since
+        speed = (images - self.last) / max(elapsed, 1e-9)
+        if self.board is not None and images > self.last:
+            self.seconds += elapsed
+            _append(self.times, {"images": images, "images_per_second": round(speed, 2), "seconds": round(elapsed, 4)})
         self.last, self.since = images, time.perf_counter()
+        return speed
 
     def note(self, images: int, values: dict[str, float]) -> None:
         """One more line of metrics, which is no report of the training itself."""

@@ -116,6 +116,7 @@ class Loop:
                 if done or halted or lasting or crossed(before, self.images, c.checkpoint):
                     self._save(lasting)
                 if halted and not done:
+                    log.timed(self.images)
                     raise Interrupted(f"stopped after {self.images:,} images; the same command with --resume goes on")
         with self.averaged():
             self.objective.conclude()

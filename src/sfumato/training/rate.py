@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sfumato import device as devices
+from sfumato.training import compiled
 from sfumato.training.loop import Loop
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import TrainingConfig
@@ -22,13 +23,15 @@ def rates(objective: Objective, config: TrainingConfig, device: torch.device, se
     """`rate`, of every step of the short run."""
     for module in objective.turns.values():
         module.to(device)
+    compiled.ready(objective.turns.values(), config, device)  # as a training does, whose pace this is to be
     loop = Loop(objective, config, Path(), "", device, devices.precision(config.precision, device), quiet=True)
 
     def step(number: int) -> None:
         loop.step(range(number * config.batch, (number + 1) * config.batch))
         devices.wait(device)
 
-    return [config.batch / taken for taken in seconds_of_steps(step, seconds)]
+    with loop.ahead:
+        return [config.batch / taken for taken in seconds_of_steps(step, seconds)]
 
 
 def seconds_of_steps(step: Callable[[int], None], seconds: float) -> list[float]:

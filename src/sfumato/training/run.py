@@ -18,13 +18,14 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.conditioning.bundle import silent
 from sfumato.conditioning.reference import ReferenceConfig
-from sfumato.data.base import Part
+from sfumato.data.base import Data, Part
 from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn.recompute import recompute
 from sfumato.training import checkpoint, compiled
 from sfumato.training import recipe as recipes
 from sfumato.training.autoencoder import Reconstruction
+from sfumato.training.card import card
 from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
@@ -117,7 +118,7 @@ def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruc
 def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Denoising:
     """The second stage's objective: its conditioners fitted to the data, its latents encoded where they are not yet."""
     codec = Codec.load(recipe.autoencoder).to(where)
-    part, apart = recipe.data.open("train"), held_out(recipe)
+    part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
     config, texts = fitted(recipe, part, apart)
     model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
     latents: Latents | Fresh = Fresh(codec, part)
@@ -126,12 +127,12 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
     return Denoising(model, recipe, part, latents, where, card(recipe), apart if recipe.training.held_out else None)
 
 
-def held_out(recipe: DiffusionRecipe) -> Part | None:
-    """What is held out, for runs and evaluations to show; None where nothing is. Raises where the run asks for it then."""
+def held_out(data: Data, needed: bool = False) -> Part | None:
+    """What is held out, for runs and evaluations to show; None where nothing is, unless it is `needed`. Raises then."""
     try:
-        return recipe.data.open("held_out")
+        return data.open("held_out")
     except ValueError:
-        if recipe.training.held_out:
+        if needed:
             raise
         return None
 
@@ -142,7 +143,13 @@ def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     codec = None if recipe.autoencoder is None else Codec.load(recipe.autoencoder).to(where)
     labels = tuple(part.labels) if recipe.labelled else ()
     family = recipe.family.build(Shape(part.channels, part.size), labels, codec).to(where)
-    return Modelling(family, recipe, part, where, card(recipe))
+    apart = held_out(recipe.data, needed=True) if recipe.training.held_out else None
+    if apart is not None and not family.scored:
+        raise ValueError(
+            f"a model of kind {recipe.family.kind_name()} has no loss on held-out pictures; leave training.held_out and "
+            "training.best out"
+        )
+    return Modelling(family, recipe, part, where, card(recipe, labels), apart)
 
 
 def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) -> Distilling:
@@ -151,6 +158,11 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
     Raises `ValueError` where the data are not of the teacher's size, or have not what its conditioners read, and where
     the teacher is a shortcut itself, or a shortcut cannot be made of it.
     """
+    if recipe.training.held_out:
+        raise ValueError(
+            "a distillation has no held-out loss: its student follows the teacher, not the pictures; leave "
+            "training.held_out and training.best out, and measure it with sfumato evaluate"
+        )
     teacher = LatentDiffusion.load(recipe.teacher).to(where)
     told = teacher.config.distilled
     if told is not None and "shortcut" in (told.how, recipe.how):
@@ -164,7 +176,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
         stage="diffusion", autoencoder=recipe.teacher / "autoencoder", cache=recipe.cache, prompts=recipe.prompts,
         data=recipe.data, training=recipe.training, **fields,
     )  # fmt: skip
-    part, apart = recipe.data.open("train"), held_out(whole)
+    part, apart = recipe.data.open("train"), held_out(recipe.data)
     for name, conditioner in teacher.config.conditioners.items():
         present(conditioner, part)
         seen(conditioner, part)
@@ -253,27 +265,6 @@ def absent(conditioner: ConditionerConfig, field: str) -> str:
     remedy = REMEDIES.get(field, f"give the pictures a {field}, name another `field` that they have")
     kind = conditioner.kind_name()
     return f"no picture of the data has {field!r}, which a conditioner of kind {kind} reads: {remedy}, or leave it out"
-
-
-def card(recipe: DiffusionRecipe | FamilyRecipe) -> str:
-    """The model folder's README: what it is, what it was trained on, how to use it."""
-    said = {k: v for k, v in recipe.data.model_dump(mode="json").items() if v is not None}
-    data = yaml.safe_dump(said, sort_keys=False).strip()
-    kinds = {c.kind_name() for c in recipe.conditioners.values()} if isinstance(recipe, DiffusionRecipe) else set()
-    told = 'prompt="...", ' if kinds & {"text", "pretrained_text"} else 'label="...", ' if "label" in kinds else ""
-    return (
-        f"# {_called(recipe)} made with Sfumato {__version__}\n\n"
-        f"Trained on {recipe.training.images:,} images of\n\n```yaml\n{data}\n```\n\n"
-        "The licence of the pictures it was trained on is that of their authors; see the data set.\n\n"
-        '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
-        f"images = model.generate({told}count=4, seed=0)\n```\n"
-    )
-
-
-def _called(recipe: DiffusionRecipe | FamilyRecipe) -> str:
-    return (
-        "A latent diffusion model" if isinstance(recipe, DiffusionRecipe) else f"A model ({recipe.family.kind_name()})"
-    )
 
 
 def _agreed(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:

@@ -1,4 +1,4 @@
-"""Bits per dimension of held-out pictures, for the families that have a likelihood or a bound on it."""
+"""What held-out pictures cost a family: bits per dimension, where it has a likelihood or a bound on one."""
 
 from collections.abc import Callable
 
@@ -34,7 +34,9 @@ def over(family: Family, part: Part, measure: Measure, limit: int = LIMIT) -> Te
         indices = chosen[begin : begin + 32]
         images = torch.stack([part.image(k) for k in indices]).float() / 127.5 - 1.0
         device = next(family.parameters()).device
-        labels = torch.tensor([single(part.fields(k).get("label")) for k in indices], device=device)
+        labels = torch.tensor(
+            [single(part.field(k, "label"), family.labels, part.labels) for k in indices], device=device
+        )
         found = measure(images.to(device), labels)
         if found is None:
             return None

@@ -1,0 +1,30 @@
+"""The README of a model folder that a training writes."""
+
+from collections.abc import Sequence
+
+import yaml
+
+from sfumato import __version__
+from sfumato.training.recipe import DiffusionRecipe, FamilyRecipe
+
+
+def card(recipe: DiffusionRecipe | FamilyRecipe, labels: Sequence[str] = ()) -> str:
+    """The model folder's README: what it is, what it was trained on, how to use it; `labels` are those of a family."""
+    said = {k: v for k, v in recipe.data.model_dump(mode="json").items() if v is not None}
+    data = yaml.safe_dump(said, sort_keys=False).strip()
+    kinds = {c.kind_name() for c in recipe.conditioners.values()} if isinstance(recipe, DiffusionRecipe) else set()
+    classes = bool(labels) or "label" in kinds
+    told = 'prompt="...", ' if kinds & {"text", "pretrained_text"} else 'label="...", ' if classes else ""
+    return (
+        f"# {_called(recipe)} made with Sfumato {__version__}\n\n"
+        f"Trained on {recipe.training.images:,} images of\n\n```yaml\n{data}\n```\n\n"
+        "The licence of the pictures it was trained on is that of their authors; see the data set.\n\n"
+        '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
+        f"images = model.generate({told}count=4, seed=0)\n```\n"
+    )
+
+
+def _called(recipe: DiffusionRecipe | FamilyRecipe) -> str:
+    return (
+        "A latent diffusion model" if isinstance(recipe, DiffusionRecipe) else f"A model ({recipe.family.kind_name()})"
+    )
