@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from sfumato.conditioning.base import ConditionerConfig, Draws
-from sfumato.conditioning.bundle import Bundle
 from sfumato.diffusion.combinators import tiled
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.training.diffusion import DenoiserTurn, Noisy
@@ -37,18 +36,6 @@ def configured() -> tuple[dict[str, ConditionerConfig], dict[str, dict[str, str]
         config = ConditionerConfig.model_validate(fields)
         found[name], texts[name] = config.learn([["a red cat", "a dog"]] if name == "caption" else [], ())
     return found, texts
-
-
-def test_classes_of_other_data_are_told_by_name() -> None:
-    configs, texts = configured()
-    bundle = Bundle({n: configs[n].build(texts[n]) for n in ("caption", "class")})
-    own = {"label": [1, 0], "caption": ["a dog"]}
-    assert bundle.translated(own, ("cat", "dog", "car"), {}) == own
-    assert bundle.translated(own, ("dog", "cat"), {}) == {**own, "label": ["cat", "dog"]}
-    assert bundle.translated({"label": 1}, ("dog", "cat"), {}) == {"label": "cat"}
-    assert bundle.translated({"label": 0}, ("dog",), {"label": ("cat", "dog", "car")}) == {"label": 0}
-    assert bundle.translated({"label": None}, ("dog",), {}) == {"label": None}
-    assert bundle.translated(own, (), {}) == own
 
 
 def fields(side: int = 32) -> dict[str, list[Any]]:

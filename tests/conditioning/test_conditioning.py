@@ -27,6 +27,13 @@ def label(**fields: object) -> Label:
     return config.build({})
 
 
+def test_names_in_another_order_than_the_datas_are_refused() -> None:
+    assert label(labels=("a", "b", "c")).labels == ("a", "b", "c")  # called otherwise
+    assert label(labels=("cat", "dog", "hen")).labels == ("cat", "dog", "hen")
+    with pytest.raises(ValueError, match="the data's classes in another order: 'cat' is number 0 of the data"):
+        label(labels=("dog", "cat"))
+
+
 def test_padding_does_not_change_a_text() -> None:
     encoder = text().eval()
     alone, together = encoder(["a red heart"]), encoder(["a red heart", TEXTS[2]])

@@ -20,6 +20,7 @@ from sfumato.conditioning.base import ConditionerConfig
 from sfumato.conditioning.pretrained_text import PretrainedText, PretrainedTextConfig
 from sfumato.model import LatentDiffusion
 from sfumato.training import run
+from sfumato.training.fitted import fitted
 from sfumato.training.recipe import DiffusionRecipe, dump, parse
 from tests.conditioning import textmodels
 from tests.conditioning.textmodels import KINDS, MOST, WIDTH, saved
@@ -431,7 +432,7 @@ def test_a_caption_that_is_too_long_stops_a_recipe_before_it_is_trained(place: P
     saved("t5_whole", place / "t5")
     asked = read(place / "none", place, [*TEXTS, LONG], length=21)
     with pytest.raises(ValueError, match="1 of 4 different texts of 'caption' are too long"):
-        run.fitted(asked, asked.data.open("train"))
+        fitted(asked, asked.data.open("train"))
 
 
 @pytest.mark.slow

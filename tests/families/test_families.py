@@ -5,23 +5,26 @@ import math
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 import sfumato
+from sfumato import image
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.data.emoji import EmojiData
+from sfumato.data.picked import Picked
 from sfumato.evaluation.source import Modelled
 from sfumato.families import base, vae
 from sfumato.families.autoregressive import Autoregressive, AutoregressiveConfig
-from sfumato.families.base import Drawn, FamilyConfig, Shape, single
+from sfumato.families.base import Drawn, FamilyConfig, Shape, chosen, single
 from sfumato.families.gan import Gan, GanConfig, deviation, shown
 from sfumato.families.vae import VaeConfig
 from sfumato.streams import Stream
-from sfumato.tasks.generate import drawn as drawn_classes
 from sfumato.training import recipe, run
 from sfumato.training.likelihood import each, likelihood, over
 from sfumato.training.log import lines
@@ -420,27 +423,40 @@ def test_a_family_is_evaluated_by_the_command(codes: Path, tmp_path: Path, capsy
 
 @pytest.mark.parametrize(("label", "read"), [(2, 2), ([2, 1], 2), ([], 3), (None, 3)])
 def test_a_family_reads_one_class_of_a_picture(label: object, read: int) -> None:
-    names = ("cat", "dog", "hen")
-    assert single(label, names, names) == read
-    assert single(label, (), names) == 0
+    assert single(label, 3) == read
+    assert single(label, 0) == 0
 
 
-def test_classes_of_other_data_are_read_by_name() -> None:
-    assert single(0, ("cat", "dog", "hen"), ("dog", "hen")) == 1
-    assert single([1, 0], ("cat", "dog", "hen"), ("hen", "cat")) == 0
-    with pytest.raises(ValueError, match="unknown label 'dogs'; nearest: dog"):
-        single(0, ("cat", "dog"), ("dogs", "cat"))
-
-
-def test_what_is_drawn_without_a_class_was_learned() -> None:
-    assert drawn_classes([5, 6, 7], 0, False) == [0, 0, 0]
-    assert drawn_classes([5, 6, 7], 4, True) == [4, 4, 4]
-    found = drawn_classes(range(400), 4, False)
+def test_what_is_drawn_without_a_class_was_learned(codes: Path, tmp_path: Path) -> None:
+    assert chosen([5, 6, 7], 0) == [0, 0, 0]
+    found = chosen(range(400), 4)
     assert sorted(set(found)) == [0, 1, 2, 3]
-    assert drawn_classes([17], 4, False) == found[17:18]  # by its own seed
+    assert chosen([17], 4) == found[17:18]  # by its own seed
     assert built("bytes").unnamed
     assert not built("gan").unnamed
     assert not AutoregressiveConfig(tokens="bytes", side=4, drop=0.0).build(Shape(3, 16), ("a",), None).unnamed
+    assert Modelled(built("bytes"), 40).classes == [2] * 40
+    assert set(Modelled(built("gan"), 40).classes) == {0, 1}
+    folder = tmp_path / "vae"
+    base.save(built("vae"), FamilyConfig.model_validate(FAMILIES["vae"]), folder)
+    pictures = sfumato.load(folder, device="cpu").generate(count=8, seed=0, batch=3)
+    own = base.load(folder).sample(Stream(range(8)), torch.tensor(chosen(range(8), 2)))
+    assert all(
+        np.abs(np.array(a).astype(int) - np.array(b)).max() <= 1
+        for a, b in zip(pictures, image.to_pil(own), strict=True)
+    )
+
+
+def test_pictures_without_a_class_are_judged_by_families_that_learned_such_ones() -> None:
+    part = Picked(EmojiData(size=16).open("held_out"), range(6))
+    with mock.patch.object(Picked, "field", lambda self, k, name: None if k % 2 else 1):
+        for name, count in (("bytes", 6), ("vae", 3)):
+            family = built(name)
+            found = over(family, part, family.told)
+            assert found is not None
+            assert len(found) == count
+    with mock.patch.object(Picked, "field", return_value=None):
+        assert over(built("vae"), part, built("vae").told) is None
 
 
 def test_held_out_pictures_are_judged_along_training_where_there_is_a_loss(codes: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from sfumato.conditioning.boxes import Box
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import canvas, said
 from sfumato.tasks.pipeline import Pipeline
-from sfumato.tasks.requests import Layout, Upscale, Vary
+from sfumato.tasks.requests import Layout, Vary
 from tests.tasks.test_said import BOXES, STRIPES
 from tests.tasks.test_tasks import CONDITIONERS, built, hole, noise, shrunk_again
 
@@ -106,9 +106,12 @@ def test_an_upscale_that_adds_noise_of_its_own_is_not_held_to_the_small_picture(
 
 
 def test_a_negative_without_guidance_is_refused() -> None:
+    words = {"words": {"kind": "text", "width": 8, "layers": 1, "heads": 2, "vocabulary": 60}}
+    pipeline = built({"small": CONDITIONERS["small"], **words}, learned=["a red cat", "blurry"])
+    settings: dict[str, Any] = {"picture": noise(8, 8), "negative": "blurry", "seed": 0, "steps": 1}
     with pytest.raises(ValueError, match="a negative does nothing at guidance 1, the default here"):
-        Upscale(picture=noise(8, 8), negative="blurry")
-    assert Upscale(picture=noise(8, 8), negative="blurry", guidance=1.0).guidance == 1.0  # one of a row of scales
+        pipeline.upscale(**settings)
+    assert pipeline.upscale(**settings, guidance=1.0)  # one of a row of scales
 
 
 def test_pictures_that_come_one_by_one_leave_gradients_on(everything: Pipeline) -> None:

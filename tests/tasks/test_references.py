@@ -21,6 +21,7 @@ from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.reference import Bank, looked, nearest
 from sfumato.tasks.requests import Generate
 from sfumato.training import recipe, run
+from sfumato.training.fitted import seen
 from tests.conftest import diffusion_recipe
 from tests.features.test_network import save
 
@@ -193,7 +194,7 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
         sfumato.load(model_folder, device="cpu").generate(reference=shown)
     other = save(Other(), tmp_path / "other.pt", TEXT)
     with pytest.raises(ValueError, match="use the same network"):
-        run.seen(pipeline.model.config.conditioners["picture"], opened(data(bank, other)))
+        seen(pipeline.model.config.conditioners["picture"], opened(data(bank, other)))
     reader = pipeline.model.conditions.reader("reference")
     reader.network = other
     with pytest.raises(ValueError, match="has SHA-256"):

@@ -1,5 +1,6 @@
 """Every task of one model that takes every condition: what comes back, what is kept, and what is refused."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,15 @@ UNET = {"kind": "unet", "width": 16, "multipliers": [1, 2], "blocks": 1, "attent
 DIT = {"kind": "dit", "width": 16, "depth": 2, "heads": 2, "patch": 1}
 
 
-def built(conditioners: dict[str, Any], backbone: dict[str, Any] = UNET, **more: Any) -> Pipeline:
-    """A pipeline of fresh weights that are nowhere zero, at 32 pixels."""
+def built(
+    conditioners: dict[str, Any], backbone: dict[str, Any] = UNET, learned: Sequence[str] = (), **more: Any
+) -> Pipeline:
+    """A pipeline of fresh weights that are nowhere zero, at 32 pixels; what reads words has them of the `learned`."""
     torch.manual_seed(0)
     codec = Codec(KLConfig.model_validate({"coder": CODER})).eval()
     config = DiffusionConfig.model_validate({"backbone": backbone, "conditioners": conditioners, **more})
-    model = LatentDiffusion(codec, config, 32, {})
+    texts = {n: c.learn([[t] for t in learned], ())[1] for n, c in config.conditioners.items() if learned}
+    model = LatentDiffusion(codec, config, 32, texts)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import sfumato
-from sfumato.conditioning.base import Draws
+from sfumato.conditioning.base import ConditionerConfig, Draws
+from sfumato.data.base import Data
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.prediction import flow
 from sfumato.diffusion.schedule import Linear
@@ -19,7 +20,8 @@ from sfumato.tasks import metadata
 from sfumato.training import recipe, run
 from sfumato.training.diffusion import Noisy
 from sfumato.training.distillation import DistillationTurn, moved
-from tests.conftest import SHORT
+from tests.conftest import SHORT, diffusion_recipe
+from tests.data.test_renumbered import pictures
 
 SPREAD = 0.7  # standard deviation of the Gaussian toy
 
@@ -191,6 +193,30 @@ def test_a_distillation_trains_resumes_and_is_sampled_in_few_steps(model_folder:
     metadata.save(pipeline.generate(prompt="red heart", seed=0, steps=3)[0], tmp_path / "b.png")
     assert metadata.read(tmp_path / "b.png")["steps"] == 3
     assert pipeline.vary(picture=made, invert=True, seed=0)[0].size == made.size  # by ddim, whatever its own sampler
+
+
+def test_classes_of_other_data_are_told_as_the_teacher_knows_them(first_stage: Path, tmp_path: Path) -> None:
+    def data(folder: Path) -> Data:
+        return Data.model_validate({"kind": "folder", "path": str(folder), "size": 32, "held_out": 0.2})
+
+    asked = diffusion_recipe(first_stage, images=32, checkpoint=32)
+    labels = {"class": ConditionerConfig.model_validate({"kind": "label", "width": 6})}
+    asked = asked.model_copy(
+        update={"conditioners": labels, "data": data(pictures(tmp_path / "own", "bird", "cat", "dog"))}
+    )
+    teacher = run.train(asked, tmp_path / "teacher", device="cpu", quiet=True)
+
+    def told(*classes: str) -> set[int]:
+        more = distillation(teacher).model_copy(update={"data": data(pictures(tmp_path / "-".join(classes), *classes))})
+        objective = run.distilling(more, tmp_path / "student", torch.device("cpu"))
+        return set(objective.batch(range(32)).fields["label"])
+
+    assert told("cat", "dog") == {1, 2}
+    assert told("a", "b") == {0, 1}  # called otherwise
+    with pytest.raises(
+        ValueError, match="the teacher does not know the class 'hen' of the data; it knows bird, cat, dog"
+    ):
+        told("dog", "hen")
 
 
 def test_data_of_another_size_are_refused(model_folder: Path, tmp_path: Path) -> None:

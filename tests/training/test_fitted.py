@@ -11,7 +11,8 @@ from PIL import Image
 
 from sfumato.data.base import Data
 from sfumato.training import recipe
-from sfumato.training.run import denoising, fitted
+from sfumato.training.fitted import fitted
+from sfumato.training.run import denoising
 
 LOWRES = {"kind": "lowres", "width": 2, "told": 8}
 LABEL = {"kind": "label", "width": 8}

@@ -17,6 +17,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
 from sfumato.training import run, validation
+from sfumato.training.fitted import fitted
 from sfumato.training.log import lines
 from sfumato.training.loop import Interrupted
 from sfumato.training.readable import readable
@@ -97,7 +98,7 @@ def test_a_planner_whose_words_the_denoiser_does_not_hear_is_refused(first_stage
     wanted = planned_recipe(first_stage)
     alone = wanted.model_copy(update={"conditioners": {"layout": wanted.conditioners["layout"]}})
     with pytest.raises(ValueError, match="no conditioner tells the denoiser; add one of kind text"):
-        run.fitted(alone, wanted.data.open("train"))
+        fitted(alone, wanted.data.open("train"))
 
 
 def boxed(folder: Path, first_stage: Path, caption: str) -> DiffusionRecipe:
@@ -116,7 +117,7 @@ def test_a_planner_without_captions_is_told_before_training(first_stage: Path, t
     wanted = boxed(tmp_path / "mute", first_stage, "")
     alone = wanted.model_copy(update={"conditioners": {"layout": wanted.conditioners["layout"]}})
     with pytest.raises(ValueError, match="no picture of the data has 'caption', which a conditioner of kind boxes"):
-        run.fitted(alone, wanted.data.open("train"))
+        fitted(alone, wanted.data.open("train"))
 
 
 def test_held_out_words_that_are_too_long_for_the_planner_are_told_before_training(

@@ -95,21 +95,6 @@ class Bundle(nn.Module):
             for name, values in fields.items()
         }
 
-    def translated(
-        self, values: Mapping[str, Any], labels: Sequence[str], others: Mapping[str, Sequence[str]]
-    ) -> dict[str, Any]:
-        """What is known of an example of data with these classes, `others` being those of single fields: by name where the
-        model's differ, whose numbers would mean others."""
-        found = dict(values)
-        for one in map(self._get, self.conditioners):
-            known, own = tuple(getattr(one, "labels", ())), tuple(others.get(one.field, labels))
-            if one.role != "label" or silent(found.get(one.field)) or not known or not own or known == own:
-                continue
-            value = found[one.field]
-            names = [own[k] for k in (value if isinstance(value, list | tuple) else [value])]
-            found[one.field] = names if isinstance(value, list | tuple) else names[0]
-        return found
-
     def setting(
         self,
         count: int,

@@ -25,6 +25,12 @@ class LabelConfig(ConditionerConfig):
         if not self.labels and not labels:
             raise ValueError(f"the data have no {self.field!r}: sort the pictures into class folders, or name `labels`")
         names = self.labels or tuple(labels)
+        moved = [name for name, own in zip(labels, names, strict=False) if name != own and name in names]
+        if moved:
+            raise ValueError(
+                f"`labels` of {self.field!r} names the data's classes in another order: {moved[0]!r} is number "
+                f"{list(labels).index(moved[0])} of the data; leave `labels` out, or keep their order"
+            )
         for one in {one for value in values if value is not None for one in several(value)}:
             index(one, names, self.field)
         return self.model_copy(update={"labels": names}), {}

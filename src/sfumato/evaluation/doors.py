@@ -14,7 +14,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
 from sfumato.data.layout import SUFFIXES
 from sfumato.evaluation import run
-from sfumato.evaluation.outside import Outside, stands
+from sfumato.evaluation.outside import Named, Outside, stands
 from sfumato.evaluation.report import report
 from sfumato.evaluation.run import Looking, Tell
 from sfumato.evaluation.source import FolderPictures, Modelled, PartPictures, Rebuilt, Sampled, Source
@@ -99,10 +99,17 @@ def _unsaid(folder: Path) -> str:
     return f"there is no recipe beside {folder} that names its data; say which with --data"
 
 
-def _data(asked: Asked, recipe: dict[str, Any] | None, size: int, channels: int) -> Data:
+def classes(model: LatentDiffusion) -> tuple[str, ...]:
+    """The names of the classes that a model is told as `label`, () where it is told none."""
+    told = "label" in model.conditions.fields.values()
+    return tuple(getattr(model.conditions.reader("label"), "labels", ())) if told else ()
+
+
+def _data(asked: Asked, recipe: dict[str, Any] | None, size: int, channels: int, labels: tuple[str, ...] = ()) -> Data:
     """What a model is measured on: the data of its run, or those that the command names, at the model's size.
 
-    A folder other than the run's is held out whole, beside the run's data; where these are gone, it stands for them.
+    A folder other than the run's is held out whole, beside the run's data; where these are gone, it stands for them. Its
+    classes are those of the model with the same names.
     """
     size = asked.size or size
     if asked.data is None or _same(asked.data, recipe):
@@ -113,8 +120,8 @@ def _data(asked: Asked, recipe: dict[str, Any] | None, size: int, channels: int)
         return Data.model_validate({"kind": "emoji", "size": size, **derived})
     fields = {"path": asked.data, "size": size, **({"channels": channels} if channels != 3 else {}), **derived}
     if not stands(recipe):
-        return Data.model_validate({"kind": "folder", **fields})
-    return Outside.model_validate({**fields, "trained": recipe})
+        return Named.model_validate({"data": {"kind": "folder", **fields}, "size": size, "labels": labels, **derived})
+    return Outside.model_validate({**fields, "trained": recipe, "labels": labels})
 
 
 def _same(data: str, recipe: dict[str, Any] | None) -> bool:
@@ -172,14 +179,14 @@ def _family(
     asked: Asked, family: Family, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
     shape = family.shape
-    data = _data(asked, recipe, shape.size, shape.channels)
+    data = _data(asked, recipe, shape.size, shape.channels, family.labels)
     train = data.open("train")
     reference = real(asked.reference, shape.size, shape.channels) if asked.reference is not None else None
     against = reference or PartPictures(train, f"{run.titled(data)}, train")
     guidance = 3.0 if asked.guidance is None else asked.guidance
     samples = Modelled(family, asked.images, run.SEED, guidance, train)
     codec = next(iter(family.parts().values()), None)
-    apart = held_out(data)
+    apart = held_out(data, needed=asked.data is not None)
     found = run.evaluate_images(samples, against, look, tell, codec)
     found["likelihood"] = None if apart is None else likelihood(family, apart)
     return found, lambda path: report(path, found, title=str(asked.target), images=samples, reference=against)
@@ -189,7 +196,7 @@ def _model(
     asked: Asked, model: LatentDiffusion, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
     channels = model.codec.image_channels
-    data = _data(asked, recipe, model.size, channels)
+    data = _data(asked, recipe, model.size, channels, classes(model))
     reference = real(asked.reference, model.size, channels) if asked.reference is not None else None
     found = run.evaluate_model(
         model,

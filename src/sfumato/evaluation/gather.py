@@ -21,7 +21,7 @@ from sfumato.evaluation.source import Source, batches
 from sfumato.features.network import FeatureNetwork
 
 Gathered = dict[str, Tensor]  # output -> (N, D) float32
-FORMAT = 1  # of the entries; a change in how features are computed makes it another
+FORMAT = 2  # of the entries; a change in how features, or pictures of a model, are made makes it another
 
 
 def gather(

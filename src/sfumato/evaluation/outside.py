@@ -6,6 +6,7 @@ from typing import Any
 from sfumato.data.base import Data, Part
 from sfumato.data.folder import FolderData
 from sfumato.data.layout import aside, unwrapped
+from sfumato.data.renumbered import renumbered
 
 
 class Outside(Data):
@@ -14,13 +15,28 @@ class Outside(Data):
     path: Path
     trained: Data
     channels: int = 3
+    labels: tuple[str, ...] = ()  # the model's classes, by whose names and numbers the folder's are told
 
     def read(self, part: str) -> Part:
         if part == "train":
             return self.trained.read(part)
         parts = self.path.is_dir() and aside(unwrapped(self.path))
         folder = FolderData(path=self.path, size=self.size, channels=self.channels, held_out=0)
-        return folder.read("held_out" if parts else "train")
+        return renumbered(folder.read("held_out" if parts else "train"), self.labels)
+
+
+class Named(Data):
+    """Other data than a run's, in its place, with the classes of its model."""
+
+    data: Data
+    labels: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return self.data.parts
+
+    def read(self, part: str) -> Part:
+        return renumbered(self.data.read(part), self.labels)
 
 
 def stands(recipe: dict[str, Any] | None) -> bool:

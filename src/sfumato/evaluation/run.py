@@ -19,7 +19,7 @@ from sfumato.evaluation.gather import gather
 from sfumato.evaluation.generation import table
 from sfumato.evaluation.latents import statistics
 from sfumato.evaluation.memorising import listed, memorising, nearest
-from sfumato.evaluation.outside import Outside
+from sfumato.evaluation.outside import Named, Outside
 from sfumato.evaluation.reconstruction import Perceptual, empty, measured, scales, summary
 from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source
 from sfumato.features.fetch import TABLE
@@ -72,8 +72,8 @@ def held_out(data: Data) -> Source:
 
 def titled(data: Data) -> str:
     """What a protocol calls a data set: its kind, or its folder's name."""
-    if isinstance(data, Outside):
-        return titled(data.trained)
+    if isinstance(data, Outside | Named):
+        return titled(data.trained if isinstance(data, Outside) else data.data)
     path = getattr(data, "path", None)
     return path.resolve().name if isinstance(path, Path) else data.kind_name()
 

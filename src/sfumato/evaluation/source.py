@@ -18,7 +18,7 @@ from sfumato import files, image, streams
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Part
 from sfumato.data.layout import listed, unwrapped
-from sfumato.families.base import Family, single
+from sfumato.families.base import Family, chosen, single
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
@@ -212,8 +212,7 @@ class Sampled(Source):
     def fields(self, index: int) -> dict[str, Any]:
         """What is said of a picture: that of the example that it takes its conditions from."""
         assert self.part is not None
-        told = self.part.told(self.order[index % len(self.order)])
-        return self.model.conditions.translated(told, self.part.labels, self.part.class_names)
+        return self.part.told(self.order[index % len(self.order)])
 
     def caption(self, index: int) -> str | None:
         return next(iter(self.fields(index).get("caption") or ()), None) if "caption" in self.wanted else None
@@ -243,11 +242,13 @@ class Modelled(Source):
         self, family: Family, count: int, seed: int = 0, guidance: float = 1.0, part: Part | None = None
     ) -> None:
         self.family, self.count, self.seed, self.guidance = family.eval(), count, seed, guidance
-        self.classes = [len(family.labels)] * count
-        if family.labels and part is not None:
+        none = len(family.labels)
+        # a family that knows pictures by their class alone draws one for those without
+        self.classes = [none] * count if family.unnamed else chosen([seed + k for k in range(count)], none)
+        if none and part is not None:
             order = streams.generator(seed, "conditions of samples").permutation(len(part)).tolist()
-            asked = (part.field(order[k % len(order)], "label") for k in range(count))
-            self.classes = [single(label, family.labels, part.labels) for label in asked]
+            asked = [single(part.field(order[k % len(order)], "label"), none) for k in range(count)]
+            self.classes = [other if one == none else one for one, other in zip(asked, self.classes, strict=True)]
         first = [codec.fingerprint() for codec in family.parts().values()]
         self.digest = files.fingerprint(family.state_dict(), repr((getattr(family, "config", None), first)))
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from sfumato import files, streams
 from sfumato.autoencoder.codec import Codec
-from sfumato.conditioning.base import index
 from sfumato.config import Choice, explain, trusting
 from sfumato.streams import Stream
 
@@ -47,16 +46,16 @@ class Drawn(NamedTuple):
         return streams.uniform(shape, self.seed, purpose, self.positions).to(self.images)
 
 
-def single(label: Any, labels: Sequence[str], of: Sequence[str]) -> int:
-    """The class that a family of the classes `labels` reads of a picture from data with the classes `of`: the first of
-    several, by its name where the two differ; `len(labels)`, which is none, where there is none.
-
-    Raises `ValueError` for one that the family does not know.
-    """
+def single(label: Any, classes: int) -> int:
+    """The class that a family of so many reads of a picture: the first of several; `classes`, which is none, where there
+    is none, or the family has no classes."""
     first = next(iter(label), None) if isinstance(label, list | tuple) else label
-    if first is None or not labels:
-        return len(labels)
-    return index(of[first] if tuple(of) != tuple(labels) else first, labels, "label")
+    return classes if first is None or not classes else int(first)
+
+
+def chosen(seeds: Sequence[int], classes: int) -> list[int]:
+    """A class for each picture, each as likely, by the picture's own seed; 0, none, where there are no classes."""
+    return [int(streams.generator(seed, "class").integers(classes)) if classes else 0 for seed in seeds]
 
 
 class Family(nn.Module, ABC):

@@ -1,14 +1,13 @@
 """Generate: pictures from words, a class, or nothing at all."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from sfumato import streams
 from sfumato.conditioning.base import index
 from sfumato.conditioning.label import named
-from sfumato.families.base import Family
+from sfumato.families.base import Family, chosen
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.tasks import canvas
@@ -49,19 +48,12 @@ def modelled(family: Family, request: Generate, tell: Progress | None = None) ->
     device = next(family.parameters()).device
     for begin in range(0, len(seeds), request.batch):
         own = seeds[begin : begin + request.batch]
-        labels = torch.tensor([*label * len(own)] or drawn(own, none, family.unnamed), device=device)
+        unsaid = [none] * len(own) if family.unnamed else chosen(own, none)
+        labels = torch.tensor([*label * len(own)] or unsaid, device=device)
         made = family.sample(Stream(own), labels, request.guidance if request.label else 1.0).cpu()
         if tell is not None:
             tell(begin + len(own), len(seeds))
         yield Made(made, own, [None] * len(own))
-
-
-def drawn(seeds: Sequence[int], classes: int, unnamed: bool) -> list[int]:
-    """A class for each picture where none is asked for: none, or, of a family that knows pictures by their class alone, any,
-    each as likely and by the picture's own seed."""
-    if unnamed or not classes:
-        return [classes] * len(seeds)
-    return [int(streams.generator(seed, "class").integers(classes)) for seed in seeds]
 
 
 def started(request: Generate, rows: Rows, shape: tuple[int, int, int]) -> Tensor:

@@ -299,12 +299,6 @@ class Upscale(Request):
     consistent: bool = Field(True, description="correct the picture until, made small again, it is the one given")
     guidance: float = Field(1.0, ge=0, le=100, description="how strictly to follow words, where the model takes them")
 
-    @model_validator(mode="after")
-    def _moves_away(self) -> Self:
-        if self.negative and self.negative.strip() and "guidance" not in self.model_fields_set:
-            raise ValueError("a negative does nothing at guidance 1, the default here; give a guidance above 1 with it")
-        return self
-
 
 class Layout(Request):
     """A picture whose things stand where boxes say."""

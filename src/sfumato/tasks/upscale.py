@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import canvas, given
 from sfumato.tasks.requests import Upscale
-from sfumato.tasks.said import takes
+from sfumato.tasks.said import denied, takes
 from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
 ENOUGH = 50.0  # dB; rounding to 8 bits alone leaves 59
@@ -27,6 +27,8 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
     """The request's pictures, `factor` times as large as the one given. Raises `ValueError` for a level that was not
     trained, a picture that would be too large, and a model that knows no small pictures."""
     field = takes(model, "lowres", "super-resolution")
+    if denied(request) and request.guidance == 1.0 and "guidance" not in request.model_fields_set:
+        raise ValueError("a negative does nothing at guidance 1, the default here; give a guidance above 1 with it")
     factor = magnification(model, field)
     small = given.picture(model, request.picture)
     high, wide = small.shape[-2:]

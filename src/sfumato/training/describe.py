@@ -14,8 +14,9 @@ from sfumato.conditioning.base import Conditions, Sizes
 from sfumato.families import base as families
 from sfumato.model import LatentDiffusion
 from sfumato.training import recipe as recipes
+from sfumato.training.fitted import fitted
 from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe
-from sfumato.training.run import fitted, modelling
+from sfumato.training.run import modelling
 from sfumato.training.shortcut import strided
 
 Row = tuple[str, str, str, str, str]

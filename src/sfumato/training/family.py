@@ -44,8 +44,8 @@ class Modelling(Objective):
     def batch(self, positions: Sequence[int]) -> Drawn:
         t = self.recipe.training
         rows = loader.batch(self.train, t.seed, positions, flip=t.flip)
-        labels, known_ = rows.fields.get("label", [None] * len(positions)), self.family.labels
-        known = torch.tensor([single(k, known_, self.train.labels) for k in labels], device=self.device)
+        labels, classes = rows.fields.get("label", [None] * len(positions)), len(self.family.labels)
+        known = torch.tensor([single(k, classes) for k in labels], device=self.device)
         return Drawn(rows.images.to(self.device, self.dtype), known, tuple(positions), t.seed)
 
     def begin(self) -> None:

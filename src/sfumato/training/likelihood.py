@@ -27,18 +27,20 @@ def each(family: Family, part: Part, limit: int = LIMIT) -> Tensor | None:
 
 @torch.no_grad()
 def over(family: Family, part: Part, measure: Measure, limit: int = LIMIT) -> Tensor | None:
-    """A measure of each of at most `limit` pictures from all of a part, double (N,); None where the measure is."""
-    rows, count = [], min(len(part), limit)
-    chosen = [k * len(part) // count for k in range(count)]  # folders are sorted by class
+    """A measure of each of at most `limit` pictures from all of a part, double (N,), of those with a class where the family
+    learned no others; None where the measure is, or no picture is left."""
+    rows, known = [], list(range(len(part)))
+    if family.labels and not family.unnamed:  # which knows pictures by their class alone
+        known = [k for k in known if single(part.field(k, "label"), len(family.labels)) < len(family.labels)]
+    count = min(len(known), limit)
+    chosen = [known[k * len(known) // count] for k in range(count)]  # folders are sorted by class
     for begin in range(0, count, 32):
         indices = chosen[begin : begin + 32]
         images = torch.stack([part.image(k) for k in indices]).float() / 127.5 - 1.0
         device = next(family.parameters()).device
-        labels = torch.tensor(
-            [single(part.field(k, "label"), family.labels, part.labels) for k in indices], device=device
-        )
+        labels = torch.tensor([single(part.field(k, "label"), len(family.labels)) for k in indices], device=device)
         found = measure(images.to(device), labels)
         if found is None:
             return None
         rows.append(found.double().cpu())
-    return torch.cat(rows)
+    return torch.cat(rows) if rows else None

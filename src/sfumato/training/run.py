@@ -6,7 +6,6 @@ import os
 import platform
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +14,6 @@ import yaml
 from sfumato import __version__, distributed, files
 from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
-from sfumato.conditioning.base import ConditionerConfig
-from sfumato.conditioning.bundle import silent
-from sfumato.conditioning.reference import ReferenceConfig
 from sfumato.data.base import Data, Part
 from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
@@ -29,6 +25,7 @@ from sfumato.training.card import card
 from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
+from sfumato.training.fitted import fitted, present, seen, shared
 from sfumato.training.latents import Fresh, Latents, encode
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
@@ -45,19 +42,8 @@ from sfumato.training.recipe import (
 )
 from sfumato.training.shortcut import Shortcutting
 
-WITHIN = ("boxes", "map")  # kinds whose classes are of things in a picture
-ALWAYS = ("frame",)  # what the loader says of every picture
-REMEDIES = {
-    "masked": "let `data.masks: {}` make it",
-    "lowres": "let `data.degrade: {factor: 4}` make it",
-    "caption": "put a NAME.txt beside each picture, or metadata.jsonl",
-    "reference": "let `data.embed: {network: FILE}` make it",
-    "near": "let `data.embed: {network: FILE, neighbours: 20}` make it",
-    "label": "sort the pictures into class folders",
-    "stride": "leave it to `stage: distillation` with `how: shortcut`, which tells it",
-}
-
 log = logging.getLogger(__name__)
+
 # What a resumed run may change: its length, how often it tells and saves, what alters no bit, and what one lowers after a
 # loss that was not finite.
 FREE = ("images", "report", "preview", "checkpoint", "keep", "workers", "checkpointing", "rate", "clip")
@@ -147,7 +133,7 @@ def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     if apart is not None and not family.scored:
         raise ValueError(
             f"a model of kind {recipe.family.kind_name()} has no loss on held-out pictures; leave training.held_out and "
-            "training.best out"
+            "training.best out, of recipe.yaml too where a run goes on"
         )
     return Modelling(family, recipe, part, where, card(recipe, labels), apart)
 
@@ -161,7 +147,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
     if recipe.training.held_out:
         raise ValueError(
             "a distillation has no held-out loss: its student follows the teacher, not the pictures; leave "
-            "training.held_out and training.best out, and measure it with sfumato evaluate"
+            "training.held_out and training.best out, of recipe.yaml too where a run goes on; sfumato evaluate measures it"
         )
     teacher = LatentDiffusion.load(recipe.teacher).to(where)
     told = teacher.config.distilled
@@ -177,6 +163,8 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
         data=recipe.data, training=recipe.training, **fields,
     )  # fmt: skip
     part, apart = recipe.data.open("train"), held_out(recipe.data)
+    if "label" in teacher.conditions.fields.values():
+        part, apart = shared(part, teacher), apart and shared(apart, teacher)
     for name, conditioner in teacher.config.conditioners.items():
         present(conditioner, part)
         seen(conditioner, part)
@@ -193,78 +181,6 @@ def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
     """The latent cache of a part, one folder a pair of fingerprints, encoded where it is not there yet."""
     name = f"{part.fingerprint[:12]}-{codec.fingerprint()[:12]}{'-flip' if flip else ''}"
     return encode(codec, part, folder / name, flip=flip)
-
-
-def fitted(
-    recipe: DiffusionRecipe, part: Part, apart: Part | None = None
-) -> tuple[DiffusionConfig, dict[str, dict[str, str]]]:
-    """The model's configuration with its conditioners completed by the training data, and their texts.
-
-    Raises `ValueError` where no picture has the field that a conditioner reads, as it would be trained on nothing, and
-    where it could not read what the part, or `apart`, which is held out, has.
-    """
-    conditioners, texts = {}, {}
-    for name, conditioner in recipe.conditioners.items():
-        values = present(conditioner, part)
-        # the classes of a picture are not those of what is in it
-        names = part.class_names.get(conditioner.field, () if conditioner.kind_name() in WITHIN else part.labels)
-        learnt, own = conditioner.learn(values, names)
-        texts[name] = {
-            **own,
-            **(conditioner.heard(present(conditioner, part, conditioner.beside)) if conditioner.beside else {}),
-        }
-        conditioners[name] = seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part)
-        readable(learnt, texts[name], part, ())  # its values were learned from
-        if apart is not None:
-            readable(learnt, texts[name], apart)
-    for conditioner in recipe.conditioners.values():
-        if conditioner.beside and conditioner.beside not in {other.field for other in recipe.conditioners.values()}:
-            raise ValueError(
-                f"a planner reads {conditioner.beside!r}, which no conditioner tells the denoiser; add one of kind text for it"
-            )
-    kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
-    return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
-
-
-def present(conditioner: ConditionerConfig, part: Part, beside: str = "") -> list[Any]:
-    """The values that a part has of a conditioner's field, or of the one `beside`; the first one alone where it does not
-    read them all.
-
-    Raises `ValueError` where there is none.
-    """
-    field = beside or conditioner.field
-    if not field or field in ALWAYS:
-        return []
-    if conditioner.reads:
-        found = [v for k in part.telling(field) if (v := part.field(k, field)) is not None]
-        if all(silent(v) for v in found):
-            raise ValueError(absent(conditioner, field))
-        return found
-    made = {derive.field for derive in part.derivations} | set(part.embeddings.fields if part.embeddings else ())
-    read = part.told if field in made else part.fields
-    first = next((v for k in range(len(part)) if not silent(v := read(k).get(field))), None)
-    if first is None:
-        raise ValueError(absent(conditioner, field))
-    return [first]
-
-
-def seen(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
-    """The recipe of a conditioner that reads embeddings, told the network that the data have them of.
-
-    Raises `ValueError` where it knows another.
-    """
-    if not isinstance(conditioner, ReferenceConfig) or part.embeddings is None:
-        return conditioner
-    if conditioner.field not in part.embeddings.fields:
-        return conditioner
-    return conditioner.seen(part.embeddings.config.network, part.embeddings.looks())
-
-
-def absent(conditioner: ConditionerConfig, field: str) -> str:
-    """What to do where no picture has a field that a conditioner reads."""
-    remedy = REMEDIES.get(field, f"give the pictures a {field}, name another `field` that they have")
-    kind = conditioner.kind_name()
-    return f"no picture of the data has {field!r}, which a conditioner of kind {kind} reads: {remedy}, or leave it out"
 
 
 def _agreed(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:

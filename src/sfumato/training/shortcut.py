@@ -193,7 +193,7 @@ class Shortcutting(Distilling):
 
     def sampled(self, x: Tensor, fields: dict[str, list[Any]], grid: Grid, noise: Stream) -> Tensor:
         said = {**fields, FIELD: [1 / grid.steps] * len(x)}
-        return last(ddim(self.model.denoise(self.model.conditions(said, len(x))), x, grid))
+        return last(ddim(self.model.denoise(self.model.conditions(said, len(x))), grid.begin(x), grid))
 
 
 def strided(teacher: LatentDiffusion, finest: int) -> LatentDiffusion:

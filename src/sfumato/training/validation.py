@@ -38,8 +38,8 @@ def losses(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> tuple[list
         rows = chosen[begin : begin + AT_ONCE]
         images = torch.stack([part.image(k) for k in rows]).float() / 127.5 - 1.0
         latents = model.codec.encode(images.to(model.codec.shift))
-        fields = _fields(model, part, rows, wanted)
-        turned = _fields(model, part, [(k + len(part) // 2) % len(part) for k in rows], wanted)
+        fields = _fields(part, rows, wanted)
+        turned = _fields(part, [(k + len(part) // 2) % len(part) for k in rows], wanted)
         return _loss(model, latents, fields, rows), _loss(model, latents, turned, rows)
 
     own, others = zip(*distributed.spread(some, range(0, len(chosen), AT_ONCE)), strict=True)
@@ -55,7 +55,7 @@ def lesson(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> float | No
 
     def some(begin: int) -> float:
         rows = chosen[begin : begin + AT_ONCE]
-        found = model.conditions.lesson(_fields(model, part, rows, wanted), len(rows), Draws.training(0, rows))
+        found = model.conditions.lesson(_fields(part, rows, wanted), len(rows), Draws.training(0, rows))
         assert found is not None
         return len(rows) * float(found)
 
@@ -70,9 +70,9 @@ def _chosen(part: Part, limit: int) -> list[int]:
     return [k * len(part) // count for k in range(count)]
 
 
-def _fields(model: LatentDiffusion, part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list[Any]]:
+def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    told = [model.conditions.translated(part.told(k), part.labels, part.class_names) for k in rows]
+    told = [part.told(k) for k in rows]
     for name in wanted:
         values = [one.get(name) for one in told]
         if name == "caption":  # of which an example has several

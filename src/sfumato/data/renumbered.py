@@ -1,0 +1,52 @@
+"""A part whose classes have the numbers that another data set gives them."""
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from sfumato.data.base import Part
+from sfumato.data.picked import Picked
+
+log = logging.getLogger(__name__)
+
+
+class Renumbered(Picked):
+    """The examples of a part with their classes, those of the field `label`, numbered as in `labels`, name by name.
+
+    A class that is not among them is not said; which these are is logged once.
+    """
+
+    def __init__(self, part: Part, labels: Sequence[str]) -> None:
+        super().__init__(part, range(len(part)))
+        self.families, self.labels = part.families, tuple(labels)
+        self.fingerprint = hashlib.sha256(f"{part.fingerprint} {self.labels}".encode()).hexdigest()
+        self.to = [self.labels.index(name) if name in self.labels else None for name in part.labels]
+        if gone := [name for name, number in zip(part.labels, self.to, strict=True) if number is None]:
+            log.warning(
+                "classes that the model does not know are not told it: %s%s; it knows %s%s",
+                ", ".join(gone[:5]), ", ..." * (len(gone) > 5), ", ".join(labels[:5]), ", ..." * (len(labels) > 5),
+            )  # fmt: skip
+
+    def fields(self, index: int) -> dict[str, Any]:
+        found = super().fields(index)
+        return {**found, "label": self._number(found["label"])} if "label" in found else found
+
+    def field(self, index: int, name: str) -> Any:
+        found = super().field(index, name)
+        return self._number(found) if name == "label" and found is not None else found
+
+    def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
+        return Part.told(self, index, seed, position)
+
+    def _number(self, label: Any) -> Any:
+        if isinstance(label, list | tuple):
+            return [self.to[k] for k in label if self.to[k] is not None] or None
+        return None if label is None else self.to[label]
+
+
+def renumbered(part: Part, labels: Sequence[str]) -> Part:
+    """The part with its classes numbered as in `labels`; itself where they are so, or where one of the two has none."""
+    if not labels or not part.labels or tuple(part.labels) == tuple(labels):
+        return part
+    return Renumbered(part, labels)

@@ -1,0 +1,110 @@
+"""Conditioners completed by the training data, and refused where the data have not what they read."""
+
+from typing import Any
+
+from sfumato.conditioning.base import ConditionerConfig
+from sfumato.conditioning.bundle import silent
+from sfumato.conditioning.reference import ReferenceConfig
+from sfumato.data.base import Part
+from sfumato.data.renumbered import renumbered
+from sfumato.model import DiffusionConfig, LatentDiffusion
+from sfumato.training.readable import readable
+from sfumato.training.recipe import DiffusionRecipe
+
+WITHIN = ("boxes", "map")  # kinds whose classes are of things in a picture
+ALWAYS = ("frame",)  # what the loader says of every picture
+REMEDIES = {
+    "masked": "let `data.masks: {}` make it",
+    "lowres": "let `data.degrade: {factor: 4}` make it",
+    "caption": "put a NAME.txt beside each picture, or metadata.jsonl",
+    "reference": "let `data.embed: {network: FILE}` make it",
+    "near": "let `data.embed: {network: FILE, neighbours: 20}` make it",
+    "label": "sort the pictures into class folders",
+    "stride": "leave it to `stage: distillation` with `how: shortcut`, which tells it",
+}
+
+
+def fitted(
+    recipe: DiffusionRecipe, part: Part, apart: Part | None = None
+) -> tuple[DiffusionConfig, dict[str, dict[str, str]]]:
+    """The model's configuration with its conditioners completed by the training data, and their texts.
+
+    Raises `ValueError` where no picture has the field that a conditioner reads, as it would be trained on nothing, and
+    where it could not read what the part, or `apart`, which is held out, has.
+    """
+    conditioners, texts = {}, {}
+    for name, conditioner in recipe.conditioners.items():
+        values = present(conditioner, part)
+        # the classes of a picture are not those of what is in it
+        names = part.class_names.get(conditioner.field, () if conditioner.kind_name() in WITHIN else part.labels)
+        learnt, own = conditioner.learn(values, names)
+        texts[name] = {
+            **own,
+            **(conditioner.heard(present(conditioner, part, conditioner.beside)) if conditioner.beside else {}),
+        }
+        conditioners[name] = seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part)
+        readable(learnt, texts[name], part, ())  # its values were learned from
+        if apart is not None:
+            readable(learnt, texts[name], apart)
+    for conditioner in recipe.conditioners.values():
+        if conditioner.beside and conditioner.beside not in {other.field for other in recipe.conditioners.values()}:
+            raise ValueError(
+                f"a planner reads {conditioner.beside!r}, which no conditioner tells the denoiser; add one of kind text for it"
+            )
+    kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
+    return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
+
+
+def present(conditioner: ConditionerConfig, part: Part, beside: str = "") -> list[Any]:
+    """The values that a part has of a conditioner's field, or of the one `beside`; the first one alone where it does not
+    read them all.
+
+    Raises `ValueError` where there is none.
+    """
+    field = beside or conditioner.field
+    if not field or field in ALWAYS:
+        return []
+    if conditioner.reads:
+        found = [v for k in part.telling(field) if (v := part.field(k, field)) is not None]
+        if all(silent(v) for v in found):
+            raise ValueError(absent(conditioner, field))
+        return found
+    made = {derive.field for derive in part.derivations} | set(part.embeddings.fields if part.embeddings else ())
+    read = part.told if field in made else part.fields
+    first = next((v for k in range(len(part)) if not silent(v := read(k).get(field))), None)
+    if first is None:
+        raise ValueError(absent(conditioner, field))
+    return [first]
+
+
+def seen(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
+    """The recipe of a conditioner that reads embeddings, told the network that the data have them of.
+
+    Raises `ValueError` where it knows another.
+    """
+    if not isinstance(conditioner, ReferenceConfig) or part.embeddings is None:
+        return conditioner
+    if conditioner.field not in part.embeddings.fields:
+        return conditioner
+    return conditioner.seen(part.embeddings.config.network, part.embeddings.looks())
+
+
+def absent(conditioner: ConditionerConfig, field: str) -> str:
+    """What to do where no picture has a field that a conditioner reads."""
+    remedy = REMEDIES.get(field, f"give the pictures a {field}, name another `field` that they have")
+    kind = conditioner.kind_name()
+    return f"no picture of the data has {field!r}, which a conditioner of kind {kind} reads: {remedy}, or leave it out"
+
+
+def shared(part: Part, teacher: LatentDiffusion) -> Part:
+    """The part with its classes numbered as the teacher's of the same names; as it is where no name is shared.
+
+    Raises `ValueError` where the teacher knows some of them only.
+    """
+    known = teacher.conditions.reader("label").labels
+    gone = [name for name in part.labels if name not in known]
+    if gone and len(gone) < len(part.labels):
+        raise ValueError(
+            f"the teacher does not know the class {gone[0]!r} of the data; it knows {', '.join(known[:20])}"
+        )
+    return part if gone else renumbered(part, known)
