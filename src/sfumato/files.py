@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,9 @@ def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
     the disk is full; the old file then still stands.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(
+        f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
+    )  # machines that share a disk share pids
     try:
         if callable(content):
             part.touch()

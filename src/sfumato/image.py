@@ -21,6 +21,7 @@ MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # gray of 16 bits
 NPY = b"\x93NUMPY"  # how such a file begins
 ROUNDING = 2  # levels of 255 by which a way to sRGB and back may be off
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what opening a file may raise
 LUMA = (0.299, 0.587, 0.114)  # Rec. 601, as in PIL
 
 
@@ -114,10 +115,11 @@ def sides(path: Path) -> tuple[int, int]:
             high, wide = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
             return wide, high
         with Image.open(path) as opened:
-            turned = opened.getexif().get(0x0112, 1) >= 5
+            turned = opened.getexif().get(0x0112, 1) >= 5 and opened.format != "TIFF"  # whose sides Pillow turns itself
             return (opened.height, opened.width) if turned else (opened.width, opened.height)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"{path} cannot be read as a picture ({error}); replace or remove it") from None
+    except UNREADABLE as error:
+        what = "an array" if path.suffix.lower() == ".npy" else "a picture"
+        raise ValueError(f"{path} cannot be read as {what} ({error}); replace or remove it") from None
 
 
 def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name: str, knows: str) -> Pixels:

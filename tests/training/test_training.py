@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
-from sfumato.data.base import Part
+from sfumato.data.base import Data, Part
 from sfumato.data.emoji import EmojiData
 from sfumato.model import LatentDiffusion
 from sfumato.training import checkpoint, latents
@@ -30,6 +30,7 @@ from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig, dump
 from sfumato.training.run import objective_of, train
 from sfumato.training.validation import denoising as held_out_loss
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
+from tests.data.test_renumbered import pictures
 from tests.test_files import files_up_to
 
 
@@ -91,6 +92,38 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
     whole, parts = contents(tmp_path / "whole"), contents(tmp_path / "parts")
     assert whole.keys() == parts.keys()
     assert [name for name in whole if whole[name] != parts[name]] == []
+
+
+def test_a_run_goes_on_only_with_what_it_began_with(first_stage: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "data", "cat", "dog")
+    data = Data.model_validate({"kind": "folder", "path": str(tmp_path / "data"), "size": 32, "held_out": 0.1})
+    asked = autoencoder_recipe().model_copy(update={"data": data})
+    train(asked, tmp_path / "one", device="cpu", quiet=True)
+    denoiser = diffusion_recipe(tmp_path / "one" / "model", images=32).model_copy(
+        update={"conditioners": {}, "data": data}
+    )
+    train(denoiser, tmp_path / "two", device="cpu", quiet=True)
+    longer = denoiser.model_copy(update={"training": denoiser.training.model_copy(update={"images": 64})})
+    shutil.copytree(tmp_path / "one" / "model", tmp_path / "kept")
+    shutil.rmtree(tmp_path / "one" / "model")
+    shutil.copytree(first_stage, tmp_path / "one" / "model")
+    with pytest.raises(ValueError, match=r"the autoencoder of .*two are not those that this run began with"):
+        train(longer, tmp_path / "two", device="cpu", quiet=True, resume=True)
+    shutil.rmtree(tmp_path / "one" / "model")
+    shutil.copytree(tmp_path / "kept", tmp_path / "one" / "model")
+    (tmp_path / "data" / "cat" / "0.png").rename(tmp_path / "0.png")
+    with pytest.raises(
+        ValueError, match=r"the pictures of .*two are not those that this run began with: bring them back"
+    ):
+        train(longer, tmp_path / "two", device="cpu", quiet=True, resume=True)
+    (tmp_path / "0.png").rename(tmp_path / "data" / "cat" / "0.png")
+    train(longer, tmp_path / "two", device="cpu", quiet=True, resume=True)
+
+
+def test_checkpoints_are_in_the_order_of_their_images(tmp_path: Path) -> None:
+    for images in (999_950_000, 1_000_000_000, 20):
+        (tmp_path / f"{images:09d}").mkdir()
+    assert [int(p.name) for p in checkpoint.found(tmp_path)] == [20, 999_950_000, 1_000_000_000]
 
 
 def test_the_seconds_before_a_stop_are_kept(tmp_path: Path) -> None:

@@ -27,9 +27,11 @@ def command(
     path = folder(source)
     path = Path(source) if MODELS in path.parents else path  # a recipe of the same name
     if (path.is_dir() and not (path / "model.yaml").is_file()) or path.suffix in TABLES:
-        kind = "table" if _tabled(path) else "folder"
-        _pictures({"kind": kind, "path": source}, changes or [], sheet or Path("sheet.png"))
+        kind, to = "table" if _tabled(path) else "folder", sheet or Path("sheet.png")
+        _pictures({"kind": kind, "path": source}, changes or [], to)
         return
+    if path.is_dir() and (changes or sheet is not None):
+        raise ValueError("a model folder is shown as it is: overrides and --sheet are for recipes, pictures and tables")
     _made(source, path, changes or [])
     if sheet is not None and not path.is_dir():
         from sfumato.training import recipe
@@ -72,7 +74,18 @@ def _pictures(fields: dict[str, Any], changes: list[str], sheet: Path) -> None:
         data = Data.model_validate(override(fields, changes))
     except ValidationError as error:
         raise ValueError(explain(error, fields["path"])) from None
+    data.open(data.parts[0])  # which says what is wrong with the pictures first
+    if sheet.resolve().is_relative_to(Path(fields["path"]).resolve()):
+        raise ValueError(f"{sheet} would lie among the pictures and be one of them; give --sheet another place")
     _drawn(data, sheet, 0, 0.0)
+
+
+def _apart(data: Any, name: str) -> bool:
+    """Whether there is such a part: with `held_out=0` only where it has a folder or a file of its own."""
+    try:
+        return len(data.open(name)) > 0
+    except ValueError:
+        return False
 
 
 def _drawn(data: Any, path: Path, seed: int, flip: float) -> None:
@@ -83,6 +96,8 @@ def _drawn(data: Any, path: Path, seed: int, flip: float) -> None:
     from sfumato.data import contact
 
     for name in data.parts[:2]:
+        if name != data.parts[0] and getattr(data, "held_out", None) == 0 and not _apart(data, name):
+            continue
         part = data.open(name)
         table = Table(name, "")
         for row in contact.facts(part):

@@ -54,7 +54,7 @@ def opened(path: Path) -> Image.Image:
         with Image.open(path) as found:
             found.load()
             return ImageOps.exif_transpose(found)
-    except (OSError, ValueError, SyntaxError) as error:
+    except image.UNREADABLE as error:
         raise ValueError(f"{path} cannot be read as a map ({error}); replace or remove it") from None
 
 
@@ -94,10 +94,12 @@ def spots(value: Any, where: str) -> tuple[Spot, ...]:
     """Boxes of a row: {label, box: [x0, y0, x1, y1]} or [label, x0, y0, x1, y1], corners as shares. Raises `ValueError`."""
     found: list[Spot] = []
     for one in value:
-        flat = [one.get("label"), *one.get("box", ())] if isinstance(one, Mapping) else list(one)
         try:
+            flat = [one.get("label"), *one.get("box", ())] if isinstance(one, Mapping) else list(one)
+            if isinstance(flat[0], list | dict):
+                raise TypeError
             label, x0, y0, x1, y1 = flat[0], *(float(v) for v in flat[1:])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, IndexError):
             raise ValueError(f"{where}: a box is {{label, box: [x0, y0, x1, y1]}}; got {one!r}") from None
         if not (0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1):
             raise ValueError(

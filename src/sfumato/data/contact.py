@@ -54,7 +54,8 @@ def _cell(picture: Image.Image, said: dict[str, Any], flipped: bool, part: Part)
     pen = ImageDraw.Draw(shown)
     for label, x0, y0, x1, y1 in said.get("boxes") or ():
         x0, x1 = (1 - x1, 1 - x0) if flipped else (x0, x1)
-        pen.rectangle([x0 * CELL, y0 * CELL, x1 * CELL - 1, y1 * CELL - 1], outline=(230, 30, 30))
+        left, upper = x0 * CELL, y0 * CELL
+        pen.rectangle([left, upper, max(x1 * CELL - 1, left), max(y1 * CELL - 1, upper)], outline=(230, 30, 30))
         pen.text((x0 * CELL + 2, y0 * CELL), str(label), fill=(230, 30, 30))
     several = [shown, *(_other(said[field], flipped) for field in BESIDE if said.get(field) is not None)]
     cell = Image.new("RGB", (len(several) * (CELL + 2) - 2, CELL + WORDS), "white")
@@ -112,17 +113,19 @@ def facts(part: Part) -> list[tuple[str, str]]:
     """What a part holds, as pairs of a name and a text."""
     count = len(part)
     rows = [("pictures", f"{count:,} of {part.channels} channels, {part.size}x{part.size} as the network sees them")]
-    known = [part.fields(k) for k in range(0, count, max(count // 2000, 1))]
+    looked, counts, having = range(0, count, max(count // 2000, 1)), Counter[str](), Counter[str]()
+    for k in looked:  # one after the other: maps and pairs are large
+        said = part.fields(k)
+        counts.update(_named(part, said.get("label")))
+        having.update(f for f in ("caption", "boxes", "map", "pair") if said.get(f) is not None and len(said[f]))
     if part.labels:
-        counts = Counter(name for f in known for name in _named(part, f.get("label")))
         told = ", ".join(f"{name} {n:,}" for name, n in counts.most_common(12))
         rows.append(("classes", f"{len(part.labels)}: {told}{', ...' if len(counts) > 12 else ''}"))
     for field in ("caption", "boxes", "map", "pair"):
-        having = sum(1 for f in known if f.get(field) is not None and len(f[field]))
-        if having:
+        if having[field]:
             named = part.class_names.get(field, ())
             rows.append(
-                (field, f"{100 * having / len(known):.0f} %" + (f" ({', '.join(named[:12])})" if named else ""))
+                (field, f"{100 * having[field] / len(looked):.0f} %" + (f" ({', '.join(named[:12])})" if named else ""))
             )
     if part.derivations:
         rows.append(("made as they are shown", ", ".join(derive.field for derive in part.derivations)))
@@ -145,7 +148,7 @@ def conversions(sources: Iterable[Path | Stored]) -> "Counter[str]":
         try:
             with Image.open(io.BytesIO(source.content) if isinstance(source, Stored) else source) as opened:
                 found.update(_changed(opened))
-        except (OSError, ValueError, SyntaxError):  # of a table: a folder's were tried on opening
+        except image.UNREADABLE:  # of a table: a folder's were tried on opening
             found["damaged, where training would stop"] += 1
     return found
 

@@ -10,6 +10,7 @@ bits are read in 8 (by Pillow): store those as arrays.
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -76,6 +77,7 @@ class FolderData(Data):
         if self.held_out == 0:
             return set()
         digests, numbers = [seen[e.name].digest for e in entries], _grouped(tuple(seen[e.name].looks for e in entries))
+        twins.crowded(root, numbers)
         first = dict(zip((e.name for e in entries), twins.deciding(digests, numbers), strict=True))
         if len(set(first.values())) == 1:  # all look alike: then by their files
             first = dict(zip(first, digests, strict=True))
@@ -112,7 +114,7 @@ class FolderPart(Part):
         told = [(e.name, seen[e.name].digest, e.captions, e.group) for e in entries]
         more: list[Any] = [channels] if channels != 3 else []
         more += [[crops, closest]] if crops > 1 else []
-        more += [[str(e.map), str(e.pair), e.boxes] for e in entries if e.map or e.pair or e.boxes]
+        more += [[seen[e.name].beside, e.boxes] for e in entries if e.map or e.pair or e.boxes]
         ratios = [one.ratio for one in self.seen]
         more += [ratios] if set(ratios) != {1} else []
         self.fingerprint = hashlib.sha256(json.dumps([size, labels, told, *more]).encode()).hexdigest()
@@ -136,15 +138,18 @@ class FolderPart(Part):
         shown, shorter = self.frame(index), min(width, height)
         x = (shown.left + shown.width / 2 - 0.5) * width / shorter
         y = (shown.top + shown.height / 2 - 0.5) * height / shorter
-        return (x, y, shown.width * width / shorter, 0.0)
+        return (x, y, min(shown.width * width / shorter, 1.0), 0.0)
 
     def image(self, index: int) -> Tensor:
         return self._shown(index, self.stored(index), self.size)
 
     def _shown(self, index: int, path: Path, size: int) -> Tensor:
-        whole = image.pixels(path, self.channels, least=2 * size)
+        frame, (width, height) = self.frame(index), self.seen[index // self.crops].sides
+        side = min(frame.width * width, frame.height * height)  # small squares of a large JPEG want more of it
+        least = max(2 * size, math.ceil(size * min(width, height) / side))
+        whole = image.pixels(path, self.channels, least=least)
         if index % self.crops or self.seen[index // self.crops].ratio > 1:
-            whole = self.frame(index).cut(whole)
+            whole = frame.cut(whole)
         return image.squared(whole, size)
 
     def _pair(self, index: int, path: Path) -> Tensor:

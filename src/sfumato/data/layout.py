@@ -21,6 +21,7 @@ from sfumato.data.rows import HELD_OUT
 log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".npy"}
 TABLES = ("metadata.jsonl", "metadata.csv")
+OURS = ("recipe.yaml", "model.yaml")  # which a run's folder and a model's hold
 CAPTIONS = ("caption", "captions", "text", "prompt")
 COMPANIONS = {"map": "maps", "pair": "pairs"}  # fields that are files, and the folders of them beside `images`
 
@@ -84,7 +85,9 @@ def parted(root: Path) -> Parts | None:
     for folder in (root, root / "images"):
         found = {p.name: p for p in (folder.iterdir() if folder.is_dir() else ()) if _names_part(p.name) and p.is_dir()}
         aside = next((found[name] for name in HELD_OUT if name in found), None)
-        if "train" in found and (aside or folder == root):
+        if "train" in found and (aside or (folder == root and not _beside_train(root))):
+            if unread := sorted(p.name for p in found.values() if p not in (found["train"], aside)):
+                _warn(f"{folder}: {', '.join(unread)} are neither trained on nor held out, and are not read")
             return Parts(found["train"], aside)
         years = sorted(name for name in found if coco.YEAR.fullmatch(name))  # all of train before all of val
         train, val = ([found[name] for name in years if name.startswith(part)] for part in ("train", "val"))
@@ -94,6 +97,12 @@ def parted(root: Path) -> Parts | None:
         if val:
             return Parts(val[-1], None)
     return None
+
+
+def _beside_train(root: Path) -> bool:
+    """Whether other folders than `train` hold pictures, so that it may be the name of a class."""
+    others = (p for p in root.iterdir() if p.is_dir() and p.name not in ("train", *COMPANIONS.values()))
+    return any(next(pictures(p), None) is not None for p in others)
 
 
 def _names_part(name: str) -> bool:
@@ -169,7 +178,13 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
     if images != folder:
         return _accompanied(_listed(images, root), images, companions, all_of_them=True)
     inside = [(path, path.relative_to(folder)) for path in pictures(folder)]
-    grouped = all(len(name.parts) > 1 for _, name in inside)
+    loose = [name for _, name in inside if len(name.parts) == 1]
+    grouped = not loose
+    if 0 < 10 * len(loose) <= len(inside):
+        _warn(
+            f"{folder}: {len(loose)} of {len(inside)} pictures lie beside its folders, such as {min(loose)}, so that folders "
+            "are no classes; move them"
+        )
     entries = [
         Entry(
             path,
@@ -183,9 +198,13 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
 
 
 def pictures(folder: Path) -> Iterator[Path]:
-    """The picture files under a folder but hidden ones, in no order."""
-    for path in folder.rglob("*"):
-        if path.suffix.lower() in SUFFIXES and not any(p.startswith(".") for p in path.relative_to(folder).parts):
+    """The picture files under a folder, in no order, but hidden ones and those of runs and models that lie in it."""
+    there = list(folder.rglob("*"))
+    ours = {path.parent for path in there if path.name in OURS and path.parent != folder}
+    for path in there:
+        if path.suffix.lower() not in SUFFIXES or any(p.startswith(".") for p in path.relative_to(folder).parts):
+            continue
+        if not ours.intersection(path.parents):
             yield path
 
 
@@ -221,7 +240,7 @@ def _accompanied(entries: list[Entry], images: Path, companions: dict[str, Path]
 
 def _beside(path: Path) -> tuple[str, ...]:
     """The lines of a text file, each a caption; () where there is no file."""
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if path.is_file() else []
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n") if path.is_file() else []
     return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -234,6 +253,9 @@ def _row(source: Path, number: int, row: Any, root: Path) -> Entry:
     if not isinstance(captions, list | tuple) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{source}, line {number}: a caption is a text or a list of texts; got {said!r}")
     file, group = source.parent / name, _group(row.get("label"), f"{source}, line {number}")
+    for field in COMPANIONS:
+        if row.get(field) and not isinstance(row[field], str):
+            raise ValueError(f"{source}, line {number}: {field} is the name of a file; got {row[field]!r}")
     more: dict[str, Any] = {field: source.parent / row[field] for field in COMPANIONS if row.get(field)}
     for path in more.values():
         if not path.is_file():
@@ -258,7 +280,7 @@ def table(path: Path) -> list[Any]:
         text = path.read_text(encoding="utf-8-sig")
         if path.suffix == ".csv":
             return list(csv.DictReader(io.StringIO(text, newline="")))
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
     except (ValueError, csv.Error) as error:
         raise ValueError(
             f"{path} is not JSON lines or CSV ({error}); one object a line, with `file_name` and `text`"

@@ -29,6 +29,7 @@ HELD_OUT = ("val", "validation", "valid", "test", "held_out")
 IMAGES = ("image", "img", "picture", "jpg", "jpeg", "png", "webp", "bytes", "content")
 CAPTIONS = ("caption", "captions", "text", "prompt", "txt", "json.caption", "json.text", "json.prompt")
 LABELS = ("label", "labels", "class", "cls", "json.label", "json.class")
+NONE = "none"  # as `data.label`: no column of classes, where none is called so
 AT_ONCE = 64  # rows of one meal of the pass that hashes
 Hashes = np.ndarray[Any, np.dtype[np.uint64]]
 Integers = np.ndarray[Any, Any]
@@ -148,7 +149,14 @@ class Table:
 
         first, _, rest = column.partition(".")
         found = self._facts.data.column(first)
-        unique = pc.unique(pc.struct_field(found, rest) if rest else found)
+        found = pc.struct_field(found, rest) if rest else found
+        try:
+            unique = pc.unique(pc.list_flatten(found) if "list" in str(found.type) else found)
+        except NotImplementedError:
+            raise ValueError(
+                f"column {column!r} holds {found.type} and classes are texts or whole numbers, or lists of them; name another "
+                "as data.label, or none for no classes"
+            ) from None
         return [value for value in unique.to_pylist() if value is not None]
 
     def name(self, row: int, facts: dict[str, Any]) -> str:
@@ -239,6 +247,10 @@ def _content(value: Any) -> bytes | Path | None:
 def _hash(content: bytes | Path | None) -> int:
     if content is None:
         return 0
+    if not isinstance(content, bytes | Path):
+        raise ValueError(
+            f"the column of the pictures holds {type(content).__name__} and not picture files; name another as data.image"
+        )
     if isinstance(content, Path):
         content = content.read_bytes()
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
@@ -289,7 +301,7 @@ def _columns(table: Any, asked: dict[str, str | None]) -> Columns:
     """The columns asked for, or what names and types tell. Raises `ValueError` with those that there are."""
     have = list(_names(table.features))
     for role, name in asked.items():
-        if name is not None and name not in have:
+        if name is not None and name not in have and not (role == "label" and name == NONE):
             raise ValueError(f"the table has no column {name!r} for data.{role}; it has {', '.join(have)}")
     pictures = [name for name, feature in table.features.items() if type(feature).__name__ == "Image"]
     named = asked["image"] or next((n for n in (*pictures, *IMAGES) if n in have), None)
@@ -299,7 +311,7 @@ def _columns(table: Any, asked: dict[str, str | None]) -> Columns:
         )
     caption = asked["caption"] or next((n for n in CAPTIONS if n in have and n != named), None)
     label = asked["label"] or next((n for n in LABELS if n in have and n != named), None)
-    return Columns(named, caption, label)
+    return Columns(named, caption, label if label in have else None)
 
 
 def _names(features: Any) -> Iterator[str]:

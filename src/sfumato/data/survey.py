@@ -9,8 +9,10 @@ import logging
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from pathlib import Path
+from threading import Semaphore
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +25,8 @@ from sfumato.data.layout import Entry
 
 log = logging.getLogger(__name__)
 SMALL = 64  # pixels a side that suffice to see what a picture looks like
+PIXELS = 16_000_000  # of a picture of which few are decoded at once, for one takes hundreds of megabytes
+LARGE = Semaphore(2)
 
 
 class Seen(NamedTuple):
@@ -33,6 +37,7 @@ class Seen(NamedTuple):
     sides: tuple[int, int]  # (width, height) as a person sees it
     ratio: int = 1  # how many times larger than its pair it is, where that is a whole number
     numbers: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())  # in its map: in all of it, in the centred square
+    beside: tuple[str, ...] = ()  # of the content of its map and of its pair, where it has them
 
 
 def surveyed(root: Path, entries: Sequence[Entry], channels: int, known: Classes) -> dict[str, Seen]:
@@ -69,13 +74,15 @@ def _surveyed(
 def _tried(entry: Entry, channels: int, known: Classes) -> Seen | str:
     """What is seen of a picture, or the fault for which it is left out. Raises for maps that were made wrong, not damaged."""
     try:
-        looks = twins.signature(image.pixels(entry.file, channels, least=SMALL))
         sides = image.sides(entry.file)
+        with LARGE if sides[0] * sides[1] > PIXELS else nullcontext():
+            looks = twins.signature(image.pixels(entry.file, channels, least=SMALL))
         faults = [beside.misfit(path, f"its picture {entry.file}", sides) for path in (entry.map, entry.pair) if path]
         faults += [beside.misfit(entry.file, "its COCO annotation", entry.sides)] if entry.sides else []
         if fault := next(filter(None, faults), None):
             return fault
-        digest = hashlib.blake2b(entry.file.read_bytes(), digest_size=16).hexdigest()
+        digest = _digest(entry.file)
+        others = tuple(_digest(path) for path in (entry.map, entry.pair) if path is not None)
         ratio = 1
         if entry.pair is not None:
             image.pixels(entry.pair, channels, least=SMALL)
@@ -84,10 +91,14 @@ def _tried(entry: Entry, channels: int, known: Classes) -> Seen | str:
     except (ValueError, OSError) as error:
         return str(error)
     if shown is None or entry.map is None:
-        return Seen(digest, looks, sides, ratio)
+        return Seen(digest, looks, sides, ratio, beside=others)
     numbers = beside.whole(shown, entry.map, known)
     middle = centred(numbers.shape[1], numbers.shape[0]).cut(numbers)
-    return Seen(digest, looks, sides, ratio, (_different(numbers), _different(middle)))
+    return Seen(digest, looks, sides, ratio, (_different(numbers), _different(middle)), others)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _ratio(sides: tuple[int, int], smaller: tuple[int, int]) -> int:

@@ -90,6 +90,8 @@ class TableData(Data):
             return np.arange(table.train, len(table))
         if self.held_out == 0:
             return np.arange(0)
+        if alike is not None:
+            twins.crowded(self.path, alike.tolist())
         if alike is not None and len(set(alike[hashes > 0].tolist())) > 1:  # where all look alike, by their bytes
             decided = twins.deciding([f"{h:016x}" for h in hashes.tolist()], alike.tolist())
             hashes = np.where(hashes == 0, 0, np.array([int(d[:16], 16) for d in decided], np.uint64))
@@ -174,7 +176,12 @@ class TablePart(Part):
         if any(captions):
             found["caption"] = [text for text in captions if text]
         value = within(facts, columns.label)
-        if value in self.places:
+        if isinstance(value, list):
+            known = [one for one in dict.fromkeys(value) if one in self.places]
+            found |= (
+                {"label": [self.places[v] for v in known], "group": [self.names[v] for v in known]} if known else {}
+            )
+        elif value in self.places:
             found |= {"label": self.places[value], "group": self.names[value]}
         return found
 
@@ -184,7 +191,8 @@ def _classes(table: Table) -> dict[Any, str]:
     column = table.columns.label
     if column is None:
         return {}
-    named = getattr(table.features.get(column), "names", None)
+    kind = table.features.get(column)
+    named = getattr(getattr(kind, "feature", kind), "names", None)  # of a list, what it is of
     if named is not None:
         return dict(enumerate(named))
     values = table.values(column)

@@ -7,13 +7,19 @@ whose twin is trained on measures nothing.
 """
 
 import hashlib
+import logging
+from collections import Counter
 from collections.abc import Sequence, Set
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 NEAR = 10  # of 128 bits
+CROWD, SHARE = 20, 0.05  # pictures, and share of a set, from which a group is told
 ROWS, COLUMNS = 128, 2048  # pairs that are compared at once: 2 MiB, which a processor's cache holds
+log = logging.getLogger(__name__)
 Looks = tuple[int, int, int, int]  # two words of 64 bits of the picture, two of its mirror image
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
@@ -23,8 +29,9 @@ def signature(array: "np.ndarray[Any, Any]") -> Looks:
     """Words that tell how a picture (H, W, C) looks."""
     from PIL import Image
 
-    gray = array.astype(np.float32).mean(2) if array.ndim == 3 else array.astype(np.float32)
-    small = np.asarray(Image.fromarray(gray).resize((9, 9), Image.Resampling.BOX))
+    channels = np.moveaxis(array, 2, 0) if array.ndim == 3 else array[None]  # one after the other: large ones take room
+    several = [Image.fromarray(one.astype(np.float32)).resize((9, 9), Image.Resampling.BOX) for one in channels]
+    small = np.mean([np.asarray(one) for one in several], axis=0)
     return (*_words(small), *_words(small[:, ::-1]))
 
 
@@ -83,6 +90,23 @@ def _join(first: Places, one: Words, other: Words, rows: slice, columns: slice, 
             first[further] = first[first[further]]
         apart = first[a] != first[b]
         a, b = a[apart], b[apart]
+
+
+@lru_cache(maxsize=16)
+def _warn(text: str) -> None:
+    """Say it once, though the parts are opened one after the other."""
+    log.warning(text)
+
+
+def crowded(path: Path, numbers: Sequence[int]) -> None:
+    """Warn where one group of pictures that look alike is so large that the side of the split it falls on decides what is
+    measured."""
+    most = max(Counter(numbers).values(), default=0)
+    if most >= CROWD and most > SHARE * len(numbers):
+        _warn(
+            f"{path}: {most:,} of {len(numbers):,} pictures look so much alike, one like the next, that all are on one side "
+            "of the split; put what is to be held out into a folder `val` beside `train` to choose it yourself"
+        )
 
 
 def alike(names: Sequence[str], numbers: Sequence[int], out: Set[str]) -> str:

@@ -37,7 +37,7 @@ def opened(value: Any, field: str) -> Image.Image:
         with Image.open(value) as file:
             file.load()
             return ImageOps.exif_transpose(file)
-    except (OSError, ValueError, SyntaxError) as error:
+    except image.UNREADABLE as error:
         raise ValueError(f"{value} cannot be read as a {field} ({error}); replace it") from None
 
 
@@ -77,7 +77,7 @@ def jpeg(value: Any) -> bool:
     try:
         with Image.open(value) as file:
             return file.format == "JPEG"
-    except OSError:
+    except image.UNREADABLE:
         return False
 
 

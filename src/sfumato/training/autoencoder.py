@@ -214,6 +214,9 @@ class Reconstruction(Objective):
         self.coder = Coder(self.codec, weights, critic)
         return {"coder": self.coder, "critic": Critic(critic, weights.critic, self.coder)}
 
+    def of(self) -> dict[str, str]:
+        return {"the pictures": self.train.fingerprint}
+
     def learned(self, turn: str) -> Sequence[nn.Module]:
         if turn == "coder":
             return [self.codec.autoencoder, self.coder.balance]

@@ -65,7 +65,7 @@ def tidy(folder: Path) -> None:
 
 def found(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir())
+    return sorted((p for p in folder.glob("[0-9]*") if p.is_dir() and p.name.isdecimal()), key=lambda p: int(p.name))
 
 
 def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:

@@ -1,5 +1,6 @@
 """The second stage's objective: L_LDM, the denoiser and its conditioners trained together (Rombach et al., 2022, eq. 3)."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -72,6 +73,14 @@ class Denoising(Objective):
         self.card, self.held_out = card, held_out
         self.turns: Mapping[str, nn.Module] = {"denoiser": DenoiserTurn(model, weighting(recipe.weighting))}
         self.shape = model.latent_shape()
+
+    def of(self) -> dict[str, str]:
+        words = hashlib.sha256(repr(sorted(self.model.texts.items())).encode()).hexdigest()
+        return {
+            "the pictures": self.train.fingerprint,
+            "the autoencoder": self.model.codec.fingerprint(),
+            "the words": words,
+        }
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
         return [self.model.denoiser, self.model.conditions]

@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sfumato import image, streams
+from sfumato import files, image, streams
 from sfumato.data.base import Part
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.grid import Grid, even
@@ -115,9 +115,13 @@ class Distilling(Denoising):
         model.config = model.config.model_copy(update={"distilled": told})
         super().__init__(model, recipe, train, latents, device, card)
         self.asked, self.steps = asked, asked.steps
+        self.taught = files.fingerprint(teacher.denoiser.state_dict() | teacher.conditions.state_dict())
         model.denoiser.train()  # a loaded one is not; a run that is resumed meets no preview that would do it
         model.conditions.requires_grad_(False).eval()
         self.turns = {"denoiser": self.turn(model, teacher.requires_grad_(False).eval(), asked)}
+
+    def of(self) -> dict[str, str]:
+        return {**super().of(), "the teacher": self.taught}
 
     def student(self, teacher: LatentDiffusion, asked: DistillationRecipe) -> LatentDiffusion:
         """What is trained, as it begins."""

@@ -35,6 +35,10 @@ class Modelling(Objective):
         self.held_out = held_out
         self.turns: Mapping[str, nn.Module] = family.turns
 
+    def of(self) -> dict[str, str]:
+        first = {f"the {name}": codec.fingerprint() for name, codec in self.family.parts().items()}
+        return {"the pictures": self.train.fingerprint, **first}
+
     def learned(self, turn: str) -> Sequence[nn.Module]:
         return self.family.learned(turn)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -67,6 +67,11 @@ class Loop:
         self.averages = Averages(modules, self.config.ema)
         self.images, self.sums, self.counts = 0, dict[str, Tensor](), dict[str, int]()
         self.lowest: float | None = None  # held-out loss
+
+    @cached_property
+    def of(self) -> dict[str, str]:
+        """What the run hangs on besides its recipe."""
+        return self.objective.of()
 
     def _ahead(self) -> ahead.Ahead:
         c, count = self.config, self.config.accumulate * self.lanes * distributed.place()[1]
@@ -271,7 +276,7 @@ class Loop:
         if not distributed.chief():
             return
         sums = {name: float(total) for name, total in self.sums.items()}
-        facts: dict[str, Any] = {"counts": self.counts, "sums": sums, "lowest": self.lowest}
+        facts: dict[str, Any] = {"counts": self.counts, "sums": sums, "lowest": self.lowest, "of": self.of}
         checkpoint.save(self.folder / "state", self.images, tensors, facts, self.config.keep, lasting)
 
     def _resume(self) -> None:
@@ -281,6 +286,12 @@ class Loop:
         if newest is None:
             return
         tensors, facts = newest
+        before = facts.get("of", self.of)
+        if other := [name for name, told in self.of.items() if before.get(name) != told]:
+            raise ValueError(
+                f"{' and '.join(other)} of {self.folder} are not those that this run began with: bring them back, or begin "
+                "another run folder with what is there now"
+            )
         self.modules.load_state_dict(tensors["weights"])
         self.averages.restore(tensors["averages"])
         for turn, several in self.optimizers.items():

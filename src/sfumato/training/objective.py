@@ -36,6 +36,10 @@ class Objective(ABC):
     def batch(self, positions: Sequence[int]) -> Any:
         """The examples at these global positions (counted in images): a pure function of the recipe and the positions."""
 
+    def of(self) -> dict[str, str]:
+        """What a run hangs on besides its recipe, by name: fingerprints. A run that goes on must have the same."""
+        return {}
+
     def tuned(self, turn: str, training: TrainingConfig) -> TrainingConfig:
         """The optimiser's settings for this turn."""
         return training

@@ -1,5 +1,6 @@
 """Recipes: what `sfumato train` reads. YAML and overrides become one validated, frozen description of a run."""
 
+import datetime
 import re
 from collections.abc import Sequence
 from importlib import resources
@@ -18,6 +19,7 @@ from sfumato.model import DiffusionConfig
 from sfumato.nn.compiled import Compile
 
 WRITTEN = ("sfumato", "format")  # keys of a resolved recipe that say who wrote it
+PATHS = ("path", "autoencoder", "teacher", "network", "folder")  # keys whose values are files or folders
 
 
 def _count(value: Any) -> Any:
@@ -289,10 +291,20 @@ def override(fields: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
                 raise ValueError(f"{change!r}: {place} is not a mapping in this recipe, so nothing in it can be set")
             inner = step
         try:
-            inner[last] = yaml.safe_load(value)
+            inner[last] = meant(last, value)
         except yaml.YAMLError:
             raise ValueError(f"{change!r}: the value is not YAML; put it in quotes") from None
     return fields
+
+
+def meant(key: str, value: str) -> Any:
+    """What the value of an override says: YAML, but paths are taken as they are written, with `~` for the home folder, and
+    nothing is a comment or a date. Raises `yaml.YAMLError` for what is not YAML."""
+    if key in PATHS and value.strip() and value.strip()[0] not in "'\"{[":
+        return None if value.strip().lower() in ("null", "none") else str(Path(value).expanduser())
+    found = yaml.safe_load(value)
+    text = isinstance(found, str) and value.strip()[:1] not in ("'", '"', "|", ">", "!", "&")
+    return value.strip() if text or isinstance(found, datetime.date) else found
 
 
 def read(source: str, overrides: Sequence[str] = ()) -> Recipe:
