@@ -52,6 +52,9 @@ class DiffusionConfig(Config):
     backbone: BackboneConfig
     schedule: ScheduleConfig = ScheduleConfig()
     prediction: PredictionName = "flow"
+    data_std: float = Field(
+        0.5, gt=0, description="standard deviation of what is denoised, for edm; whitened latents have 1"
+    )
     conditioners: dict[str, ConditionerConfig] = {}
     distilled: DistilledConfig | None = None
 
@@ -70,7 +73,7 @@ class LatentDiffusion(nn.Module):
         network = config.backbone.build(codec.channels, self.conditions.sizes)
         schedule = config.schedule.build()
         clock = row if config.schedule.kind == "betas" else thousand
-        self.denoiser = Denoiser(network, schedule, prediction(config.prediction), clock)
+        self.denoiser = Denoiser(network, schedule, prediction(config.prediction, config.data_std), clock)
 
     @property
     def device(self) -> torch.device:

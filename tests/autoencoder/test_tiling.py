@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,19 @@ def test_the_margin_is_what_the_kernels_add_up_to() -> None:
     assert reach(wide, torch.zeros(1, 1, 8, 8), [wide], 1) == 4
     plain = nn.Identity()
     assert reach(plain, latent, [plain], 1) == 0
+
+
+def test_what_other_threads_do_with_the_layers_is_not_the_probe() -> None:
+    layer, other = nn.Conv2d(1, 1, 3, padding=1), nn.Conv2d(1, 1, 9, padding=4)
+
+    def work(x: Tensor) -> Tensor:
+        thread = Thread(target=other, args=[torch.zeros(1, 1, 64, 64)])
+        thread.start()
+        thread.join()
+        result: Tensor = layer(x)
+        return result
+
+    assert reach(work, torch.zeros(1, 1, 8, 8), [layer, other], 1) == 1
 
 
 def test_shared_statistics_bring_windows_to_the_whole(codec: Codec) -> None:

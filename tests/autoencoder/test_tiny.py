@@ -1,6 +1,7 @@
 """The tiny first stage, and the published weights that fit it."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,15 @@ def test_a_decoder_learns_the_latents_of_another_first_stage(
     torch.testing.assert_close(preview.encode(images, tile=16), teacher.encode(images, tile=16))  # by its margins
     assert preview.decode(teacher.encode(images)).shape == images.shape
     assert {name.split(".")[1] for name in preview.state_dict() if "." in name} == {"decoder"}
+    shutil.copytree(first_stage, tmp_path / "moved")  # where it lies is not what it is
+    elsewhere = Codec(preview.config.model_copy(update={"decodes": tmp_path / "moved"}))
+    elsewhere.load_state_dict(preview.state_dict())
+    assert elsewhere.fingerprint() == preview.fingerprint()
+    older = preview._fingerprint(preview.config.model_dump())
+    assert older != preview.fingerprint()
+    monkeypatch.setattr(preview, "fingerprint", lambda: older)
+    preview.save(tmp_path / "older")
+    assert Codec.load(tmp_path / "older").channels == 4
     changed = Codec.load(first_stage)
     changed.shift += 1
     changed.save(tmp_path / "other")

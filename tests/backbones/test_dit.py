@@ -32,6 +32,20 @@ def conditions(count: int = 2, side: int = 4) -> Conditions:
     )
 
 
+@pytest.mark.parametrize("positions", ["rotary", "sine"])
+def test_positions_that_are_kept_serve_every_later_call(positions: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = DiTConfig(**SMALL, positions=positions).build(4, Sizes())
+    x, t = torch.randn(2, 4, 4, 4), torch.tensor([10.0, 900.0])
+    with monkeypatch.context() as compiling:
+        compiling.setattr(torch.compiler, "is_compiling", lambda: True)
+        net(x, t)
+    assert not net._grids  # a captured graph's memory is written to again
+    with torch.inference_mode():
+        net(x, t)
+    assert net._grids
+    net(x, t).square().sum().backward()  # a training after a sampling
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 def test_it_predicts_zero_before_training_and_depends_on_everything_after(positions: str) -> None:
     torch.manual_seed(0)

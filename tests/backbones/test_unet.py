@@ -96,3 +96,12 @@ def test_what_does_not_fit_is_refused() -> None:
     net = UNetConfig(**SMALL).build(4, Sizes(vector=3))
     with pytest.raises(ValueError, match="needs a vector"):
         net(torch.zeros(1, 4, 4, 4), torch.zeros(1))
+
+
+def test_tokens_that_nobody_would_hear_are_refused() -> None:
+    fields: dict[str, Any] = {"width": 16, "multipliers": [1, 2], "blocks": 1, "attention": [2], "groups": 8}
+    with pytest.raises(ValueError, match="attend: self hears no tokens"):
+        UNetConfig(**fields, attend="self").build(4, Sizes(0, 5, 0))
+    net = UNetConfig(**fields).build(4, Sizes(0, 32, 0))  # as wide as the map that attends
+    with pytest.raises(ValueError, match="this network needs tokens"):
+        net(torch.zeros(1, 4, 4, 4), torch.zeros(1))

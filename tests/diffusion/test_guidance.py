@@ -219,6 +219,12 @@ def test_guidance_that_reads_the_time_refuses_mixed_ones(make: Any) -> None:
         make(targets(Linear()), g)(draw(0), torch.tensor([0.1, 0.2, 0.3]).double())
 
 
+def test_cfgpp_is_refused_under_adaptive_for_one_picture_too() -> None:
+    g = grid.even(Linear(), 5)
+    with pytest.raises(ValueError, match="`adaptive` does not"):
+        last(adaptive(cfgpp(targets(Linear()), 0.5, g), draw(0)[:1], g))
+
+
 def test_a_pair_is_a_pair() -> None:
     with pytest.raises(ValueError, match="a condition and a base; got 3"):
         guided(fixed(draw(0), draw(1), draw(2)), 2.0)

@@ -5,8 +5,19 @@ import math
 import pytest
 import torch
 
-from sfumato.diffusion.loss import CAP, DENSITIES, WEIGHTINGS, density, edm, min_snr, sigmoid, soft_min_snr, stratified
-from sfumato.diffusion.prediction import PREDICTIONS
+from sfumato.diffusion.loss import (
+    CAP,
+    DENSITIES,
+    WEIGHTINGS,
+    density,
+    edm,
+    min_snr,
+    sigmoid,
+    soft_min_snr,
+    stratified,
+    weighting,
+)
+from sfumato.diffusion.prediction import PREDICTIONS, prediction
 from sfumato.diffusion.schedule import Betas, Cosine, Exploding, Linear, Scales, Schedule, Sigmoid
 
 SCHEDULES: list[Schedule] = [Linear(), Cosine(), Betas(), Exploding(), Sigmoid()]
@@ -51,6 +62,11 @@ def test_the_published_weights() -> None:
     r = 1 / snr.sqrt()
     torch.testing.assert_close(edm(s, clean), (r**2 + 0.25) / (0.5 * r) ** 2)
     torch.testing.assert_close(edm(s, PREDICTIONS["edm"]), torch.ones_like(r))
+    for data_std in (0.5, 1.0, 2.0):  # edm weighs its own prediction alike, and sees inputs of variance 1
+        own = prediction("edm", data_std)
+        torch.testing.assert_close(weighting("edm", data_std)(s, own), torch.ones_like(r))
+        variance = own(s).into ** 2 * ((s.alpha * data_std) ** 2 + s.sigma**2)
+        torch.testing.assert_close(variance, torch.ones_like(r))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.nn.attention import Attention, MapAttention, SpatialTransformer, attend
@@ -95,3 +95,18 @@ def test_the_sinusoid_is_cosines_then_sines() -> None:
     assert wave[0].tolist() == [1, 1, 1, 0, 0, 0]
     torch.testing.assert_close(wave[1, :3], torch.cos(10_000.0 ** -(torch.arange(3) / 3)))
     assert sinusoid(torch.tensor([1.0]), 7).shape == (1, 7)
+
+
+def test_group_norms_of_half_weights_work_in_single_precision_on_accelerators(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[set[torch.dtype]] = []
+    plain = F.group_norm
+
+    def spied(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        seen.append({x.dtype, weight.dtype, bias.dtype})
+        return plain(x, groups, weight, bias, eps)
+
+    monkeypatch.setattr(F, "group_norm", spied)
+    with torch.device("meta"), torch.no_grad():
+        made = GroupNorm(32, 8).bfloat16()(torch.zeros(2, 32, 4, 4, dtype=torch.bfloat16))
+    assert set().union(*seen) == {torch.float32}  # CUDA refuses others
+    assert made.dtype == torch.bfloat16

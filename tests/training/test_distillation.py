@@ -14,7 +14,7 @@ from sfumato.conditioning.base import ConditionerConfig, Draws
 from sfumato.data.base import Data
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.prediction import flow
-from sfumato.diffusion.schedule import Linear
+from sfumato.diffusion.schedule import Betas, Linear
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import metadata
 from sfumato.training import recipe, run
@@ -75,6 +75,27 @@ def test_the_exact_consistency_function_has_no_loss_but_that_of_the_teachers_ste
     assert losses[0] > 3 * losses[1] > 9 * losses[2]
     other = DistillationTurn(stub(Exact(mean)), stub(Exact(mean)), 1.0, 128)
     assert float(other(batch(x_0, 1, 128))["loss"].detach()) > 5 * losses[2]
+
+
+def test_the_last_step_ends_at_the_picture_whatever_the_schedules_first_row() -> None:
+    """Of a table of betas some noise is left at t = 0, where the student was never trained."""
+
+    class Flow(nn.Module):
+        def __init__(self, end: float) -> None:
+            super().__init__()
+            self.end, self.nothing = end, nn.Parameter(torch.zeros(()))
+
+        def forward(self, x: Tensor, clock: Tensor, cond: Any = None) -> Tensor:
+            alpha, sigma = Betas()(clock / 1000)
+            x_0 = torch.where(clock == 0, self.end, 0.5)[:, None, None, None]
+            return (x - alpha[:, None, None, None] * x_0) / sigma[:, None, None, None] - x_0 + self.nothing
+
+    student, teacher = stub(Flow(100.0)), stub(Flow(0.5))
+    for one in (student, teacher):
+        one.denoiser = Denoiser(one.denoiser.network, Betas(), flow)
+    turn = DistillationTurn(student, teacher, 1.0, 8)
+    noisy = batch(torch.full((4, 1, 2, 2), 0.5), 0, 8)._replace(t=torch.full((4,), 1 / 8))
+    assert float(turn(noisy)["loss"].detach()) < 1e-6
 
 
 def test_without_noise_the_estimate_is_x_itself() -> None:

@@ -12,6 +12,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.conditioning.base import Sizes
 from sfumato.families.base import Shape
+from sfumato.model import DiffusionConfig
 from sfumato.training import recipe
 from sfumato.training.card import card
 
@@ -145,3 +146,17 @@ def test_a_models_card_shows_how_this_model_is_asked(name: str, told: str) -> No
 
 def test_the_card_of_a_family_of_classes_asks_for_one() -> None:
     assert 'generate(label="...", count' in card(recipe.read("gan", []), ("cat", "dog"))
+
+
+def test_new_recipes_denoise_latents_of_variance_one_and_older_models_stay_as_they_were() -> None:
+    fields = {
+        "stage": "diffusion",
+        "autoencoder": "a",
+        "backbone": {"kind": "unet"},
+        "prediction": "edm",
+        "data": "emoji",
+    }
+    read = recipe.parse({**fields, "training": {"images": 1}})
+    assert isinstance(read, recipe.DiffusionRecipe)
+    assert read.data_std == 1.0
+    assert DiffusionConfig.model_validate({"backbone": {"kind": "unet"}}).data_std == 0.5

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
+from threading import Lock, get_ident
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -180,6 +181,9 @@ def disjoint(height: int, width: int, size: int) -> Iterator[Window]:
             yield Window(top, left, min(size, height - top), min(size, width - left))
 
 
+_probing = Lock()
+
+
 @torch.no_grad()
 def reach(work: Work, x: Tensor, layers: Sequence[nn.Module], before: int) -> int:
     """How far a place of `work`'s result sees through the convolutions of `layers`, in latent places, rounded up.
@@ -192,16 +196,20 @@ def reach(work: Work, x: Tensor, layers: Sequence[nn.Module], before: int) -> in
     kinds = (nn.Conv2d, nn.ConvTranspose2d)
     found = {m for layer in layers for m in layer.modules() if isinstance(m, kinds)}
 
-    def note(module: nn.Module, given: Any, made: Tensor) -> None:
-        met.append((module, made.shape[-1]))
+    own = get_ident()
 
-    handles = [module.register_forward_hook(note) for module in found]
-    try:
-        with sharing(None):
-            side = work(x.new_zeros(1, x.shape[1], PROBE * before, PROBE * before)).shape[-1]
-    finally:
-        for handle in handles:
-            handle.remove()
+    def note(module: nn.Module, given: Any, made: Tensor) -> None:
+        if get_ident() == own:  # lanes and requests share a first stage, and theirs are not the probe
+            met.append((module, made.shape[-1]))
+
+    with _probing:
+        handles = [module.register_forward_hook(note) for module in found]
+        try:
+            with sharing(None):
+                side = work(x.new_zeros(1, x.shape[1], PROBE * before, PROBE * before)).shape[-1]
+        finally:
+            for handle in handles:
+                handle.remove()
     need = 0
     for module, after in reversed(met):
         need, side = math.ceil(need * after / side), after

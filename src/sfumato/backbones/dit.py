@@ -158,18 +158,25 @@ class DiT(Backbone):
 
     def _grid(self, size: tuple[int, int], device: torch.device) -> Tensor | tuple[Tensor, Tensor]:
         """Rotations, or sine positions, of a grid; those of the last few grids are kept."""
+        if (
+            torch.compiler.is_compiling()
+        ):  # what a captured graph makes lies in its memory, which the next call writes to
+            return self._made(size, device)
         key = (*size, device)
         found = self._grids.get(key)
         if found is None:
-            if self.config.positions == "rotary":
-                cos, sin = rotations(size, self.config.width // self.config.heads)
-                found = cos.to(device), sin.to(device)
-            else:
-                found = sines(size, self.config.width).to(device)
+            with torch.inference_mode(False):  # or a training could not use what a sampling has left
+                found = self._made(size, device)
             if len(self._grids) > 7:
                 self._grids.clear()
             self._grids[key] = found
         return found
+
+    def _made(self, size: tuple[int, int], device: torch.device) -> Tensor | tuple[Tensor, Tensor]:
+        if self.config.positions == "rotary":
+            cos, sin = rotations(size, self.config.width // self.config.heads)
+            return cos.to(device), sin.to(device)
+        return sines(size, self.config.width).to(device)
 
     def _placed(self, x: Tensor, size: tuple[int, int]) -> tuple[Tensor, Turn]:
         """Tokens (B, N, C) with their positions added, or the rotations that tell them."""

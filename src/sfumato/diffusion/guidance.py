@@ -155,10 +155,10 @@ def cfgpp(branches: Branches, scale: float, grid: Grid) -> Denoise:
         raise ValueError(f"the scale of CFG++ lies between 0 and 1; got {scale}")
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        conditional, base = run(x_t, t)
-        time = moment(t)
+        time = getattr(t, "moment", None)  # told by a sampler that is at a row of the grid
         if time is None:
             raise ValueError("CFG++ needs a sampler that keeps a batch at one time; `adaptive` does not")
+        conditional, base = run(x_t, t)
         here, there = next((p for p in pairs if p[1].t < time), pairs[-1])
         return torch.lerp(base, conditional, scale / (1 - there.ratio / here.ratio))
 

@@ -14,6 +14,7 @@ A density is given as its inverse distribution function, from uniform draws (B,)
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -123,11 +124,12 @@ DENSITIES: dict[str, Density] = {
 }
 
 
-def weighting(name: str) -> Weighting:
-    """The weighting of this name. Raises `ValueError` with the known names."""
+def weighting(name: str, data_std: float = 0.5) -> Weighting:
+    """The weighting of this name; `data_std`, the data's standard deviation, is edm's. Raises `ValueError` with the known
+    names."""
     if name not in WEIGHTINGS:
         raise ValueError(f"unknown weighting {name!r}; known: {', '.join(WEIGHTINGS)}")
-    return WEIGHTINGS[name]
+    return partial(edm, data_std=data_std) if name == "edm" else WEIGHTINGS[name]
 
 
 def density(name: str) -> Density:

@@ -5,6 +5,7 @@ x_0 = (q x_t - sigma F) / (q alpha - p sigma), finite except where a prediction 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -56,8 +57,9 @@ def edm(s: Scales, data_std: float = 0.5) -> Target:
 PREDICTIONS: dict[str, Prediction] = {"clean": clean, "noise": noise, "v": v, "flow": flow, "edm": edm}
 
 
-def prediction(name: str) -> Prediction:
-    """The prediction of this name. Raises `ValueError` with the known names."""
+def prediction(name: str, data_std: float = 0.5) -> Prediction:
+    """The prediction of this name; `data_std`, the data's standard deviation, is edm's. Raises `ValueError` with the known
+    names."""
     if name not in PREDICTIONS:
         raise ValueError(f"unknown prediction {name!r}; known: {', '.join(PREDICTIONS)}")
-    return PREDICTIONS[name]
+    return partial(edm, data_std=data_std) if name == "edm" else PREDICTIONS[name]

@@ -61,7 +61,8 @@ class GroupNorm(nn.GroupNorm):
         if not torch.is_grad_enabled() and last(input):
             return self._last(input)
         if input.device.type != "cpu":
-            single = F.group_norm(input.float(), self.num_groups, self.weight, self.bias, self.eps).to(input.dtype)
+            weight, bias = self.weight.float(), self.bias.float()  # which a sampling has in half precision
+            single = F.group_norm(input.float(), self.num_groups, weight, bias, self.eps).to(input.dtype)
             return single.contiguous(memory_format=torch.channels_last) if last(input) else single
         if choose.turned(input):
             input = input.contiguous()

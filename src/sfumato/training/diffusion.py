@@ -71,7 +71,9 @@ class Denoising(Objective):
     ) -> None:
         self.model, self.recipe, self.train, self.latents, self.device = model, recipe, train, latents, device
         self.card, self.held_out = card, held_out
-        self.turns: Mapping[str, nn.Module] = {"denoiser": DenoiserTurn(model, weighting(recipe.weighting))}
+        self.turns: Mapping[str, nn.Module] = {
+            "denoiser": DenoiserTurn(model, weighting(recipe.weighting, recipe.data_std))
+        }
         self.shape = model.latent_shape()
 
     def of(self) -> dict[str, str]:

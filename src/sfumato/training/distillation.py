@@ -13,6 +13,7 @@ import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from sfumato.data.base import Part
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.grid import Grid, even
 from sfumato.diffusion.samplers import last, lcm
-from sfumato.diffusion.schedule import Schedule
+from sfumato.diffusion.schedule import Scales, Schedule
 from sfumato.model import DistilledConfig, LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.training.diffusion import PREVIEWS, Denoising, Noisy
@@ -70,8 +71,10 @@ class DistillationTurn(nn.Module):
             x_t = alpha * batch.latents + sigma * batch.eps
             with around:
                 x_0 = guided(self._teacher[0].denoiser, x_t, batch.t, cond, null, self.guidance)
-            x_s = moved(x_t, x_0, schedule, batch.t, lower)
-            target = self.denoiser(x_s, lower, cond)
+            x_s = moved(x_t, x_0, Ending(schedule), batch.t, lower)
+            # where nothing is noise the estimate is x itself: at t = 0 also of schedules whose first row is not clean
+            ends = (lower == 0).reshape(-1, 1, 1, 1)
+            target = torch.where(ends, x_s, self.denoiser(x_s, lower, cond))
         made = self.denoiser(x_t, batch.t, cond)
         edge = HUBER * math.sqrt(made[0].numel())
         far = (made - target).square().flatten(1).sum(1)
@@ -92,6 +95,20 @@ def moved(x_t: Tensor, x_0: Tensor, schedule: Schedule, t: Tensor, s: Tensor) ->
     (alpha, sigma), (alpha_s, sigma_s) = (schedule(time).like(x_t) for time in (t, s))
     eps = (x_t - alpha * x_0) / sigma
     return alpha_s * x_0 + sigma_s * eps
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A schedule whose t = 0 is clean, whatever its first row: a sampler's last step ends there."""
+
+    schedule: Schedule
+
+    def __call__(self, t: Tensor) -> Scales:
+        alpha, sigma = self.schedule(t)
+        return Scales(torch.where(t == 0, 1.0, alpha), torch.where(t == 0, 0.0, sigma))
+
+    def time(self, scales: Scales) -> Tensor:
+        return self.schedule.time(scales)
 
 
 class Distilling(Denoising):

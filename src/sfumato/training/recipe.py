@@ -175,6 +175,9 @@ class DiffusionRecipe(DiffusionConfig):
 
     stage: Literal["diffusion"]
     autoencoder: Path
+    data_std: float = Field(
+        1.0, gt=0, description="standard deviation of what is denoised, for edm; whitened latents have 1"
+    )
     times: TimesConfig = TimesConfig()
     weighting: Literal["simple", "min_snr", "soft_min_snr", "edm", "sigmoid"] = Field(
         "simple", description="factor on the loss over t; simple: none, the prediction's own"

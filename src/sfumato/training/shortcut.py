@@ -18,7 +18,6 @@ for flows, in the velocity, as published. The two steps are taken without gradie
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,11 +29,11 @@ from sfumato.conditioning.bundle import Bundle
 from sfumato.conditioning.stride import FIELD, StrideConfig
 from sfumato.diffusion.grid import Grid
 from sfumato.diffusion.samplers import ddim, last
-from sfumato.diffusion.schedule import Scales, Schedule
+from sfumato.diffusion.schedule import Schedule
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.training.diffusion import Denoising, Noisy
-from sfumato.training.distillation import Distilling, guided, moved
+from sfumato.training.distillation import Distilling, Ending, guided, moved
 from sfumato.training.recipe import DistillationRecipe
 
 Estimate = Callable[[Tensor, Tensor], Tensor]  # of x_0, from x_t and times (B,)
@@ -108,20 +107,6 @@ class ShortcutTurn(nn.Module):
             x = moved(x, estimate(x, t), self.schedule, t, t - half)
             t = t - half
         return between(x_t, x, self.schedule, batch.t, t)
-
-
-@dataclass(frozen=True)
-class Ending:
-    """A schedule whose t = 0 is clean, whatever its first row: a sampler's last step ends there."""
-
-    schedule: Schedule
-
-    def __call__(self, t: Tensor) -> Scales:
-        alpha, sigma = self.schedule(t)
-        return Scales(torch.where(t == 0, 1.0, alpha), torch.where(t == 0, 0.0, sigma))
-
-    def time(self, scales: Scales) -> Tensor:
-        return self.schedule.time(scales)
 
 
 def between(x_t: Tensor, x_s: Tensor, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
