@@ -159,7 +159,7 @@ def channels(desk: Desk, result: Result) -> None:
         [
             f"{c}{', equivariant' if e else ''}",
             f"{again[c, e]['psnr']:.2f} dB",
-            f"{again[c, e][name]:.2f}",
+            f"{again[c, e][name]:,.0f}",
             rows[c, e][name].told(),
         ]
         for c, e in pairs
