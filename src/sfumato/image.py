@@ -117,9 +117,10 @@ def sides(path: Path) -> tuple[int, int]:
         with Image.open(path) as opened:
             turned = opened.getexif().get(0x0112, 1) >= 5 and opened.format != "TIFF"  # whose sides Pillow turns itself
             return (opened.height, opened.width) if turned else (opened.width, opened.height)
-    except UNREADABLE as error:
+    except Exception as error:  # of damaged files anything, as in `_opened`
         what = "an array" if path.suffix.lower() == ".npy" else "a picture"
-        raise ValueError(f"{path} cannot be read as {what} ({error}); replace or remove it") from None
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} cannot be read as {what} ({reason}); replace or remove it") from None
 
 
 def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name: str, knows: str) -> Pixels:

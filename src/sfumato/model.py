@@ -175,7 +175,7 @@ class LatentDiffusion(nn.Module):
 
 def belongs(codec: Codec, expected: str, owner: str) -> None:
     """Raise `ValueError` where the autoencoder is not the one whose latents a denoiser was trained on."""
-    if codec.fingerprint() != expected:
+    if not codec.known(expected):
         raise ValueError(
             f"{owner} was trained on the latents of autoencoder {expected}, this one is {codec.fingerprint()}; "
             "use the autoencoder folder inside the model, or encode and train again with this one"

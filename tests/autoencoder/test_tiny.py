@@ -14,6 +14,7 @@ from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.tiny import Tiny, TinyConfig
 from sfumato.convert import taesd
+from sfumato.model import belongs
 from sfumato.training import recipe, run
 from tests.conftest import SHORT
 
@@ -98,6 +99,7 @@ def test_a_decoder_learns_the_latents_of_another_first_stage(
     monkeypatch.setattr(preview, "fingerprint", lambda: older)
     preview.save(tmp_path / "older")
     assert Codec.load(tmp_path / "older").channels == 4
+    belongs(Codec.load(tmp_path / "older"), older, "a model made before")
     changed = Codec.load(first_stage)
     changed.shift += 1
     changed.save(tmp_path / "other")

@@ -30,6 +30,7 @@ def test_classes_are_read_by_name_and_unknown_ones_are_not_said(
     part = data.open("train")
     assert renumbered(part, part.labels) is part
     assert renumbered(part, ()) is part
+    assert renumbered(part, ("a", "b", "c")) is part  # called otherwise, number by number
     found = renumbered(part, ("cat", "dog", "horse"))
     assert "classes that the model does not know are not told it: hen; it knows cat, dog, horse" in caplog.text
     assert found.labels == ("cat", "dog", "horse")
@@ -56,6 +57,10 @@ def test_an_evaluation_on_other_data_tells_the_model_s_own_classes(tmp_path: Pat
     for said in (recipe, {**recipe, "path": str(tmp_path / "gone")}):  # beside the run's data, and where these are gone
         part = doors._data(asked, said, 16, 3, labels).open("held_out")
         assert part.labels == labels
+        assert {part.field(k, "label") for k in range(len(part))} <= {1, 2}
+    data = doors._data(Asked(Path("model")), {**recipe, "path": str(other)}, 16, 3, labels)  # the run's own, too
+    for name in ("train", "held_out"):
+        part = data.open(name)
         assert {part.field(k, "label") for k in range(len(part))} <= {1, 2}
     named = doors._data(asked, {**recipe, "path": str(tmp_path / "gone"), "degrade": {"factor": 2}}, 16, 3, labels)
     assert named.open("train").told(0)["lowres"].shape == (3, 8, 8)

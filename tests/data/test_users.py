@@ -51,6 +51,12 @@ def test_runs_and_models_among_the_pictures_are_none_of_them(
     assert not (tmp_path / "sheet.png").exists()
 
 
+def test_recipes_of_dishes_hide_no_pictures(tmp_path: Path) -> None:
+    pictures(tmp_path, "cookies", "soup")
+    (tmp_path / "cookies" / "recipe.yaml").write_text("flour: 200 g\nbutter: 100 g\n")
+    assert len(listed(tmp_path)) == 12
+
+
 def test_few_pictures_beside_class_folders_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     pictures(tmp_path, "cat", "dog")
     noise(tmp_path / "logo.png", seed=99)
@@ -65,6 +71,12 @@ def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     assert layout.labels(listed(tmp_path / "b")) == ("bus", "car")
     pictures(tmp_path / "b" / "val", "car", "bus")
     assert len(folder(tmp_path / "b")) == 12
+    for place, own in ((".thumbnails", None), ("myrun", "recipe.yaml"), ("figures", None)):
+        pictures(tmp_path / place / "train", "cat", "dog")
+        noise(tmp_path / place / place / "a.png")
+        if own:
+            (tmp_path / place / place / own).write_text("sfumato: 0.1.0\nstage: diffusion\n")
+        assert layout.labels(listed(tmp_path / place)) == ("cat", "dog"), place
 
 
 def test_parts_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -138,6 +150,14 @@ def test_rows_that_cannot_be_meant_are_told(tmp_path: Path, row: dict[str, Any],
         listed(tmp_path)
 
 
+def test_an_empty_array_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for k in range(3):
+        np.save(tmp_path / f"{k}.npy", np.random.default_rng(k).integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    (tmp_path / "3.npy").write_bytes(b"")
+    assert len(folder(tmp_path, held_out=0)) == 3
+    assert "1 of 4 pictures" in caplog.text
+
+
 def test_texts_may_hold_any_letter(tmp_path: Path) -> None:
     for k in range(2):
         noise(tmp_path / f"{k}.png", seed=k)
@@ -192,6 +212,9 @@ def test_overrides_take_paths_as_they_are_written(monkeypatch: pytest.MonkeyPatc
         ("x=[1, 2]", [1, 2]),
         ("x='quoted'", "quoted"),
         ("x=true", True),
+        ("x=null", None),
+        ("x=#1", "#1"),
+        ("data.path=~nobody-of-this-name/a", "~nobody-of-this-name/a"),
     ):
         key = said.partition("=")[0].split(".")
         found: Any = override({}, [said])

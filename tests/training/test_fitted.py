@@ -9,10 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.base import Data
 from sfumato.training import recipe
 from sfumato.training.fitted import fitted
 from sfumato.training.run import denoising
+from tests.conftest import diffusion_recipe
+from tests.data.test_renumbered import pictures
 
 LOWRES = {"kind": "lowres", "width": 2, "told": 8}
 LABEL = {"kind": "label", "width": 8}
@@ -118,3 +121,20 @@ def test_previews_amplify_what_is_said_and_no_picture_that_is_given(
     objective.preview()
     assert set(seen) == {rows}
     assert {"lowres"} in said or rows == 16  # what guidance moves away from has the same small pictures
+
+
+def test_tokens_that_nobody_would_hear_are_refused(first_stage: Path, tmp_path: Path) -> None:
+    asked = diffusion_recipe(first_stage)
+    alone = asked.backbone.model_copy(update={"attend": "self"})
+    data = Data.model_validate({"kind": "folder", "path": str(pictures(tmp_path / "data", "cat", "dog")), "size": 32})
+
+    def made(door: str) -> Any:
+        label = ConditionerConfig.model_validate({"kind": "label", "width": 8, "door": door})
+        more = {"backbone": alone, "conditioners": {"class": label}, "data": data}
+        return denoising(asked.model_copy(update=more), tmp_path / "run", torch.device("cpu"))
+
+    assert made("vector").model.conditions.sizes.vector == 8
+    with pytest.raises(
+        ValueError, match="conditioner 'class' tells tokens, and a network with attend: self hears none"
+    ):
+        made("tokens")

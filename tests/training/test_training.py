@@ -120,6 +120,27 @@ def test_a_run_goes_on_only_with_what_it_began_with(first_stage: Path, tmp_path:
     train(longer, tmp_path / "two", device="cpu", quiet=True, resume=True)
 
 
+def test_a_finished_run_is_not_published_anew(tmp_path: Path) -> None:
+    asked = autoencoder_recipe()
+    train(asked, tmp_path / "run", device="cpu", quiet=True)
+    before = (tmp_path / "run" / "model" / "model.yaml").stat().st_mtime_ns
+    train(asked, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    assert (tmp_path / "run" / "model" / "model.yaml").stat().st_mtime_ns == before
+    longer = asked.model_copy(update={"training": asked.training.model_copy(update={"images": 128})})
+    train(longer, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    assert (tmp_path / "run" / "model" / "model.yaml").stat().st_mtime_ns > before
+
+
+def test_a_run_of_edm_goes_on_with_the_deviation_that_it_began_with(first_stage: Path, tmp_path: Path) -> None:
+    asked = diffusion_recipe(first_stage, images=32).model_copy(update={"prediction": "edm"})
+    train(asked, tmp_path / "run", device="cpu", quiet=True)
+    written = tmp_path / "run" / "recipe.yaml"
+    written.write_text("".join(line for line in written.read_text().splitlines(True) if "data_std" not in line))
+    longer = asked.model_copy(update={"training": asked.training.model_copy(update={"images": 64})})
+    train(longer, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    assert LatentDiffusion.load(tmp_path / "run" / "model").config.data_std == 0.5
+
+
 def test_checkpoints_are_in_the_order_of_their_images(tmp_path: Path) -> None:
     for images in (999_950_000, 1_000_000_000, 20):
         (tmp_path / f"{images:09d}").mkdir()

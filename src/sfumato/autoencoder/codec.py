@@ -146,6 +146,10 @@ class Codec(nn.Module):
             del told["decodes"]
         return self._fingerprint(told)
 
+    def known(self, found: str) -> bool:
+        """Whether this is a fingerprint of the codec, of this form or of the one before."""
+        return found == self.fingerprint() or found == self._fingerprint(self.config.model_dump())
+
     def _fingerprint(self, told: dict[str, Any]) -> str:
         return files.fingerprint(self.state_dict(), repr(sorted(told.items())))
 
@@ -170,7 +174,6 @@ class Codec(nn.Module):
             codec.load_state_dict(files.load_tensors(folder / WEIGHTS))
         except RuntimeError as error:
             raise ValueError(f"{folder / WEIGHTS} does not fit its model.yaml: {str(error).splitlines()[-1]}") from None
-        found = fields["fingerprint"]
-        if codec.fingerprint() != found and codec._fingerprint(codec.config.model_dump()) != found:
+        if not codec.known(fields["fingerprint"]):
             raise ValueError(f"{folder} was changed after it was written: its fingerprint is not the one in model.yaml")
         return codec.eval()

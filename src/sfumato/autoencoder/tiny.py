@@ -102,7 +102,7 @@ class Tiny(Autoencoder):
         assert self.config.decodes is not None
         if not self._teacher:
             codec = Codec.load(self.config.decodes).requires_grad_(False)
-            if codec.fingerprint() != self.config.teacher:
+            if not codec.known(self.config.teacher):
                 raise ValueError(
                     f"this decoder was trained for autoencoder {self.config.teacher}, and {self.config.decodes} holds "
                     f"{codec.fingerprint()}; put the folder back, or train a decoder for this one"

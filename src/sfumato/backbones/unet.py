@@ -117,10 +117,6 @@ class UNet(Backbone):
 
     def _attention(self, width: int) -> nn.Module:
         c, heads = self.config, self.config.heads_of(width)
-        if c.attend == "self" and self.sizes.tokens:
-            raise ValueError(
-                "attend: self hears no tokens, and the conditioners tell some: leave attend out, or tell them as vectors"
-            )
         if c.attend == "self":
             return MapAttention(width, heads, groups=c.groups)
         context = self.sizes.tokens or None
@@ -186,7 +182,7 @@ class UNet(Backbone):
     def _whole(self, x: Tensor, clock: Tensor, cond: Conditions | None) -> Tensor:
         embedding = self._embed(clock, cond)
         tokens, mask = (None, None) if cond is None else (cond.tokens, cond.mask)
-        if self.sizes.tokens and tokens is None:
+        if self.sizes.tokens and tokens is None and self.config.attend != "self":
             raise ValueError("this network needs tokens; give the bundle's null where nothing is said")
         if self.config.groups is None:
             x = x.contiguous(memory_format=torch.channels_last)

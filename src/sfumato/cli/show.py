@@ -75,7 +75,7 @@ def _pictures(fields: dict[str, Any], changes: list[str], sheet: Path) -> None:
     except ValidationError as error:
         raise ValueError(explain(error, fields["path"])) from None
     data.open(data.parts[0])  # which says what is wrong with the pictures first
-    if sheet.resolve().is_relative_to(Path(fields["path"]).resolve()):
+    if fields["kind"] == "folder" and sheet.resolve().is_relative_to(Path(fields["path"]).resolve()):
         raise ValueError(f"{sheet} would lie among the pictures and be one of them; give --sheet another place")
     _drawn(data, sheet, 0, 0.0)
 

@@ -113,7 +113,7 @@ class FolderPart(Part):
         self.families = [range(k * crops, (k + 1) * crops) for k in range(len(entries))]
         told = [(e.name, seen[e.name].digest, e.captions, e.group) for e in entries]
         more: list[Any] = [channels] if channels != 3 else []
-        more += [[crops, closest]] if crops > 1 else []
+        more += [[crops, closest, *(["sharp"] if closest < 0.5 else [])]] if crops > 1 else []
         more += [[seen[e.name].beside, e.boxes] for e in entries if e.map or e.pair or e.boxes]
         ratios = [one.ratio for one in self.seen]
         more += [ratios] if set(ratios) != {1} else []

@@ -8,6 +8,7 @@ import csv
 import io
 import json
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -100,9 +101,11 @@ def parted(root: Path) -> Parts | None:
 
 
 def _beside_train(root: Path) -> bool:
-    """Whether other folders than `train` hold pictures, so that it may be the name of a class."""
+    """Whether pictures lie in `train` itself and in other folders beside it, so that it is the name of a class."""
+    if not any(p.suffix.lower() in SUFFIXES for p in (root / "train").iterdir()):
+        return False
     others = (p for p in root.iterdir() if p.is_dir() and p.name not in ("train", *COMPANIONS.values()))
-    return any(next(pictures(p), None) is not None for p in others)
+    return any(next(pictures(p), None) is not None for p in others if not p.name.startswith(".") and not _ours(p))
 
 
 def _names_part(name: str) -> bool:
@@ -200,12 +203,19 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
 def pictures(folder: Path) -> Iterator[Path]:
     """The picture files under a folder, in no order, but hidden ones and those of runs and models that lie in it."""
     there = list(folder.rglob("*"))
-    ours = {path.parent for path in there if path.name in OURS and path.parent != folder}
+    ours = {path.parent for path in there if path.name in OURS and path.parent != folder and _ours(path.parent)}
     for path in there:
         if path.suffix.lower() not in SUFFIXES or any(p.startswith(".") for p in path.relative_to(folder).parts):
             continue
-        if not ours.intersection(path.parents):
+        if not ours or not ours.intersection(path.parents):
             yield path
+
+
+def _ours(folder: Path) -> bool:
+    """Whether a folder is that of a run or of a model."""
+    several = (folder / name for name in OURS)
+    texts = (path.read_text(encoding="utf-8", errors="replace") for path in several if path.is_file())
+    return any(re.search(r"^stage: ", text, re.MULTILINE) for text in texts)
 
 
 def _companions(folder: Path, root: Path) -> tuple[Path, dict[str, Path]]:

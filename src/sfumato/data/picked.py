@@ -13,14 +13,14 @@ from sfumato.image import Stored
 
 
 class Picked(Part):
-    """The examples of a part at these indices, each a family of its own."""
+    """The examples of a part at these indices, each a family of its own unless `families` are given."""
 
-    def __init__(self, part: Part, indices: Sequence[int]) -> None:
-        self.part, self.indices = part, list(indices)
+    def __init__(self, part: Part, indices: Sequence[int], families: Sequence[Sequence[int]] | None = None) -> None:
+        self.part, self.indices = part, indices if isinstance(indices, range) else list(indices)
         self.channels, self.size, self.labels = part.channels, part.size, part.labels
         self.class_names, self.palettes = part.class_names, part.palettes
         self.derivations, self.embeddings = part.derivations, part.embeddings
-        self.families = Singles(len(self.indices))
+        self.families = Singles(len(self.indices)) if families is None else families
         self.fingerprint = hashlib.sha256(f"{part.fingerprint} {self.indices}".encode()).hexdigest()
 
     def __len__(self) -> int:

@@ -18,8 +18,8 @@ class Renumbered(Picked):
     """
 
     def __init__(self, part: Part, labels: Sequence[str]) -> None:
-        super().__init__(part, range(len(part)))
-        self.families, self.labels = part.families, tuple(labels)
+        super().__init__(part, range(len(part)), part.families)
+        self.labels = tuple(labels)
         self.fingerprint = hashlib.sha256(f"{part.fingerprint} {self.labels}".encode()).hexdigest()
         self.to = [self.labels.index(name) if name in self.labels else None for name in part.labels]
         if gone := [name for name, number in zip(part.labels, self.to, strict=True) if number is None]:
@@ -46,7 +46,8 @@ class Renumbered(Picked):
 
 
 def renumbered(part: Part, labels: Sequence[str]) -> Part:
-    """The part with its classes numbered as in `labels`; itself where they are so, or where one of the two has none."""
-    if not labels or not part.labels or tuple(part.labels) == tuple(labels):
+    """The part with its classes numbered as in `labels`; itself where they are so, or where no name is in both: then
+    `labels` call them otherwise, number by number."""
+    if tuple(part.labels) == tuple(labels) or not set(part.labels) & set(labels):
         return part
     return Renumbered(part, labels)

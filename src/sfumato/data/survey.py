@@ -75,19 +75,23 @@ def _tried(entry: Entry, channels: int, known: Classes) -> Seen | str:
     """What is seen of a picture, or the fault for which it is left out. Raises for maps that were made wrong, not damaged."""
     try:
         sides = image.sides(entry.file)
-        with LARGE if sides[0] * sides[1] > PIXELS else nullcontext():
+        # JPEGs are decoded at a fraction
+        large = sides[0] * sides[1] > PIXELS and entry.file.suffix.lower() not in (".jpg", ".jpeg")
+        with LARGE if large else nullcontext():
             looks = twins.signature(image.pixels(entry.file, channels, least=SMALL))
-        faults = [beside.misfit(path, f"its picture {entry.file}", sides) for path in (entry.map, entry.pair) if path]
-        faults += [beside.misfit(entry.file, "its COCO annotation", entry.sides)] if entry.sides else []
-        if fault := next(filter(None, faults), None):
-            return fault
-        digest = _digest(entry.file)
-        others = tuple(_digest(path) for path in (entry.map, entry.pair) if path is not None)
-        ratio = 1
-        if entry.pair is not None:
-            image.pixels(entry.pair, channels, least=SMALL)
-            ratio = _ratio(sides, image.sides(entry.pair))
-        shown = None if entry.map is None else beside.opened(entry.map)
+            faults = [
+                beside.misfit(path, f"its picture {entry.file}", sides) for path in (entry.map, entry.pair) if path
+            ]
+            faults += [beside.misfit(entry.file, "its COCO annotation", entry.sides)] if entry.sides else []
+            if fault := next(filter(None, faults), None):
+                return fault
+            digest = _digest(entry.file)
+            others = tuple(_digest(path) for path in (entry.map, entry.pair) if path is not None)
+            ratio = 1
+            if entry.pair is not None:
+                image.pixels(entry.pair, channels, least=SMALL)
+                ratio = _ratio(sides, image.sides(entry.pair))
+            shown = None if entry.map is None else beside.opened(entry.map)
     except (ValueError, OSError) as error:
         return str(error)
     if shown is None or entry.map is None:

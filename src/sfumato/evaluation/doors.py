@@ -22,6 +22,7 @@ from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.features import network as networks
 from sfumato.model import LatentDiffusion
+from sfumato.training.fitted import classes
 from sfumato.training.likelihood import likelihood
 from sfumato.training.run import held_out
 
@@ -99,12 +100,6 @@ def _unsaid(folder: Path) -> str:
     return f"there is no recipe beside {folder} that names its data; say which with --data"
 
 
-def classes(model: LatentDiffusion) -> tuple[str, ...]:
-    """The names of the classes that a model is told as `label`, () where it is told none."""
-    told = "label" in model.conditions.fields.values()
-    return tuple(getattr(model.conditions.reader("label"), "labels", ())) if told else ()
-
-
 def _data(asked: Asked, recipe: dict[str, Any] | None, size: int, channels: int, labels: tuple[str, ...] = ()) -> Data:
     """What a model is measured on: the data of its run, or those that the command names, at the model's size.
 
@@ -114,14 +109,22 @@ def _data(asked: Asked, recipe: dict[str, Any] | None, size: int, channels: int,
     size = asked.size or size
     if asked.data is None or _same(asked.data, recipe):
         assert recipe is not None
-        return Data.model_validate(recipe | ({"size": size} if asked.data is not None else {}))
+        return _named(Data.model_validate(recipe | ({"size": size} if asked.data is not None else {})), labels)
     derived = {k: recipe[k] for k in ("degrade", "masks", "embed") if recipe and recipe.get(k)}
     if asked.data == "emoji":
-        return Data.model_validate({"kind": "emoji", "size": size, **derived})
+        return _named(Data.model_validate({"kind": "emoji", "size": size, **derived}), labels)
     fields = {"path": asked.data, "size": size, **({"channels": channels} if channels != 3 else {}), **derived}
     if not stands(recipe):
-        return Named.model_validate({"data": {"kind": "folder", **fields}, "size": size, "labels": labels, **derived})
+        return _named(Data.model_validate({"kind": "folder", **fields}), labels)
     return Outside.model_validate({**fields, "trained": recipe, "labels": labels})
+
+
+def _named(data: Data, labels: tuple[str, ...]) -> Data:
+    """The data with the model's classes, where they have others of the same names."""
+    own = data.open("train").labels if labels else ()
+    if tuple(own) == labels or not set(own) & set(labels):
+        return data
+    return Named(data=data, size=data.size, labels=labels, degrade=data.degrade, masks=data.masks, embed=data.embed)
 
 
 def _same(data: str, recipe: dict[str, Any] | None) -> bool:
@@ -186,7 +189,7 @@ def _family(
     guidance = 3.0 if asked.guidance is None else asked.guidance
     samples = Modelled(family, asked.images, run.SEED, guidance, train)
     codec = next(iter(family.parts().values()), None)
-    apart = held_out(data, needed=asked.data is not None)
+    apart = held_out(data, needed=asked.data is not None and not _same(asked.data, recipe))
     found = run.evaluate_images(samples, against, look, tell, codec)
     found["likelihood"] = None if apart is None else likelihood(family, apart)
     return found, lambda path: report(path, found, title=str(asked.target), images=samples, reference=against)

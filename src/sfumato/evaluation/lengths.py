@@ -7,9 +7,11 @@ from typing import NamedTuple
 from torch import nn
 
 from sfumato.autoencoder.codec import Codec
+from sfumato.data.renumbered import renumbered
 from sfumato.evaluation.reconstruction import reconstruction
 from sfumato.model import LatentDiffusion
 from sfumato.training import posthoc
+from sfumato.training.fitted import classes
 from sfumato.training.recipe import Recipe
 from sfumato.training.validation import denoising
 
@@ -32,6 +34,8 @@ def compared(
 ) -> list[Length]:
     """Rebuild and measure each width: a denoiser's held-out loss, a first stage's PSNR on held-out pictures."""
     part, rows = recipe.data.open("held_out"), []
+    if isinstance(model, LatentDiffusion):
+        part = renumbered(part, classes(model))
     for width in widths:
         far = posthoc.rebuild(snapshots, width, parameters)
         if isinstance(model, LatentDiffusion):

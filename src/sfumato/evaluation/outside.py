@@ -19,7 +19,7 @@ class Outside(Data):
 
     def read(self, part: str) -> Part:
         if part == "train":
-            return self.trained.read(part)
+            return renumbered(self.trained.read(part), self.labels)
         parts = self.path.is_dir() and aside(unwrapped(self.path))
         folder = FolderData(path=self.path, size=self.size, channels=self.channels, held_out=0)
         return renumbered(folder.read("held_out" if parts else "train"), self.labels)

@@ -74,13 +74,13 @@ class Denoising(Objective):
         self.turns: Mapping[str, nn.Module] = {
             "denoiser": DenoiserTurn(model, weighting(recipe.weighting, recipe.data_std))
         }
-        self.shape = model.latent_shape()
+        self.shape, self.codec = model.latent_shape(), model.codec.fingerprint()
 
     def of(self) -> dict[str, str]:
         words = hashlib.sha256(repr(sorted(self.model.texts.items())).encode()).hexdigest()
         return {
             "the pictures": self.train.fingerprint,
-            "the autoencoder": self.model.codec.fingerprint(),
+            "the autoencoder": self.codec,
             "the words": words,
         }
 

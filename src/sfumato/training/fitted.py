@@ -96,15 +96,33 @@ def absent(conditioner: ConditionerConfig, field: str) -> str:
     return f"no picture of the data has {field!r}, which a conditioner of kind {kind} reads: {remedy}, or leave it out"
 
 
+def classes(model: LatentDiffusion) -> tuple[str, ...]:
+    """The names of the classes that a model is told as `label`, () where it is told none."""
+    told = "label" in model.conditions.fields.values()
+    return tuple(getattr(model.conditions.reader("label"), "labels", ())) if told else ()
+
+
 def shared(part: Part, teacher: LatentDiffusion) -> Part:
     """The part with its classes numbered as the teacher's of the same names; as it is where no name is shared.
 
     Raises `ValueError` where the teacher knows some of them only.
     """
-    known = teacher.conditions.reader("label").labels
+    known = classes(teacher)
     gone = [name for name in part.labels if name not in known]
-    if gone and len(gone) < len(part.labels):
+    if known and gone and len(gone) < len(part.labels):
         raise ValueError(
             f"the teacher does not know the class {gone[0]!r} of the data; it knows {', '.join(known[:20])}"
         )
-    return part if gone else renumbered(part, known)
+    return renumbered(part, known)
+
+
+def heard(model: LatentDiffusion) -> None:
+    """Raise `ValueError` where a conditioner tells tokens alone, and the network hears none."""
+    if getattr(model.config.backbone, "attend", None) != "self":
+        return
+    for name, field in model.conditions.fields.items():
+        sizes = model.conditions.reader(field).sizes
+        if sizes.tokens and not sizes.vector:
+            raise ValueError(
+                f"conditioner {name!r} tells tokens, and a network with attend: self hears none; leave attend out"
+            )

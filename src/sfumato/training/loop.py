@@ -88,6 +88,10 @@ class Loop:
         if resume:
             self._resume()
         c = self.config
+        made, published = self.folder / "model" / "model.yaml", self.folder / "published"  # after so many images
+        there = made.is_file() and published.is_file() and published.read_text() == str(self.images)
+        if self.images >= c.images and there:
+            return  # what is concluded anew on another machine may differ in a last bit, and others hang on it
         processes = distributed.place()[1]
         if min(c.batch, c.images, (c.images % c.batch) or c.batch) < processes:
             raise ValueError(
@@ -127,6 +131,7 @@ class Loop:
             self.objective.conclude()
             if distributed.chief():
                 self.objective.publish(self.folder / "model")
+                files.write(published, str(self.images))
         distributed.wait()
 
     def _halted(self, stopped: "_Flag", before: int) -> bool:

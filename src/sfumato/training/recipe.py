@@ -304,8 +304,13 @@ def meant(key: str, value: str) -> Any:
     """What the value of an override says: YAML, but paths are taken as they are written, with `~` for the home folder, and
     nothing is a comment or a date. Raises `yaml.YAMLError` for what is not YAML."""
     if key in PATHS and value.strip() and value.strip()[0] not in "'\"{[":
-        return None if value.strip().lower() in ("null", "none") else str(Path(value).expanduser())
+        try:
+            return None if value.strip().lower() in ("null", "none") else str(Path(value).expanduser())
+        except RuntimeError:  # «~somebody», whom the machine does not know
+            return value
     found = yaml.safe_load(value)
+    if found is None and value.strip().lower() not in ("", "~", "null"):
+        return value.strip()
     text = isinstance(found, str) and value.strip()[:1] not in ("'", '"', "|", ">", "!", "&")
     return value.strip() if text or isinstance(found, datetime.date) else found
 

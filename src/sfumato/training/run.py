@@ -25,7 +25,7 @@ from sfumato.training.card import card
 from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
-from sfumato.training.fitted import fitted, present, seen, shared
+from sfumato.training.fitted import fitted, heard, present, seen, shared
 from sfumato.training.latents import Fresh, Latents, encode
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
@@ -107,6 +107,7 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
     part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
     config, texts = fitted(recipe, part, apart)
     model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
+    heard(model)
     latents: Latents | Fresh = Fresh(codec, part)
     if recipe.cache:
         latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
@@ -163,8 +164,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
         data=recipe.data, training=recipe.training, **fields,
     )  # fmt: skip
     part, apart = recipe.data.open("train"), held_out(recipe.data)
-    if "label" in teacher.conditions.fields.values():
-        part, apart = shared(part, teacher), apart and shared(apart, teacher)
+    part, apart = shared(part, teacher), apart and shared(apart, teacher)
     for name, conditioner in teacher.config.conditioners.items():
         present(conditioner, part)
         seen(conditioner, part)
@@ -199,7 +199,11 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     """The recipe with every measured choice made, written to the run folder; on resume, the one that stands there."""
     path = folder / "recipe.yaml"
     if resume and path.is_file():
-        written = parse(recipes.load_yaml(str(path)), str(path))
+        fields = recipes.load_yaml(str(path))
+        written = parse(fields, str(path))
+        if isinstance(written, DiffusionRecipe) and isinstance(recipe, DiffusionRecipe) and "data_std" not in fields:
+            # begun before it was told: what edm took until then
+            written, recipe = (one.model_copy(update={"data_std": 0.5}) for one in (written, recipe))
         free = {name: getattr(recipe.training, name) for name in FREE}
         stored = _with(written, **free)
         if recipe.training.precision != "auto":  # what to do after a NaN is to go on with a lower rate, or in float32
