@@ -102,7 +102,7 @@ def family(kind: str, *, batch: int = 32, **settings: Any) -> Fields:
 def gan() -> Fields:
     """The recipe of the GAN, here and in `limits`.
 
-    It is not told classes: with them it made two or three pictures of the largest (`docs/experiments.md`), as GANs of few
-    pictures do (Shahbazi et al., 2022).
+    It is not told classes: without them it is a little better after as many images (`docs/experiments.md`), as GANs of few
+    pictures are (Shahbazi et al., 2022).
     """
     return {**family("gan", width=16, critic=32), "labelled": False}
