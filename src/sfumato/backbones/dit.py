@@ -158,9 +158,8 @@ class DiT(Backbone):
 
     def _grid(self, size: tuple[int, int], device: torch.device) -> Tensor | tuple[Tensor, Tensor]:
         """Rotations, or sine positions, of a grid; those of the last few grids are kept."""
-        if (
-            torch.compiler.is_compiling()
-        ):  # what a captured graph makes lies in its memory, which the next call writes to
+        if torch.compiler.is_compiling():
+            # what a captured graph makes lies in its memory, which the next call writes to
             return self._made(size, device)
         key = (*size, device)
         found = self._grids.get(key)

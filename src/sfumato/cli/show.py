@@ -80,23 +80,16 @@ def _pictures(fields: dict[str, Any], changes: list[str], sheet: Path) -> None:
     _drawn(data, sheet, 0, 0.0)
 
 
-def _apart(data: Any, name: str) -> bool:
-    """Whether there is such a part: with `held_out=0` only where it has a folder or a file of its own."""
-    try:
-        return len(data.open(name)) > 0
-    except ValueError:
-        return False
-
-
 def _drawn(data: Any, path: Path, seed: int, flip: float) -> None:
     """Say what the parts hold, and write the contact sheet of the training part."""
     from rich.console import Console
     from rich.table import Table
 
     from sfumato.data import contact
+    from sfumato.training.run import held_out
 
     for name in data.parts[:2]:
-        if name != data.parts[0] and getattr(data, "held_out", None) == 0 and not _apart(data, name):
+        if name == "held_out" and getattr(data, "held_out", None) == 0 and held_out(data) is None:
             continue
         part = data.open(name)
         table = Table(name, "")

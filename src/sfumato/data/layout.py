@@ -7,19 +7,17 @@ beside each picture, folders `maps` and `pairs` beside `images`, and COCO as it 
 import csv
 import io
 import json
-import logging
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfumato.data import beside, coco
 from sfumato.data.coco import Told
 from sfumato.data.frame import Spot
+from sfumato.data.once import warn
 from sfumato.data.rows import HELD_OUT
 
-log = logging.getLogger(__name__)
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".npy"}
 TABLES = ("metadata.jsonl", "metadata.csv")
 OURS = ("recipe.yaml", "model.yaml")  # which a run's folder and a model's hold
@@ -88,7 +86,7 @@ def parted(root: Path) -> Parts | None:
         aside = next((found[name] for name in HELD_OUT if name in found), None)
         if "train" in found and (aside or (folder == root and not _beside_train(root))):
             if unread := sorted(p.name for p in found.values() if p not in (found["train"], aside)):
-                _warn(f"{folder}: {', '.join(unread)} are neither trained on nor held out, and are not read")
+                warn(__name__, f"{folder}: {', '.join(unread)} are neither trained on nor held out, and are not read")
             return Parts(found["train"], aside)
         years = sorted(name for name in found if coco.YEAR.fullmatch(name))  # all of train before all of val
         train, val = ([found[name] for name in years if name.startswith(part)] for part in ("train", "val"))
@@ -146,9 +144,10 @@ def _annotated(several: dict[Path, list[Entry]], root: Path) -> list[Entry]:
         inner = [_within(entry.file, folder) or entry.name for entry in those]
         known, doubtful = coco.matched(coco.told(path)[0], inner)
         if doubtful:
-            _warn(
+            warn(
+                __name__,
                 f"{path}: annotations of {len(doubtful)} pictures are not read, for several pictures or annotations are "
-                f"called so; the first: {doubtful[0]}"
+                f"called so; the first: {doubtful[0]}",
             )
         for entry, name in zip(those, inner, strict=True):
             if name in known:
@@ -166,12 +165,6 @@ def _within(path: Path, folder: Path) -> str | None:
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else None
 
 
-@lru_cache(maxsize=64)
-def _warn(text: str) -> None:
-    """Say it once, though the parts are opened one after the other."""
-    log.warning(text)
-
-
 def _listed(folder: Path, root: Path) -> list[Entry]:
     images, companions = _companions(folder, root)
     source = _table(folder)
@@ -184,9 +177,10 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
     loose = [name for _, name in inside if len(name.parts) == 1]
     grouped = not loose
     if 0 < 10 * len(loose) <= len(inside):
-        _warn(
+        warn(
+            __name__,
             f"{folder}: {len(loose)} of {len(inside)} pictures lie beside its folders, such as {min(loose)}, so that folders "
-            "are no classes; move them"
+            "are no classes; move them",
         )
     entries = [
         Entry(

@@ -145,14 +145,17 @@ class Table:
 
     def values(self, column: str) -> list[Any]:
         """The different values of a column, without None."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         first, _, rest = column.partition(".")
         found = self._facts.data.column(first)
         found = pc.struct_field(found, rest) if rest else found
         try:
-            unique = pc.unique(pc.list_flatten(found) if "list" in str(found.type) else found)
-        except NotImplementedError:
+            unique = pc.unique(
+                pc.list_flatten(found) if pa.types.is_list(found.type) or pa.types.is_large_list(found.type) else found
+            )
+        except pa.ArrowNotImplementedError:  # values that Arrow cannot compare, such as structures
             raise ValueError(
                 f"column {column!r} holds {found.type} and classes are texts or whole numbers, or lists of them; name another "
                 "as data.label, or none for no classes"

@@ -7,19 +7,18 @@ whose twin is trained on measures nothing.
 """
 
 import hashlib
-import logging
 from collections import Counter
 from collections.abc import Sequence, Set
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sfumato.data.once import warn
+
 NEAR = 10  # of 128 bits
 CROWD, SHARE = 20, 0.05  # pictures, and share of a set, from which a group is told
 ROWS, COLUMNS = 128, 2048  # pairs that are compared at once: 2 MiB, which a processor's cache holds
-log = logging.getLogger(__name__)
 Looks = tuple[int, int, int, int]  # two words of 64 bits of the picture, two of its mirror image
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
@@ -92,20 +91,15 @@ def _join(first: Places, one: Words, other: Words, rows: slice, columns: slice, 
         a, b = a[apart], b[apart]
 
 
-@lru_cache(maxsize=16)
-def _warn(text: str) -> None:
-    """Say it once, though the parts are opened one after the other."""
-    log.warning(text)
-
-
 def crowded(path: Path, numbers: Sequence[int]) -> None:
     """Warn where one group of pictures that look alike is so large that the side of the split it falls on decides what is
     measured."""
     most = max(Counter(numbers).values(), default=0)
     if most >= CROWD and most > SHARE * len(numbers):
-        _warn(
+        warn(
+            __name__,
             f"{path}: {most:,} of {len(numbers):,} pictures look so much alike, one like the next, that all are on one side "
-            "of the split; put what is to be held out into a folder `val` beside `train` to choose it yourself"
+            "of the split; put what is to be held out into a folder `val` beside `train` to choose it yourself",
         )
 
 

@@ -26,7 +26,7 @@ class Outside(Data):
 
 
 class Named(Data):
-    """Other data than a run's, in its place, with the classes of its model."""
+    """Data with the classes of a model, where the two have others of the same names."""
 
     data: Data
     labels: tuple[str, ...] = ()
