@@ -181,6 +181,8 @@ def test_encode_and_train_from_the_command_line(
         (["evaluate", "{model}", "--perceptual", "no.pt"], "there is no feature network no.pt"),
         (["evaluate", "{model}", "--images", "3"], "greater than or equal to 4"),
         (["evaluate", "{model}/autoencoder", "--data", "emoji", "--reference", "emoji"], "leave --reference out"),
+        (["evaluate", "{model}/autoencoder", "--data", "emoji", "--one-each"], "leave --one-each out"),
+        (["evaluate", "{model}", "--reference", "{tmp}", "--one-each"], "are twins is not known"),
         (["show", "{tmp}"], "there are no pictures"),
         (["encode", "{tmp}"], "not a model folder"),
     ],

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.emoji import EmojiData
-from sfumato.evaluation import captions, latents, reconstruction, run
+from sfumato.evaluation import captions, doors, latents, reconstruction, run
+from sfumato.evaluation.run import Looking
 from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Source
+from sfumato.features.network import Description, FeatureNetwork
 from sfumato.model import LatentDiffusion
 from sfumato.training import validation
 
@@ -199,3 +202,23 @@ def test_a_model_is_measured_with_its_protocol(model_folder: Path) -> None:
     told = run.read_data(model_folder)
     assert told is not None
     assert EmojiData.model_validate({k: v for k, v in told.items() if k != "kind"}) == EmojiData(size=32)
+
+
+def test_one_of_each_family_is_the_balance_that_training_shows() -> None:
+    data = EmojiData(size=8)
+    every, shown = run.trained(data, False), run.trained(data, True)
+    families = data.open("train").families
+    assert len(every) == len(data.open("train")) > len(shown) == len(families)
+    names = {shown.name(k) for k in range(len(shown))}
+    assert all(len(names & {every.name(k) for k in members}) == 1 for members in families)
+    assert shown.told()["name"] == "emoji, train, one of each family"
+    assert doors.real("emoji", 8, each=True).told() == shown.told()
+
+
+def test_samples_and_their_reference_are_of_one_of_each_family_where_asked(model_folder: Path) -> None:
+    look = Looking(FeatureNetwork(nn.Sequential(nn.AvgPool2d(4), nn.Flatten()), Description(name="pixels", size=8)))
+    model, data = LatentDiffusion.load(model_folder), EmojiData(size=32)
+    found = run.evaluate_model(model, data, captions=2, steps=1, images=4, look=look, each=True)
+    shown = run.trained(data, True)
+    assert found["protocol"]["reference"] == shown.told()
+    assert found["protocol"]["conditions_of"] == shown.part.fingerprint

@@ -69,6 +69,10 @@ class Codec(nn.Module):
         latent = self.autoencoder.sample(moments, noise)
         return (latent - self.shift[:, None, None]) / self.scale[:, None, None]
 
+    def unwhitened(self, latents: Tensor) -> Tensor:
+        """Whitened latents -> the autoencoder's own, of the same shape."""
+        return latents * self.scale[:, None, None] + self.shift[:, None, None]
+
     def encode(
         self,
         images: Tensor,
@@ -100,7 +104,7 @@ class Codec(nn.Module):
             return rows_side_by_side(lambda part: self.autoencoder.decode(raw[part]), len(raw), raw.device)
 
         dtype = next(self.autoencoder.parameters(), latents).dtype
-        raw = latents * self.scale[:, None, None] + self.shift[:, None, None]
+        raw = self.unwhitened(latents)
         pictures = work(raw.to(dtype))
         half = torch.is_autocast_enabled(latents.device.type) or dtype != torch.float32
         if half and not pictures.isfinite().all():

@@ -27,6 +27,12 @@ def command(
     reference: Annotated[
         str | None, typer.Option(help="`emoji` or a folder of real images; by default the training part")
     ] = None,
+    one_each: Annotated[
+        bool,
+        typer.Option(
+            "--one-each", help="of an emoji in all tones, or several crops of a picture, count one, as training does"
+        ),
+    ] = False,
     perceptual: Annotated[
         Path | None, typer.Option(help="network of a perceptual distance: TorchScript, or with heads VGG16's weights")
     ] = None,
@@ -76,6 +82,7 @@ def command(
         sampler,
         grid,
         devices.precision(precision, where),
+        one_each,
     )
     look = doors.looking(
         features, sha256, perceptual, clip, cache, workers, where, perceptual_sha256, perceptual_heads, heads_sha256

@@ -165,6 +165,10 @@ class Conditioner(nn.Module, ABC):
         """The value of the mirrored picture."""
         return value
 
+    def unknown(self, value: Any) -> Tensor | None:
+        """Where the picture is to be made, (1, H, W) in [0, 1], 0 where the value gives it; None where it gives none."""
+        return None
+
     def lesson(self, values: Sequence[Any], beside: Sequence[Any], draws: Draws) -> Tensor:
         """What is added to the loss, (B,), of values and what `beside` says of the same examples."""
         raise TypeError(f"{type(self).__name__} learns nothing beside")

@@ -196,6 +196,17 @@ class Bundle(nn.Module):
         rows = Conditions(*(None if p is None else p[spread] for p in given.parts()))
         return choose(torch.tensor([not g for g in gone], device=device), rows, null)
 
+    def unknown(self, fields: Mapping[str, Sequence[Any]], count: int, drop: Tensor) -> list[Tensor | None]:
+        """Where each of `count` pictures is to be made, (1, H, W) in [0, 1]; None where nothing of it is given."""
+        found: list[Tensor | None] = [None] * count
+        for column, name in enumerate(self.conditioners):
+            one = self._get(name)
+            for k, value in enumerate(fields.get(one.field, [None] * count)):
+                hole, before = None if silent(value) or drop[k, column] else one.unknown(value), found[k]
+                if hole is not None:
+                    found[k] = hole if before is None else torch.minimum(before, hole)
+        return found
+
     def lesson(self, fields: Mapping[str, Sequence[Any]], count: int, draws: Draws) -> Tensor | None:
         """What conditioners learn from two fields together, a mean over the examples; None where none reads two. Where no
         example says both it is 0: every part of a batch tells the same measures."""

@@ -63,6 +63,9 @@ class Masked(Conditioner):
             raise ValueError(f"the mask of {self.field} is {sides[1]} and its picture {sides[0]}; make them equal")
         return whole, hole
 
+    def unknown(self, value: Any) -> Tensor | None:
+        return self.read(value)[1]
+
     def forward(self, values: Sequence[Any], setting: Setting) -> Conditions:
         sides = (self.factor * setting.size[0], self.factor * setting.size[1])
         rows = [self.read(v) for v in values]

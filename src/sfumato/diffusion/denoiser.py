@@ -93,12 +93,29 @@ class Denoiser(nn.Module):
 
         It is the mean square error in what the network predicts, finite at both ends; `weighting` multiplies it.
         """
+        return self._judged(x_0, t, eps, cond, weighting)[0]
+
+    def told(
+        self, x_0: Tensor, t: Tensor, eps: Tensor, cond: Any = None, weighting: Weighting | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`loss` (B,), and the estimate of x_0 (B, C, h, w) by the same call of the network."""
+        loss, x_t, output = self._judged(x_0, t, eps, cond, weighting)
+        _, skip, out = (s.reshape(-1, 1, 1, 1).to(x_t) for s in self._line(self.schedule(_wide(t))))
+        return loss, skip * x_t + out * output
+
+    def _judged(
+        self, x_0: Tensor, t: Tensor, eps: Tensor, cond: Any, weighting: Weighting | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(loss, x_t, the network's output)."""
         scales = self.schedule(_wide(t))
         alpha, sigma = scales.like(x_0)
         into, p, q = (s.reshape(alpha.shape).to(x_0) for s in self.prediction(scales))
-        output = self.network(into * (alpha * x_0 + sigma * eps), self.clock(t), cond)
+        x_t = alpha * x_0 + sigma * eps
+        output = self.network(into * x_t, self.clock(t), cond)
         result: Tensor = (output - (p * x_0 + q * eps)).square().flatten(1).mean(1)
-        return result if weighting is None else weighting(scales, self.prediction).to(result) * result
+        if weighting is not None:
+            result = weighting(scales, self.prediction).to(result) * result
+        return result, x_t, output
 
 
 def _wide(t: Tensor) -> Tensor:

@@ -44,6 +44,7 @@ class Asked:
     sampler: str | None = None
     grid: str | None = None
     dtype: torch.dtype = torch.float32
+    each: bool = False  # of twins one, as training shows them
 
 
 def looking(
@@ -147,18 +148,23 @@ def _pictures(folder: Path) -> bool:
     return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))
 
 
-def real(words: str, size: int | None, channels: int = 3) -> Source:
-    """The reference that a command names: the emoji's training part, or all pictures of a folder."""
-    if words != "emoji":
-        return FolderPictures(Path(words), size, channels=channels)
-    return PartPictures(Data.model_validate({"kind": "emoji", "size": size or 64}).open("train"), "emoji, train")
+def real(words: str, size: int | None, channels: int = 3, each: bool = False) -> Source:
+    """The reference that a command names: the emoji's training part, or all pictures of a folder.
+
+    Raises `ValueError` where one `each` family of a folder is asked for: which of its pictures are twins is not known.
+    """
+    if words == "emoji":
+        return run.trained(Data.model_validate({"kind": "emoji", "size": size or 64}), each)
+    if each:
+        raise ValueError(f"which pictures of {words} are twins is not known; leave --one-each out, or --reference")
+    return FolderPictures(Path(words), size, channels=channels)
 
 
 def _images(asked: Asked, look: Looking, tell: Tell) -> tuple[dict[str, Any], Show]:
     if asked.reference is None:
         raise ValueError("a folder of images is measured against real ones; name them with --reference")
     size = asked.size or None
-    images, reference = FolderPictures(asked.target, size), real(asked.reference, size)
+    images, reference = FolderPictures(asked.target, size), real(asked.reference, size, each=asked.each)
     found = run.evaluate_images(images, reference, look, tell)
     return found, lambda path: report(path, found, title=images.title, images=images, reference=reference)
 
@@ -168,6 +174,8 @@ def _first_stage(
 ) -> tuple[dict[str, Any], Show]:
     if asked.reference is not None:
         raise ValueError("reconstructions are measured against their originals; leave --reference out")
+    if asked.each:
+        raise ValueError("reconstructions are measured of all held-out pictures; leave --one-each out")
     if recipe is None and asked.data is None:
         raise ValueError(_unsaid(asked.target))
     source = _originals(asked, codec, recipe)
@@ -183,11 +191,11 @@ def _family(
 ) -> tuple[dict[str, Any], Show]:
     shape = family.shape
     data = _data(asked, recipe, shape.size, shape.channels, family.labels)
-    train = data.open("train")
-    reference = real(asked.reference, shape.size, shape.channels) if asked.reference is not None else None
-    against = reference or PartPictures(train, f"{run.titled(data)}, train")
+    reference = real(asked.reference, shape.size, shape.channels, asked.each) if asked.reference is not None else None
+    shown = run.trained(data, asked.each)
+    against = reference or shown
     guidance = 3.0 if asked.guidance is None else asked.guidance
-    samples = Modelled(family, asked.images, run.SEED, guidance, train)
+    samples = Modelled(family, asked.images, run.SEED, guidance, shown.part)
     codec = next(iter(family.parts().values()), None)
     apart = held_out(data, needed=asked.data is not None and not _same(asked.data, recipe))
     found = run.evaluate_images(samples, against, look, tell, codec)
@@ -200,7 +208,7 @@ def _model(
 ) -> tuple[dict[str, Any], Show]:
     channels = model.codec.image_channels
     data = _data(asked, recipe, model.size, channels, classes(model))
-    reference = real(asked.reference, model.size, channels) if asked.reference is not None else None
+    reference = real(asked.reference, model.size, channels, asked.each) if asked.reference is not None else None
     found = run.evaluate_model(
         model,
         data,
@@ -214,16 +222,16 @@ def _model(
         look=look,
         reference=reference,
         tell=tell,
+        each=asked.each,
     )
 
     def show(path: Path) -> Path:
         if "extremes" not in found:
             return report(path, found, title=str(asked.target))
         request = run.requested(model, asked.steps, asked.guidance, asked.sampler, asked.grid)
-        train = data.open("train")
-        samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.images, train)
-        trained = PartPictures(train, run.titled(data))
-        against = reference or trained
-        return report(path, found, title=str(asked.target), images=samples, reference=against, train=trained)
+        shown = run.trained(data, asked.each)
+        samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.images, shown.part)
+        whole = PartPictures(data.open("train"), run.titled(data))
+        return report(path, found, title=str(asked.target), images=samples, reference=reference or shown, train=whole)
 
     return found, show

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfumato import files, image
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
+from sfumato.data.picked import one_each
 from sfumato.evaluation import protocol
 from sfumato.evaluation.alignment import Read, alignment
 from sfumato.evaluation.captions import NEAR, SIDE, Matcher
@@ -68,6 +69,14 @@ def held_out(data: Data) -> Source:
     """The held-out pictures of a data set."""
     name = data.path.resolve().name if isinstance(data, Outside) else f"{titled(data)}, held out"
     return PartPictures(data.open("held_out"), name)
+
+
+def trained(data: Data, each: bool) -> PartPictures:
+    """The pictures that a model was trained on: all, or with `each` one of each family of twins."""
+    train = data.open("train")
+    if each and len(train.families) < len(train):
+        return PartPictures(one_each(train), f"{titled(data)}, train, one of each family")
+    return PartPictures(train, f"{titled(data)}, train")
 
 
 def titled(data: Data) -> str:
@@ -175,10 +184,12 @@ def evaluate_model(
     look: Looking | None = None,
     reference: Source | None = None,
     tell: Tell | None = None,
+    each: bool = False,
 ) -> dict[str, Any]:
     """Reconstruction, held-out denoising loss, for captioned data with a part `all` the caption match of each part;
     with a feature network `images` samples against the reference (the training part by default).
 
+    Of twins all are counted, one of each family with `each`: the balance that training shows.
     `dtype` is the sampling's precision; what of steps, guidance, sampler and grid is None is as in `generate`. Raises
     `ValueError` where the data do not have what the model was trained on.
     """
@@ -207,7 +218,7 @@ def evaluate_model(
         extra["parts"] |= {name: data.open(name).fingerprint for name in ("train", "combinations", "all")}
         extra["caption_match"] = {"captions": captions, "side": SIDE, "near": NEAR}
     if look.network is not None or look.clip is not None:
-        extra |= _generated(found, sampling, data, request, images, look, reference, tell)
+        extra |= _generated(found, sampling, data, request, images, look, reference, tell, each)
     found["protocol"] = protocol.record(
         denoising={"times": TIMES, "limit": LIMIT, "shuffled": "half the part away"},
         samples=settings,
@@ -236,25 +247,23 @@ def _generated(
     look: Looking,
     reference: Source | None,
     tell: Tell | None,
+    each: bool,
 ) -> dict[str, Any]:
     """Adds what is measured on generated images to `found`; returns its protocol."""
-    train = data.open("train")
-    real = reference or PartPictures(train, f"{titled(data)}, train")
+    whole = PartPictures(data.open("train"), f"{titled(data)}, train")
+    shown = trained(data, each)
+    real = reference or shown
     subjects: dict[str, Source] = {
-        "samples": Sampled(model, request, images, train),
+        "samples": Sampled(model, request, images, shown.part),
         "reconstructions": Rebuilt(model.codec, Chosen(real, images)),
     }
-    extra: dict[str, Any] = {"conditions_of": train.fingerprint}
+    extra: dict[str, Any] = {"conditions_of": shown.part.fingerprint}
     if look.network is not None:
         measures = table(look.network, real, subjects, cache=look.cache, workers=look.workers, tell=tell)
         extra |= _apart(found, measures)
         apart = held_out(data)
         if len(apart):
-            seen = {
-                "samples": subjects["samples"],
-                "held_out": apart,
-                "train": PartPictures(train, f"{titled(data)}, train"),
-            }
+            seen: dict[str, Source] = {"samples": subjects["samples"], "held_out": apart, "train": whole}
             features = {
                 name: gather(look.network, source, cache=look.cache, workers=look.workers)
                 for name, source in seen.items()

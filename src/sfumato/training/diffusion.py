@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfumato import image, streams
-from sfumato.conditioning.base import Draws
+from sfumato.conditioning.base import Conditions, Draws
 from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.diffusion.grid import even
@@ -18,6 +18,8 @@ from sfumato.diffusion.loss import Weighting, density, stratified, weighting
 from sfumato.diffusion.samplers import ddim, last
 from sfumato.model import LatentDiffusion
 from sfumato.training import validation
+from sfumato.training.autoencoder import stack
+from sfumato.training.decoded import Crops, Decoded
 from sfumato.training.latents import Fresh, Latents
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import DiffusionRecipe
@@ -34,24 +36,39 @@ class Noisy(NamedTuple):
     fields: dict[str, list[Any]]
     drop: Tensor  # (B, number of conditioners), True where a condition is dropped
     draws: Draws  # of what conditioners do to their values in training
+    crops: Crops | None = None  # what of the estimates is compared as a picture
 
 
 class DenoiserTurn(nn.Module):
     """Condition, add noise, predict, compare."""
 
-    def __init__(self, model: LatentDiffusion, weighting: Weighting | None = None) -> None:
+    def __init__(
+        self, model: LatentDiffusion, weighting: Weighting | None = None, decoded: Decoded | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.weighting = model, weighting
+        self.model, self.weighting, self.decoded = model, weighting, decoded
 
     def forward(self, batch: Noisy) -> dict[str, Tensor]:
         """The mean loss over the batch."""
         size = (batch.latents.shape[-2], batch.latents.shape[-1])
         cond = self.model.conditions(batch.fields, len(batch.t), batch.drop, size=size, draws=batch.draws, augment=True)
-        loss = self.model.denoiser.loss(batch.latents, batch.t, batch.eps, cond, self.weighting).mean()
+        parts = self.parts(batch, cond)
         lesson = self.model.conditions.lesson(batch.fields, len(batch.t), batch.draws)
-        if lesson is None:
-            return {"loss": loss}
-        return {"loss": loss + lesson, "denoising": loss.detach(), "lesson": lesson.detach()}
+        if lesson is not None:
+            parts["lesson"] = lesson
+        if len(parts) == 1:
+            return {"loss": parts["denoising"]}
+        weights = {"perceptual": 1.0 if self.decoded is None else self.decoded.weight}
+        loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
+        return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
+
+    def parts(self, batch: Noisy, cond: Conditions) -> dict[str, Tensor]:
+        """The loss on latents, and where the recipe asks for it the distance of the decoded estimate, means over the batch."""
+        denoiser = self.model.denoiser
+        if self.decoded is None or batch.crops is None:
+            return {"denoising": denoiser.loss(batch.latents, batch.t, batch.eps, cond, self.weighting).mean()}
+        loss, estimate = denoiser.told(batch.latents, batch.t, batch.eps, cond, self.weighting)
+        return {"denoising": loss.mean(), "perceptual": self.decoded(self.model.codec, estimate, batch.crops)}
 
 
 class Denoising(Objective):
@@ -71,10 +88,11 @@ class Denoising(Objective):
     ) -> None:
         self.model, self.recipe, self.train, self.latents, self.device = model, recipe, train, latents, device
         self.card, self.held_out = card, held_out
-        self.turns: Mapping[str, nn.Module] = {
-            "denoiser": DenoiserTurn(model, weighting(recipe.weighting, recipe.data_std))
-        }
         self.shape, self.codec = model.latent_shape(), model.codec.fingerprint()
+        self.decoded = None if recipe.decoded is None else Decoded(recipe.decoded, model.codec, min(self.shape[1:]))
+        self.turns: Mapping[str, nn.Module] = {
+            "denoiser": DenoiserTurn(model, weighting(recipe.weighting, recipe.data_std), self.decoded)
+        }
 
     def of(self) -> dict[str, str]:
         words = hashlib.sha256(repr(sorted(self.model.texts.items())).encode()).hexdigest()
@@ -99,7 +117,20 @@ class Denoising(Objective):
         known = {name: values for name, values in plan.fields.items() if name in wanted}
         fields = self.model.conditions.mirrored(known, plan.flips)
         times, drop = self.times(positions).to(moments), self.dropped(positions)
-        return Noisy(latents, times, eps, fields, drop, Draws.training(t.seed, positions))
+        found = Noisy(latents, times, eps, fields, drop, Draws.training(t.seed, positions))
+        return found if self.decoded is None else found._replace(crops=self.crops(self.decoded, plan, found, positions))
+
+    def crops(self, decoded: Decoded, plan: loader.Plan, batch: Noisy, positions: Sequence[int]) -> Crops:
+        """What of a batch is decoded, and the pictures that it is compared with."""
+        rows = decoded.rows(positions)
+        if not rows:
+            return Crops((), (), batch.latents.new_empty(0), batch.latents.new_empty(0))
+        pictures = stack(self.train, [plan.indices[k] for k in rows]).to(batch.latents)
+        for place, k in enumerate(rows):
+            if plan.flips[k]:
+                pictures[place] = pictures[place].flip(-1)
+        unknown = self.model.conditions.unknown(batch.fields, len(positions), batch.drop)
+        return decoded.crops(pictures, rows, unknown, self.recipe.training.seed, positions)
 
     def dropped(self, positions: Sequence[int]) -> Tensor:
         """Which conditions are not told, (B, number of conditioners)."""

@@ -170,6 +170,15 @@ class TimesConfig(Config):
         return {name: value for name, value in (("mean", self.mean), ("std", self.std)) if value is not None}
 
 
+class DecodedConfig(Config):
+    """A perceptual distance of what the denoiser's estimate decodes to, beside the loss on latents."""
+
+    perceptual: PerceptualConfig = Field(description="a distance by a network that looks at pictures")
+    weight: PositiveFloat = Field(1.0, description="of the distance; that of the loss on latents is 1")
+    places: PositiveInt = Field(16, description="side of the crop that is decoded, in places of the latent")
+    every: PositiveInt = Field(1, description="one of so many examples is decoded")
+
+
 class DiffusionRecipe(DiffusionConfig):
     """A denoiser in the latent space of a trained first stage, whose model folder `autoencoder` names."""
 
@@ -182,6 +191,7 @@ class DiffusionRecipe(DiffusionConfig):
     weighting: Literal["simple", "min_snr", "soft_min_snr", "edm", "sigmoid"] = Field(
         "simple", description="factor on the loss over t; simple: none, the prediction's own"
     )
+    decoded: DecodedConfig | None = None
     cache: bool = Field(
         True, description="encode every picture once, before training, in half precision; false: when it is shown"
     )
