@@ -154,7 +154,7 @@ def test_encode_and_train_from_the_command_line(
         (["train", "nothing"], "there is no recipe 'nothing'"),
         (["train", "emoji", "training.bach=2"], "training.bach: unknown key"),
         (["train", "emoji", "backbone.kind=net"], "known kinds: dit, unet"),
-        (["train", "emoji", "autoencoder=nowhere"], "nowhere is not a model folder"),
+        (["train", "emoji", "autoencoder=nowhere"], "there is no model folder nowhere"),
         (["train", "emoji-autoencoder", "data.font=no.ttf", "--run", "{tmp}/a"], "use the emoji that ship"),
         (
             ["train", "emoji-autoencoder", "data={kind: folder, path: nowhere}", "--run", "{tmp}/b"],
@@ -163,6 +163,15 @@ def test_encode_and_train_from_the_command_line(
         (
             ["train", "emoji-autoencoder", "data={kind: folder, path: ., size: 60}", "--run", "{tmp}/c"],
             "there are no pictures",
+        ),
+        (
+            ["train", "photo-few", "data.path=pics", "autoencoder={tmp}/photo-f8/model", "--run", "{tmp}/d"],
+            "train it first with `sfumato train photo-f8 data.path=pics`",
+        ),
+        (["train", "emoji-few", "teacher={tmp}/emoji/model", "--run", "{tmp}/e"], "with `sfumato train emoji`, or"),
+        (
+            ["train", "gan", "autoencoder={tmp}/x/model", "--run", "{tmp}/f"],
+            "/x/model; train it first, or",
         ),
         (["train", "emoji-autoencoder", "--device", "tpu"], "unknown device 'tpu'"),
         (["generate", "nowhere", "--prompt", "a"], "there is no model folder nowhere"),

@@ -160,3 +160,8 @@ def test_new_recipes_denoise_latents_of_variance_one_and_older_models_stay_as_th
     assert isinstance(read, recipe.DiffusionRecipe)
     assert read.data_std == 1.0
     assert DiffusionConfig.model_validate({"backbone": {"kind": "unet"}}).data_std == 0.5
+
+
+@pytest.mark.parametrize(("said", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'off'", "off")])
+def test_compile_is_read_as_written_though_yaml_takes_on_and_off_for_truth_values(said: str, meant: str) -> None:
+    assert recipe.read("emoji", [f"training.compile={said}"]).training.compile == meant

@@ -64,13 +64,16 @@ def _needs(recipe: "Recipe", folder: Path, device: str) -> None:
     from rich.table import Table
 
     from sfumato import device as devices
-    from sfumato.training.run import needed, sized
+    from sfumato.training.run import needed, sized, there
 
     console = Console(stderr=True)
-    first = getattr(recipe, "autoencoder", None)
-    if isinstance(first, Path) and not (first / "model.yaml").is_file():
-        console.print(f"Memory is not known yet: the first stage {first} is not there; train it first.", soft_wrap=True)
-        return
+    first = getattr(recipe, "autoencoder", getattr(recipe, "teacher", None))
+    if isinstance(first, Path):
+        try:
+            there(first, recipe.data)
+        except ValueError as error:
+            console.print(f"Memory is not known yet: {error}.", soft_wrap=True)
+            return
     found = needed(recipe, folder, devices.pick(device))
     training = sized(recipe, found).training
     part = -(-training.batch // training.accumulate)

@@ -4,12 +4,19 @@ The names of the weights and what is saved stay as they are, and a copy of a com
 compiling costs minutes and gains a tenth at most (`docs/performance.md`), so `auto` leaves it to accelerators.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import BeforeValidator
 from torch import Tensor, nn
 
-Compile = Literal["auto", "on", "off"]
+
+def _word(value: object) -> object:
+    """YAML reads a bare `on` and `off` as truth values."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
+Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_word)]
 BACKEND = "inductor"
 SHAPES = 32  # ways in which one network is compiled (last batches, previews, tokens) before it is run eagerly
 

@@ -38,7 +38,9 @@ from sfumato.training.recipe import (
     FamilyRecipe,
     Recipe,
     dump,
+    load_yaml,
     parse,
+    shipped,
 )
 from sfumato.training.shortcut import Shortcutting
 
@@ -103,7 +105,7 @@ def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruc
 
 def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Denoising:
     """The second stage's objective: its conditioners fitted to the data, its latents encoded where they are not yet."""
-    codec = Codec.load(recipe.autoencoder).to(where)
+    codec = Codec.load(there(recipe.autoencoder, recipe.data)).to(where)
     part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
     config, texts = fitted(recipe, part, apart)
     model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
@@ -112,6 +114,18 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
     if recipe.cache:
         latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
     return Denoising(model, recipe, part, latents, where, card(recipe), apart if recipe.training.held_out else None)
+
+
+def there(folder: Path, data: Data) -> Path:
+    """The model folder that a training builds on. Raises `ValueError` with what to train first where it is not there."""
+    if folder.exists():
+        return folder
+    name, told = folder.parent.name if folder.name == "model" else "", "train it first"
+    if name in shipped():
+        path = getattr(data, "path", None)
+        own = f" data.path={path}" if path and "path" in load_yaml(name)["data"] else ""
+        told += f" with `sfumato train {name}{own}`"
+    raise ValueError(f"there is no model folder {folder}; {told}, or name another in its place")
 
 
 def held_out(data: Data, needed: bool = False) -> Part | None:
@@ -127,7 +141,7 @@ def held_out(data: Data, needed: bool = False) -> Part | None:
 def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     """The objective of another family, with fresh weights."""
     part = recipe.data.open("train")
-    codec = None if recipe.autoencoder is None else Codec.load(recipe.autoencoder).to(where)
+    codec = None if recipe.autoencoder is None else Codec.load(there(recipe.autoencoder, recipe.data)).to(where)
     labels = tuple(part.labels) if recipe.labelled else ()
     family = recipe.family.build(Shape(part.channels, part.size), labels, codec).to(where)
     apart = held_out(recipe.data, needed=True) if recipe.training.held_out else None
@@ -150,7 +164,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
             "a distillation has no held-out loss: its student follows the teacher, not the pictures; leave "
             "training.held_out and training.best out, of recipe.yaml too where a run goes on; sfumato evaluate measures it"
         )
-    teacher = LatentDiffusion.load(recipe.teacher).to(where)
+    teacher = LatentDiffusion.load(there(recipe.teacher, recipe.data)).to(where)
     told = teacher.config.distilled
     if told is not None and "shortcut" in (told.how, recipe.how):
         raise ValueError("the teacher was distilled into few steps itself; give the model that it was distilled from")
