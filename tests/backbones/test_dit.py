@@ -80,9 +80,16 @@ def test_it_predicts_zero_before_training_and_depends_on_everything_after(positi
 @given(st.integers(1, 9), st.integers(1, 9), st.sampled_from(POSITIONS))
 @settings(deadline=None, max_examples=12)
 def test_any_size_goes_in_and_comes_out(height: int, width: int, positions: str) -> None:
+    """What patches do not cover is continued at its lower and right edge, and cut off again."""
     net = DiTConfig(**SMALL, positions=positions).build(3, Sizes(image=1))
-    cond = Conditions(image=torch.zeros(1, 1, height, width))
-    assert net(torch.zeros(1, 3, height, width), torch.zeros(1), cond).shape == (1, 3, height, width)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        x, t, beside = torch.randn(1, 3, height, width), torch.zeros(1), torch.randn(1, 1, height, width)
+        sides = (0, -width % net.factor, 0, -height % net.factor)
+        whole, more = (F.pad(one, sides, mode="replicate") for one in (x, beside))
+        expected = net(whole, t, Conditions(image=more))[..., :height, :width]
+        assert torch.equal(net(x, t, Conditions(image=beside)), expected)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch import nn
 
 from sfumato.backbones.base import BackboneConfig
 from sfumato.backbones.unet import UNetConfig
@@ -49,8 +50,14 @@ def test_it_predicts_zero_before_training_and_depends_on_everything_after() -> N
 @given(st.integers(1, 9), st.integers(1, 9))
 @settings(deadline=None, max_examples=12)
 def test_any_size_goes_in_and_comes_out(height: int, width: int) -> None:
+    """What its factor does not divide is continued at its lower and right edge, and cut off again."""
     net = UNetConfig(**SMALL).build(3, Sizes())
-    assert net(torch.zeros(1, 3, height, width), torch.zeros(1)).shape == (1, 3, height, width)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        x, t = torch.randn(1, 3, height, width), torch.zeros(1)
+        whole = nn.functional.pad(x, (0, -width % net.factor, 0, -height % net.factor), mode="replicate")
+        assert torch.equal(net(x, t), net(whole, t)[..., :height, :width])
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sfumato.cli.made import claimed, first_free, numbered
 from sfumato.tasks import metadata
 from tests.cli.test_cli import call
 from tests.tasks.test_tasks import CONDITIONERS, built, far, noise
@@ -83,3 +84,13 @@ def test_what_is_done_to_a_mask_is_told(made: Verbs, tmp_path: Path) -> None:
     made("inpaint", "-i", tmp_path / "a.png", "--mask", tmp_path / "m.png")
     assert "transparent, seen over black" in made.err
     assert "a.png:" not in made.err
+
+
+def test_no_picture_is_ever_written_over(tmp_path: Path) -> None:
+    assert first_free(tmp_path) == 0
+    for name in ("00007-1.png", "100000-3.png", "abc-1.png", "99-1.png", "00009-1.txt"):
+        (tmp_path / name).touch()
+    assert first_free(tmp_path) == 100_001
+    one, two = claimed(tmp_path, 100_001, 5), claimed(tmp_path, 100_001, 5)  # by two commands at once
+    assert [one.name, two.name] == ["100001-5.png", "100002-5.png"]
+    assert numbered(two) == 100_002

@@ -87,3 +87,9 @@ def test_a_gray_picture_stays_gray_and_sides_must_divide() -> None:
 def test_an_example_tells_its_small_picture() -> None:
     part = Data.model_validate({"kind": "emoji", "size": 32, "degrade": {"factor": 2}}).open("held_out")
     assert part.told(0)["lowres"].shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("jpeg", [(95, 30), (-1, 50), (30, 101)])
+def test_a_range_of_qualities_that_is_none_is_refused(jpeg: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="jpeg is a range of qualities"):
+        DegradeConfig(how="blind", jpeg=jpeg)

@@ -257,3 +257,21 @@ def test_large_pictures_look_as_they_did() -> None:
     small = np.asarray(Image.fromarray(gray).resize((9, 9), Image.Resampling.BOX))
     assert twins.signature(array) == (*twins._words(small), *twins._words(small[:, ::-1]))
     assert twins.signature(array[:, :, 0]) == twins.signature(array[:, :, :1])
+
+
+def test_pictures_of_classes_that_name_a_side_are_not_mirrored(tmp_path: Path) -> None:
+    part = folder(pictures(tmp_path / "a", "turn_left", "cat", "right"), held_out=0.0)
+    assert {part.field(k, "group") for k in range(len(part)) if part.mirrors(k)} == {"cat"}
+
+
+def test_classes_of_boxes_and_maps_that_name_a_side_stop_mirroring(tmp_path: Path, monkeypatch: Any) -> None:
+    part = folder(pictures(tmp_path / "a", "cat"), held_out=0.0)
+    assert part.mirrors(0)
+    real = FolderPart.field
+    boxes = [("left hand", 0.1, 0.1, 0.5, 0.5)]
+    monkeypatch.setattr(FolderPart, "field", lambda self, k, n: boxes if n == "boxes" else real(self, k, n))
+    assert not part.mirrors(0)
+    boxes[0] = ("hand", 0.1, 0.1, 0.5, 0.5)
+    assert part.mirrors(0)
+    part.class_names = {"map": ("ground", "left lung")}
+    assert not part.mirrors(0)

@@ -88,7 +88,10 @@ def test_latents_are_told_channel_by_channel(codec: Codec) -> None:
     source = Chosen(PartPictures(EmojiData(size=16).open("held_out"), "emoji"), 40)
     found = latents.statistics(codec, source)
     assert "codes" not in found
-    raw = codec.autoencoder.encode(torch.stack(source.pictures(range(40)))).latent.detach()
+    encoded = codec.autoencoder.encode(torch.stack(source.pictures(range(40))))
+    raw = encoded.latent.detach()
+    assert encoded.moments is not None
+    widths = (0.5 * encoded.moments.detach()[:, 4:].clamp(-30, 20)).exp()  # the logarithms of variances
     for k, row in enumerate(found["channels"]):
         assert row["mean"] == pytest.approx(float(raw[:, k].mean()), abs=1e-5)
         assert row["std"] == pytest.approx(float(raw[:, k].std(unbiased=False)), rel=1e-4)
@@ -96,7 +99,7 @@ def test_latents_are_told_channel_by_channel(codec: Codec) -> None:
             pytest.approx(float(raw[:, k].min())),
             pytest.approx(float(raw[:, k].max())),
         )
-        assert row["posterior_std"] > 0
+        assert row["posterior_std"] == pytest.approx(float(widths[:, k].mean()), rel=1e-3)
 
 
 def test_codebook_use_of_known_codes() -> None:

@@ -272,3 +272,15 @@ def test_clip_scores_know_own_captions_from_others(monkeypatch: pytest.MonkeyPat
         run.aligned({"images": few}, run.Looking(clip=(net, Reads(table))))
     flipped = {c: -v for c, v in table.items()}
     assert run.aligned({"images": source}, run.Looking(clip=(net, Reads(flipped))))[0][0]["CLIP score (C)"] == 0
+
+
+def test_how_conditions_are_derived_is_part_of_what_is_told(model_folder: Path) -> None:
+    """A part's fingerprint says nothing of it, and caches of features go by what is told."""
+    model, request = LatentDiffusion.load(model_folder), Generate(seed=1, steps=1)
+    plain, degraded, blind = (
+        Sampled(model, request, 4, EmojiData.model_validate({"size": 32, **more}).open("train")).told()
+        for more in ({}, {"degrade": {"factor": 4}}, {"degrade": {"factor": 4, "how": "blind"}})
+    )
+    assert "derived" not in plain
+    assert degraded != blind
+    assert degraded["derived"][0]["factor"] == 4

@@ -359,22 +359,52 @@ def test_codes_are_decoded_by_a_codec_in_half_precision(codes: Path) -> None:
 
 
 def test_guidance_moves_tokens_towards_the_class() -> None:
+    family, labels = leaning(), torch.zeros(256, dtype=torch.long)
+    none, given, much = (low(family.drawn(Stream(range(256)), labels, guidance=g)) for g in (0.0, 1.0, 40.0))
+    assert none == pytest.approx(0.5, abs=0.1)
+    assert given == pytest.approx(math.exp(0.8) / (1 + math.exp(0.8)), abs=0.1)
+    assert much > 0.99
+    assert low(family.drawn(Stream(range(256)), labels + 1)) == pytest.approx(0.5, abs=0.1)  # the other class
+
+
+def test_a_low_temperature_draws_what_is_likely() -> None:
+    family, labels = leaning(), torch.zeros(256, dtype=torch.long)
+    family.config = family.config.model_copy(update={"temperature": 0.05})
+    assert low(family.drawn(Stream(range(256)), labels)) > 0.99
+
+
+def leaning() -> Any:
+    """A transformer over bytes that knows nothing but this: of the first of its classes values below 128 are likelier."""
     family = built("bytes")
     net = family.transformer
     with torch.no_grad():
-        net.head.weight.zero_()
-        net.head.weight[:128] = 0.02
+        for part in (net.places, net.head, *(m for b in net.blocks for m in (b.out, b.feed[2]))):
+            for parameter in part.parameters():
+                parameter.zero_()
         net.named.weight.zero_()
-        net.named.weight[0] += 4.0
-        for block in net.blocks:
-            block.out.weight.zero_()
-            block.feed[2].weight.zero_()
-    labels = torch.zeros(64, dtype=torch.long)
-    shares = [
-        float((family.drawn(Stream(range(64)), labels, guidance=g)[:, 0] < 128).float().mean())
-        for g in (0.0, 1.0, 40.0)
-    ]
-    assert shares[0] <= shares[1] <= shares[2]
+        ups = torch.tensor([1.0, -1.0]).repeat(8)
+        net.named.weight[0] = 4.0 * ups
+        net.head.weight[:128] = 0.05 * ups
+    return family
+
+
+def low(tokens: Any) -> float:
+    """The share of first tokens that are below 128."""
+    return float((tokens[:, 0] < 128).float().mean())
+
+
+def test_classes_of_a_vae_matter_to_its_pictures_and_its_bound() -> None:
+    model = built("vae")
+    model.eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        made = [model.sample(Stream([0]), torch.tensor([k])) for k in (0, 1)]
+        images, noise = drawn(2).images, torch.zeros(2, 4, 4, 4)
+        nats = [model.bits(images, torch.full((2,), k)) for k in (0, 1)]
+    assert noise.shape[0] == 2
+    assert float((made[0] - made[1]).abs().max()) > 1e-3
+    assert float((nats[0] - nats[1]).abs().max()) > 1e-4
 
 
 def test_a_small_transformer_learns_a_few_pictures_by_heart() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import sfumato
 from sfumato import image
 from sfumato.diffusion.names import SAMPLERS
 from sfumato.evaluation.reconstruction import psnr
-from sfumato.tasks import metadata
+from sfumato.tasks import metadata, walk
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import TITLES, Generate
@@ -64,6 +65,22 @@ def test_words_guidance_negatives_and_samplers_matter(pipeline: Pipeline, sample
         {"seed": 4},
     ):
         assert not torch.equal(base, make(**more)), more
+
+
+def test_the_prompt_attracts_and_the_negative_repels(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[Any, Any]] = []
+    real = walk.steer
+
+    def steer(model: Any, given: Any, other: Any, *more: Any) -> Any:
+        told.append((given.tokens, other.tokens))
+        return real(model, given, other, *more)
+
+    monkeypatch.setattr(walk, "steer", steer)
+    pipeline.generate(prompt="red heart", negative="sun", seed=0, steps=1)
+    own, other = (pipeline.model.conditions({"caption": [w]}, 1).tokens for w in ("red heart", "sun"))
+    assert torch.allclose(told[0][0], own, atol=1e-6)
+    assert torch.allclose(told[0][1], other, atol=1e-6)
+    assert not torch.allclose(own, other, atol=1e-2)
 
 
 def test_guidance_rests_outside_of_its_interval(pipeline: Pipeline) -> None:

@@ -15,6 +15,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.kl import KLConfig
 from sfumato.evaluation.reconstruction import psnr
 from sfumato.model import DiffusionConfig, LatentDiffusion
+from sfumato.nn.fill import smooth
 from sfumato.tasks import inpaint, panorama, upscale
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
@@ -134,6 +135,22 @@ def test_a_model_that_was_not_trained_for_it_fills_too(nothing: Pipeline) -> Non
         nothing.inpaint(picture=start, mask=mask, method="trained")
 
 
+@pytest.mark.parametrize("resample", [1, 2])
+def test_a_model_that_was_not_trained_for_it_sees_what_is_around_the_hole(
+    nothing: Pipeline, resample: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its latents end at those of the picture with a filled hole, wherever there is no hole."""
+    start, mask = noise(32, 32), hole(32, 32, (0, 0, 12, 32))
+    seen: list[torch.Tensor] = []
+    pictures = nothing.model.pictures
+    monkeypatch.setattr(nothing.model, "pictures", lambda latents: seen.append(latents) or pictures(latents))
+    nothing.inpaint(picture=start, mask=mask, seed=0, steps=2, resample=resample)
+    holes = torch.from_numpy(array(mask) / 255.0).float()[None, None]
+    known = nothing.model.codec.encode(smooth(image.to_tensor(start)[None], holes))
+    torch.testing.assert_close(seen[0][..., 2:], known[..., 2:], atol=1e-4, rtol=1e-4)
+    assert float((seen[0] - known)[..., :2].abs().max()) > 0.1
+
+
 def test_soft_masks_and_softened_edges_are_mixtures(everything: Pipeline) -> None:
     start, mask = noise(32, 32), hole(32, 32, (8, 8, 24, 24))
     hard = everything.inpaint(picture=start, mask=mask, seed=0, steps=2)[0]
@@ -146,6 +163,8 @@ def test_soft_masks_and_softened_edges_are_mixtures(everything: Pipeline) -> Non
     assert row[3:9] == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     made = everything.inpaint(picture=start, mask=mask, seed=0, steps=2, soften=4)[0]
     assert np.array_equal(array(made)[:4], array(start)[:4])
+    assert (array(made)[4:8, 8:24] != array(start)[4:8, 8:24]).any((1, 2)).all()
+    assert np.array_equal(array(made)[inside], array(hard)[inside])
 
 
 def test_outpainting_adds_to_the_sides_and_keeps_the_middle(everything: Pipeline) -> None:
@@ -342,3 +361,25 @@ def test_pictures_of_every_mode_are_read_as_they_are_seen(nothing: Pipeline, tmp
     else:
         noise(32, 32, "RGBA").convert(mode).save(path)
     assert nothing.vary(picture=path, strength=0.1, seed=0, steps=1)[0].size == (32, 32)
+
+
+@pytest.mark.parametrize(("overlap", "stride"), [(0.5, 2), (0.75, 1), (0.25, 3)])
+def test_windows_of_a_panorama_overlap_by_the_share_that_is_asked_for(
+    nothing: Pipeline, overlap: float, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    real = panorama.canvas.parted
+    monkeypatch.setattr(panorama.canvas, "parted", lambda m, w, h, s: told.append(s) or real(m, w, h, s))
+    nothing.panorama(width=64, height=32, overlap=overlap, seed=0, steps=1)
+    assert told == [stride]
+
+
+@pytest.mark.parametrize("backbone", [UNET, DIT])
+def test_pictures_of_half_precision_are_those_of_whole_nearly(backbone: dict[str, Any], tmp_path: Path) -> None:
+    built({}, backbone).model.save(tmp_path / "model")
+    whole, half = (
+        Pipeline.load(tmp_path / "model", device="cpu", precision=p).generate(seed=0, steps=4)[0]
+        for p in ("fp32", "bf16")
+    )
+    assert not np.array_equal(array(whole), array(half))
+    assert far(whole, half) < 3

@@ -20,6 +20,7 @@ from sfumato.tasks import metadata
 from sfumato.training import recipe, run
 from sfumato.training.diffusion import Noisy
 from sfumato.training.distillation import DistillationTurn, moved
+from sfumato.training.shortcut import ShortcutTurn
 from tests.conftest import SHORT, diffusion_recipe
 from tests.data.test_renumbered import pictures
 
@@ -245,3 +246,23 @@ def test_data_of_another_size_are_refused(model_folder: Path, tmp_path: Path) ->
     other = asked.model_copy(update={"data": asked.data.model_copy(update={"size": 16})})
     with pytest.raises(ValueError, match="make them equal"):
         run.train(other, tmp_path / "a", device="cpu", quiet=True)
+
+
+@pytest.mark.parametrize("how", ["consistency", "shortcut"])
+def test_what_is_given_stands_on_both_sides_of_the_teachers_guidance(how: str) -> None:
+    told: list[set[str]] = []
+
+    def conditions(fields: Any, count: int, *words: Any, **more: Any) -> None:
+        told.append({*fields})
+
+    student, teacher = stub(Exact(mean)), stub(Exact(mean))
+    for one in (student, teacher):
+        one.conditions = conditions
+        one.config = SimpleNamespace(conditioners={})
+    conditions.kept = frozenset({"masked"})  # type: ignore[attr-defined]
+    noisy = batch(torch.zeros(2, 1, 2, 2), 0, 8)._replace(fields={"masked": [1, 2], "caption": ["a", "b"]})
+    if how == "consistency":
+        DistillationTurn(student, teacher, 3.0, 8)(noisy)
+    else:
+        ShortcutTurn(student, teacher, 3.0, 8)._teachers(noisy, 3.0)
+    assert told == [{"masked", "caption"}, {"masked"}]

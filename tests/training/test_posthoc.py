@@ -9,6 +9,7 @@ from torch import nn
 
 from sfumato.autoencoder.codec import Codec
 from sfumato.cli import main
+from sfumato.evaluation.lengths import Length, best
 from sfumato.model import LatentDiffusion
 from sfumato.training import posthoc
 from sfumato.training.ema import Averages, exponent
@@ -93,6 +94,9 @@ def test_the_command_rebuilds_and_compares(
         torch.testing.assert_close(value, again[name], rtol=1e-4, atol=1e-5, msg=name)
     with pytest.raises(SystemExit, match="0"):
         call("ema", str(tmp_path / "run"), "--plot", str(tmp_path / "p.png"), "--widths", "0.05,0.1")
+    loss, error = [Length(0.05, 0.0, "held-out loss", 0.5), Length(0.1, 0.0, "held-out loss", 0.4)], "PSNR, dB"
+    assert best(loss).width == 0.1
+    assert best([Length(0.05, 0.0, error, 25.0), Length(0.1, 0.0, error, 24.0)]).width == 0.05
     assert "Best: width" in capsys.readouterr().out
     assert (tmp_path / "p.png").is_file()
 

@@ -18,6 +18,7 @@ from sfumato import files
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data, Part
 from sfumato.data.emoji import EmojiData
+from sfumato.diffusion.loss import weighting
 from sfumato.model import LatentDiffusion
 from sfumato.training import checkpoint, latents
 from sfumato.training.diffusion import Denoising
@@ -525,14 +526,19 @@ def test_times_follow_the_recipe(first_stage: Path) -> None:
 
 
 def test_a_weighting_changes_the_loss(first_stage: Path) -> None:
-    found = set()
-    for weighting in ("simple", "min_snr"):
+    for name, spread in (("simple", 1.0), ("min_snr", 1.0), ("edm", 1.0), ("edm", 0.25)):
         torch.manual_seed(0)
-        read = diffusion_recipe(first_stage).model_copy(update={"weighting": weighting})
+        read = diffusion_recipe(first_stage).model_copy(update={"weighting": name, "data_std": spread})
         objective = objective_of(read, first_stage / "run", torch.device("cpu"))
-        loss = objective.turns["denoiser"](objective.batch(range(16)))["loss"]
-        found.add(round(float(loss.detach()), 5))
-    assert len(found) == 2
+        assert isinstance(objective, Denoising)
+        batch, denoiser = objective.batch(range(16)), objective.model.denoiser
+        found = objective.turns["denoiser"](batch)["loss"]
+        cond = objective.model.conditions(batch.fields, 16, batch.drop, draws=batch.draws)
+        each = denoiser.loss(batch.latents, batch.t, batch.eps, cond)
+        factor = weighting(name, spread)
+        if factor is not None:
+            each = factor(denoiser.schedule(batch.t), denoiser.prediction) * each
+        torch.testing.assert_close(found, each.mean())
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:

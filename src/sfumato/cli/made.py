@@ -42,10 +42,10 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
         for picture in pipeline.stream(request, lambda done, total: progress.update(task, completed=done, total=total)):
             if not speaks:
                 continue
-            path = out / f"{number:05d}-{seed_of(picture.info)}.png"
+            path = claimed(out, number, seed_of(picture.info))
             metadata.save(picture, path)
             progress.console.print(str(path), soft_wrap=True)
-            number += 1
+            number = numbered(path) + 1
 
 
 def checked(kind: type[Request], fields: dict[str, Any]) -> Request:
@@ -94,8 +94,25 @@ def seed_of(info: dict[Any, Any]) -> int:
 
 def first_free(folder: Path) -> int:
     """The number after the highest in the folder: no picture is ever written over."""
-    taken = [int(p.name[:5]) for p in folder.glob("[0-9][0-9][0-9][0-9][0-9]-*.png")]
-    return max(taken, default=-1) + 1
+    return max((numbered(path) for path in folder.glob("*-*.png")), default=-1) + 1
+
+
+def numbered(path: Path) -> int:
+    """The number of a made picture, -1 for another file."""
+    number = path.name.partition("-")[0]
+    return int(number) if number.isascii() and number.isdigit() and len(number) >= 5 else -1
+
+
+def claimed(folder: Path, number: int, seed: int) -> Path:
+    """An empty file of this number, or of the first after it that no command which runs beside this one has taken."""
+    while True:
+        path = folder / f"{number:05d}-{seed}.png"
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            number += 1
+        else:
+            return path
 
 
 def command(kind: type[Request]) -> Callable[..., None]:

@@ -27,6 +27,8 @@ class Derivation(Protocol):
     @property
     def field(self) -> str: ...
     def __call__(self, picture: Tensor, draws: np.random.Generator) -> Any: ...
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """Its settings."""
 
 
 class Part(ABC):
@@ -87,8 +89,13 @@ class Part(ABC):
         return None
 
     def mirrors(self, index: int) -> bool:
-        """Whether the mirrored picture still is what its captions say: none of them names a side."""
-        return not any(SIDED.search(caption) for caption in self.field(index, "caption") or ())
+        """Whether the mirrored picture still is what is said of it: no caption and no class, of the picture, of a box or of
+        the maps, names a side."""
+        said = [*(self.field(index, "caption") or ()), *self.class_names.get("map", ())]
+        groups = self.field(index, "group") or ()
+        said += [groups] if isinstance(groups, str) else groups
+        said += [name for name, *_ in self.field(index, "boxes") or () if isinstance(name, str)]
+        return not any(SIDED.search(one.replace("_", " ")) for one in said)
 
 
 class Singles(Sequence[Sequence[int]]):

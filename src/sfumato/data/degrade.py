@@ -8,12 +8,12 @@ function of the large one and its draws.
 
 import io
 import math
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,6 +32,13 @@ class DegradeConfig(Config):
     blur: float = Field(1.0, ge=0, description="blind: largest standard deviation of the blur, over the factor")
     noise: float = Field(25.0, ge=0, description="blind: largest standard deviation of the noise, of 255")
     jpeg: tuple[int, int] = Field((30, 95), description="blind: range of JPEG qualities")
+
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        low, high = self.jpeg
+        if not 0 <= low <= high <= 100:
+            raise ValueError(f"jpeg is a range of qualities, the lowest first, from 0 to 100; got {low} to {high}")
+        return self
 
     @property
     def field(self) -> str:

@@ -22,7 +22,7 @@ from sfumato.evaluation.latents import statistics
 from sfumato.evaluation.memorising import listed, memorising, nearest
 from sfumato.evaluation.outside import Named, Outside
 from sfumato.evaluation.reconstruction import Perceptual, empty, measured, scales, summary
-from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source
+from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source, derived
 from sfumato.features.fetch import TABLE
 from sfumato.features.lpips import LpipsConfig
 from sfumato.features.network import FeatureNetwork, colour
@@ -257,7 +257,7 @@ def _generated(
         "samples": Sampled(model, request, images, shown.part),
         "reconstructions": Rebuilt(model.codec, Chosen(real, images)),
     }
-    extra: dict[str, Any] = {"conditions_of": shown.part.fingerprint}
+    extra: dict[str, Any] = {"conditions_of": shown.part.fingerprint, **derived(shown.part)}
     if look.network is not None:
         measures = table(look.network, real, subjects, cache=look.cache, workers=look.workers, tell=tell)
         extra |= _apart(found, measures)

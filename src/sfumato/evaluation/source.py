@@ -207,6 +207,7 @@ class Sampled(Source):
             "precision": str(self.dtype).removeprefix("torch."),
             "size": self.model.size,
             "conditions": dict.fromkeys(self.wanted, self.part.fingerprint) if self.part is not None else {},
+            **derived(self.part),
         }
 
     def fields(self, index: int) -> dict[str, Any]:
@@ -233,6 +234,14 @@ class Sampled(Source):
         told = planned(self.model, said, [self.request.seed + k for k in indices])
         latents = walk(self.model, x, self.request, told, stream)
         return list(self.model.pictures(latents).cpu())
+
+
+def derived(part: Part | None) -> dict[str, Any]:
+    """How a part's pictures are made worse, given holes or shown to a network, of which its fingerprint says nothing."""
+    found = [one.model_dump(mode="json") for one in part.derivations] if part is not None else []
+    if part is not None and part.embeddings is not None:
+        found.append(part.embeddings.config.model_dump(mode="json", exclude={"cache"}))
+    return {"derived": found} if found else {}
 
 
 class Modelled(Source):

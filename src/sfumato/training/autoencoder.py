@@ -196,8 +196,9 @@ class Reconstruction(Objective):
     """Trains a codec's autoencoder on one part of a data set."""
 
     def __init__(
-        self, codec: Codec, recipe: AutoencoderRecipe, train: Part, held_out: Part, device: torch.device
+        self, codec: Codec, recipe: AutoencoderRecipe, train: Part, held_out: Part | None, device: torch.device
     ) -> None:
+        """Without held-out pictures, previews show what is trained on, and nothing is judged."""
         self.codec, self.recipe, self.train, self.held_out, self.device = codec, recipe, train, held_out, device
         side = recipe.data.size // codec.factor
         self.shape = (codec.channels, side, side)
@@ -299,18 +300,21 @@ class Reconstruction(Objective):
     @torch.no_grad()
     def preview(self) -> Image.Image:
         """Held-out originals above their reconstructions."""
-        step = max(len(self.held_out) // 16, 1)
-        originals = self._stacked(self.held_out, range(0, min(16 * step, len(self.held_out)), step))
+        part = self.held_out or self.train
+        step = max(len(part) // 16, 1)
+        originals = self._stacked(part, range(0, min(16 * step, len(part)), step))
         rebuilt = self.codec.autoencoder.decode(self.codec.autoencoder.encode(originals).latent)
         return image.sheet(torch.cat([originals, rebuilt.clamp(-1, 1)]), columns=len(originals))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
         """The mean absolute error over pixels of at most 256 held-out pictures, spread over the part, and the PSNR in dB."""
-        chosen = range(0, len(self.held_out), max(len(self.held_out) // JUDGED, 1))[:JUDGED]
+        if (part := self.held_out) is None:
+            return {}
+        chosen = range(0, len(part), max(len(part) // JUDGED, 1))[:JUDGED]
 
         def differences(begin: int) -> tuple[Tensor, Tensor]:
-            originals = self._stacked(self.held_out, chosen[begin : begin + 32])
+            originals = self._stacked(part, chosen[begin : begin + 32])
             rebuilt = self.codec.autoencoder.decode(self.codec.autoencoder.encode(originals).latent).clamp(-1, 1)
             apart = (originals - rebuilt).float().flatten(1).cpu()
             return apart.abs().mean(1), apart.square().mean(1)

@@ -33,13 +33,22 @@ def decays(length: float) -> bool:
     return length >= 0.5
 
 
+def lasting(length: float) -> float | None:
+    """The power of a relative width, None for a decay a step. Raises `ValueError` for what is neither."""
+    if not 0 < length < 0.28 and not 0.5 <= length < 1:
+        raise ValueError(
+            f"an average is given by a relative width below 0.28 or by a decay a step from 0.5 to below 1; got {length:g}"
+        )
+    return None if decays(length) else exponent(length)
+
+
 class Averages:
     """One average of the modules' parameters a length, a relative width or a decay; buffers are not averaged."""
 
     def __init__(self, modules: Sequence[nn.Module], widths: Sequence[float]) -> None:
         self.parameters = [p for m in modules for p in m.parameters()]
         self.lengths = list(widths)
-        self.exponents = [None if decays(w) else exponent(w) for w in widths]
+        self.exponents = [lasting(w) for w in widths]
         self.kept = [[p.detach().clone() for p in self.parameters] for _ in widths]
 
     @torch.no_grad()

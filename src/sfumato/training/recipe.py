@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
-from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationError, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from sfumato.autoencoder.base import FirstStage
 from sfumato.config import Config, explain
@@ -17,6 +26,7 @@ from sfumato.families.base import FamilyConfig
 from sfumato.features.perceptual import PerceptualConfig
 from sfumato.model import DiffusionConfig
 from sfumato.nn.compiled import Compile
+from sfumato.training.ema import lasting
 
 WRITTEN = ("sfumato", "format")  # keys of a resolved recipe that say who wrote it
 PATHS = ("path", "autoencoder", "teacher", "network", "folder")  # keys whose values are files or folders
@@ -88,6 +98,13 @@ class TrainingConfig(Config):
     workers: Natural | Literal["auto"] = Field(
         "auto", description="threads that make batches ahead; 0: in the step; auto: 0 on the CPU, else up to 8"
     )
+
+    @field_validator("ema")
+    @classmethod
+    def _long(cls, found: tuple[float, ...]) -> tuple[float, ...]:
+        for length in found:
+            lasting(length)
+        return found
 
     @model_validator(mode="after")
     def _judged(self) -> Self:

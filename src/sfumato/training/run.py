@@ -99,8 +99,8 @@ def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Objective
 
 def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruction:
     """The first stage's objective, with fresh weights."""
-    train_part, held_out = recipe.data.open("train"), recipe.data.open("held_out")
-    return Reconstruction(Codec(recipe.autoencoder).to(where), recipe, train_part, held_out, where)
+    part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
+    return Reconstruction(Codec(recipe.autoencoder).to(where), recipe, part, apart, where)
 
 
 def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Denoising:

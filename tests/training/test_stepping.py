@@ -1,0 +1,109 @@
+"""Steps: as long as is asked for, clipped, of the right optimiser; the best model, and moments that are kept."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from sfumato.autoencoder.codec import Codec
+from sfumato.cli.train import _tell_best
+from sfumato.data.emoji import EmojiData
+from sfumato.model import LatentDiffusion
+from sfumato.training import latents
+from sfumato.training.diffusion import Denoising
+from sfumato.training.loop import Loop
+from sfumato.training.optimizer import Optimizer
+from sfumato.training.recipe import TrainingConfig
+from sfumato.training.run import objective_of, train
+from tests.conftest import adversarial_recipe, diffusion_recipe
+
+CPU = torch.device("cpu")
+
+
+def test_steps_are_as_long_as_the_rate_that_is_asked_for() -> None:
+    moved = []
+    for rate in (0.01, 0.001):
+        layer = nn.Linear(3, 3, bias=False)
+        with torch.no_grad():
+            layer.weight.fill_(1.0)
+        optimizer = Optimizer([layer], TrainingConfig(images=1, rate=1.0, optimizer="adamw", weight_decay=0.0))
+        layer.weight.grad = torch.ones(3, 3)
+        optimizer.step(rate)
+        moved.append(float((layer.weight.detach() - 1).abs().mean()))
+    assert moved == pytest.approx([0.01, 0.001], rel=1e-3)
+
+
+def test_muon_takes_matrices_but_no_tables_and_norms_do_not_decay() -> None:
+    block = nn.Sequential(nn.Embedding(32, 16), nn.Linear(16, 32), nn.LayerNorm(32))
+    table, matrix, bias, scale, shift = block.parameters()
+    muon, adam = Optimizer([block], TrainingConfig(images=1, weight_decay=0.1)).parts
+    assert [id(p) for group in muon.param_groups for p in group["params"]] == [id(matrix)]
+    decaying, still = ({id(p) for p in group["params"]} for group in adam.param_groups)
+    assert (decaying, still) == ({id(table)}, {id(bias), id(scale), id(shift)})
+    assert [group["weight_decay"] for group in adam.param_groups] == [0.1, 0.0]
+
+
+def test_gradients_are_clipped_to_the_length_that_is_asked_for(first_stage: Path) -> None:
+    read = diffusion_recipe(first_stage, clip=1e-3)
+    loop = Loop(
+        objective_of(read, first_stage / "run", CPU),
+        read.training,
+        first_stage / "run",
+        "",
+        CPU,
+        torch.float32,
+        quiet=True,
+    )
+    lengths: list[float] = []
+
+    def step(rate: float) -> None:
+        gradients = [p.grad.flatten() for m in loop.learned["denoiser"] for p in m.parameters() if p.grad is not None]
+        lengths.append(float(torch.cat(gradients).norm()))
+
+    loop.optimizers["denoiser"].step = step  # type: ignore[method-assign]
+    loop.step(range(16))
+    assert lengths == pytest.approx([1e-3], rel=1e-2)
+
+
+def test_the_best_model_is_told_by_its_lowest_loss_and_none_that_is_not_finite_is_kept(
+    first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    judged = iter([0.5, 0.25, math.nan])
+    monkeypatch.setattr(Denoising, "validate", lambda self: {"held_out": next(judged)})
+    asked = diffusion_recipe(first_stage, held_out=32, best=True, report=96)
+    with pytest.raises(FloatingPointError, match="the held-out loss became nan before image 96"):
+        train(asked, tmp_path / "run", device="cpu", quiet=True)
+    best = LatentDiffusion.load(tmp_path / "run" / "best")
+    assert all(bool(p.isfinite().all()) for p in best.parameters())
+    rows = [{"images": 32, "held_out": 0.5}, {"images": 64, "held_out": 0.25}, {"images": 96, "held_out": 0.75}]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    _tell_best(tmp_path)
+    assert "after 64 images, loss 0.2500; the last has 0.7500" in capsys.readouterr().err
+
+
+def test_lengths_of_averages_that_are_none_are_refused_in_the_recipe() -> None:
+    for length in (0.3, 1.0, 7.0):
+        with pytest.raises(ValueError, match=r"below 0\.28 or by a decay"):
+            TrainingConfig(images=1, ema=(length,))
+
+
+def test_moments_that_half_precision_cannot_hold_are_kept_finite(codec: Codec, tmp_path: Path) -> None:
+    part = EmojiData(size=16).open("held_out")
+    real = codec.moments
+    codec.moments = lambda images, *more: 1e6 * real(images, *more).sign()  # type: ignore[method-assign]
+    stored = latents.encode(codec, part, tmp_path / "a").rows([0, 1])
+    assert float(stored.abs().max()) == 65504
+
+
+def test_a_critic_is_stepped_as_its_recipe_says(tmp_path: Path) -> None:
+    read = adversarial_recipe()
+    critic = read.objective.critic
+    assert critic is not None
+    loop = Loop(objective_of(read, tmp_path, CPU), read.training, tmp_path, "", CPU, torch.float32, quiet=True)
+    own = loop.configs["critic"]
+    assert (own.optimizer, own.rate, own.betas) == ("adamw", critic.rate, critic.betas)
+    assert loop.configs["coder"] == read.training
+    assert {type(part) for part in loop.optimizers["critic"].parts} == {torch.optim.AdamW}
