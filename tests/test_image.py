@@ -103,3 +103,15 @@ def test_a_sheet_holds_every_picture() -> None:
     sheet = image.sheet(torch.full((5, 3, 4, 4), -1.0), columns=3, gap=1)
     assert sheet.size == (14, 9)
     assert (np.asarray(sheet) == 0).all(-1).sum() == 5 * 16
+
+
+def test_a_map_in_the_classes_colours_with_a_stray_one_is_refused_and_numbers_under_others_are_numbers() -> None:
+    """Programs order palettes as they like: most colours being classes, the numbers are none."""
+    palette = ((0, 0, 0), (255, 0, 0), (0, 0, 255))
+    numbers = np.array([[0, 1], [2, 3]], np.uint8)
+    shown = Image.fromarray(numbers, "P")
+    shown.putpalette([0, 0, 255, 0, 0, 0, 255, 0, 0, 9, 9, 9] + [0] * 756)
+    with pytest.raises(ValueError, match=r"the map has colours \[\(9, 9, 9\)\] that the model does not know"):
+        image.numbered(shown, palette, "the map", "the model")
+    shown.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] + [0] * 756)  # one colour in common says nothing
+    assert np.array_equal(image.numbered(shown, palette, "the map", "the model"), numbers)

@@ -127,7 +127,8 @@ def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name
     """The class numbers (H, W) of a map: whole numbers, those that it holds, or the places of its colours in `palette`.
 
     A picture that has a palette of its own is read by its colours where classes have all that it uses, for programs put
-    palettes in another order; else, and where it is gray, it holds numbers. Raises `ValueError` for colours that no class
+    palettes in another order; where they have most of several, the others are a fault; else, and where it is gray, it holds
+    numbers. Raises `ValueError` for colours that no class
     has, and for floats; `name` is what it calls the map, and `knows` what tells the classes' colours.
     """
     if picture.mode == "F":
@@ -141,8 +142,12 @@ def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name
         told = np.array(picture.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         own[: len(told)] = told
         places = _places(own, palette)
-        by_colour = len(palette) > 0 and used.max() < len(told) and (places[used] >= 0).all()
-        return places[held] if by_colour else held
+        if not palette or used.max() >= len(told):
+            return held
+        known = places[used] >= 0
+        if 2 <= known.sum() < len(used) and 2 * known.sum() > len(used):
+            raise _strange(name, own[used[~known]], knows)
+        return places[held] if known.all() else held
     if picture.mode in ("L", "1", *DEEP):
         return np.asarray(picture)
     if not palette:
@@ -150,9 +155,13 @@ def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name
     colours = np.asarray(picture.convert("RGB"))
     places = _places(colours, palette)
     if (places < 0).any():
-        strange = sorted({tuple(c) for c in colours[places < 0][:1000].tolist()})[:4]
-        raise ValueError(f"{name} has colours {strange} that {knows} does not know")
+        raise _strange(name, colours[places < 0][:1000], knows)
     return places
+
+
+def _strange(name: str, colours: Pixels, knows: str) -> ValueError:
+    several = sorted({tuple(c) for c in colours.tolist()})[:4]
+    return ValueError(f"{name} has colours {several} that {knows} does not know")
 
 
 def _places(colours: Pixels, palette: Sequence[tuple[int, int, int]]) -> Pixels:

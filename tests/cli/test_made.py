@@ -79,10 +79,10 @@ def test_what_is_done_to_a_mask_is_told(made: Verbs, tmp_path: Path) -> None:
     noise(32, 32).save(tmp_path / "a.png")
     Image.new("L", (32, 32), 255).save(tmp_path / "m.jpg")
     made("inpaint", "-i", tmp_path / "a.png", "--mask", tmp_path / "m.jpg")
-    assert f"{tmp_path / 'm.jpg'}: a JPEG" in made.err
+    assert f"{tmp_path / 'm.jpg'}: a lossy file" in made.err
     Image.new("RGBA", (32, 32), (255, 255, 255, 9)).save(tmp_path / "m.png")
     made("inpaint", "-i", tmp_path / "a.png", "--mask", tmp_path / "m.png")
-    assert "transparent, seen over black" in made.err
+    assert f"{tmp_path / 'm.png'}: of one colour: where it is opaque is the hole" in made.err
     assert "a.png:" not in made.err
 
 

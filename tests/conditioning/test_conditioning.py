@@ -6,7 +6,9 @@ import torch
 from sfumato.conditioning.base import ConditionerConfig, Conditions, choose, join
 from sfumato.conditioning.bundle import Bundle
 from sfumato.conditioning.label import Label, LabelConfig
+from sfumato.conditioning.masked import MaskedConfig
 from sfumato.conditioning.text import Text, TextConfig
+from tests.conditioning.settings import Averaging
 
 TEXTS = ["a red heart", "a blue heart", "woman firefighter: dark skin tone", "flag: japan"]
 
@@ -142,9 +144,23 @@ def test_unknown_fields_and_wrong_counts_are_refused() -> None:
 
 def test_dropout_drops_at_the_conditioners_own_rates() -> None:
     bundle = Bundle({"caption": text(dropout=0.25), "class": label(dropout=0.0)})
-    dropped = bundle.dropped(torch.rand(4000, 2, generator=torch.Generator().manual_seed(0)))
+    draws = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0))
+    dropped = bundle.dropped(draws)
     assert abs(float(dropped[:, 0].float().mean()) - 0.25) < 0.03
     assert not dropped[:, 1].any()
+    assert not bundle.dropped(draws, 0.5)[:, 1].any()
+
+
+def test_what_guidance_amplifies_is_dropped_together_in_the_share_that_is_asked_for() -> None:
+    """By chance alone two conditions at a rate of 0.1 are unsaid together once in a hundred examples."""
+    held = MaskedConfig(dropout=0.1).build({}, Averaging())
+    bundle = Bundle({"caption": text(dropout=0.1), "class": label(dropout=0.1), "hole": held})
+    assert bundle.amplified == 2
+    draws = torch.rand(8000, 4, generator=torch.Generator().manual_seed(0))
+    apart, joint = bundle.dropped(draws), bundle.dropped(draws, 0.2)
+    assert abs(float(apart[:, :2].all(1).float().mean()) - 0.01) < 0.005
+    assert abs(float(joint[:, :2].all(1).float().mean()) - 0.208) < 0.02
+    assert torch.equal(apart[:, 2], joint[:, 2])  # what is given stays on both sides of guidance
 
 
 def test_joined_and_chosen_conditions_pad_their_tokens() -> None:

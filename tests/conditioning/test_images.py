@@ -191,3 +191,32 @@ def test_masked_pictures_that_cannot_be_read_are_refused(value: Any, words: str)
 def test_a_masked_picture_needs_the_first_stage() -> None:
     with pytest.raises(ValueError, match="give `build` the model's codec"):
         MaskedConfig().build({})
+
+
+def test_large_maps_are_worked_on_some_classes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder = semantic(ignore=7)
+    numbers = torch.randint(0, 3, (32, 48), generator=torch.Generator().manual_seed(0))
+    numbers[0, 0] = 7
+    at_once = encoder.planes(numbers, (5, 7))
+    monkeypatch.setattr("sfumato.conditioning.map.AT_ONCE", 1)
+    assert torch.equal(encoder.planes(numbers, (5, 7)), at_once)
+
+
+def test_small_pictures_have_the_channels_of_the_data() -> None:
+    gray = torch.zeros(1, 8, 6)
+    settled, _ = LowresConfig().learn([gray], ())
+    assert (settled.channels, settled.side) == (1, 8)
+    kept, _ = LowresConfig(channels=3).learn([gray], ())
+    assert kept.channels == 3
+
+
+def test_a_masked_picture_that_was_never_dropped_is_all_hole_where_nothing_is_said() -> None:
+    sure, unsure = masked(dropout=0.0), masked(dropout=0.1)
+    gray, all_of_it = torch.zeros(3, 8, 12), torch.ones(8, 12)
+    said = sure([(gray, all_of_it)], setting((2, 3))).image
+    none = sure.null(2, setting((2, 3))).image
+    assert said is not None
+    assert none is not None
+    assert none.shape[0] == 2
+    torch.testing.assert_close(none[:1], said)
+    assert torch.equal(unsure.null(1, setting((2, 3))).image, unsure.nothing.expand(1, -1, 2, 3))  # type: ignore[arg-type]

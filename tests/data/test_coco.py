@@ -133,3 +133,28 @@ def test_a_table_of_the_folder_has_the_same_parts(tmp_path: Path) -> None:
     root = distributed(tmp_path, "train2017", "val2017")
     found = sources(root, "folder", None)
     assert (found.train, found.aside) == ([root / "train2017"], [root / "val2017"])
+
+
+def test_odd_rows_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = json.loads(instances(["a.png", "b.png"]))
+    for row in (
+        {"image_id": 99, "category_id": 17, "bbox": [0, 0, 4, 4]},
+        {"image_id": 0, "category_id": 5, "bbox": [0, 0, 4, 4]},
+        {"image_id": 0, "category_id": 17, "bbox": [0, 0, 4]},
+        {"image_id": 99, "caption": "of nothing"},
+        {"image_id": 0, "caption": None},
+    ):
+        whole["annotations"].append(row)
+    (tmp_path / "instances.json").write_text(json.dumps(whole))
+    found, names = coco.told(tmp_path / "instances.json")
+    assert {name: len(one.boxes or ()) for name, one in found.items()} == {"a.png": 1, "b.png": 1}
+    assert names == ("cat", "dog")
+    for fault in ("1 are of pictures that the file does not list", "1 are of a category", "1 are not four numbers"):
+        assert fault in caplog.text
+
+
+def test_the_folder_of_the_pictures_is_no_class_of_those_without_annotations_either(tmp_path: Path) -> None:
+    for k in range(4):
+        noise(tmp_path / "images" / f"{k}.png", k)
+    (tmp_path / "instances.json").write_text(instances(["0.png", "1.png"]))
+    assert {entry.group for entry in layout.listed(tmp_path)} == {None}

@@ -24,7 +24,7 @@ def draws(k: int) -> np.random.Generator:
 
 @given(st.integers(0, 10_000), st.integers(24, 96), st.integers(24, 96))
 def test_a_hole_is_as_large_as_was_asked(seed: int, height: int, width: int) -> None:
-    config = MasksConfig(least=0.1, most=0.5)
+    config = MasksConfig(least=0.1, most=0.5, all=0)
     mask = config.mask(height, width, draws(seed))
     assert mask.shape == (height, width)
     assert set(mask.unique().tolist()) <= {0.0, 1.0}
@@ -41,13 +41,26 @@ def test_every_kind_leaves_something_and_takes_something(kind: object) -> None:
 
 def test_kinds_are_what_they_are_called() -> None:
     for k in range(20):
-        border = MasksConfig(strokes=0, boxes=0, borders=1).mask(40, 40, draws(k))
+        border = MasksConfig(strokes=0, boxes=0, borders=1, all=0).mask(40, 40, draws(k))
         ring = torch.cat([border[0], border[-1], border[:, 0], border[:, -1]])
         assert bool(ring.any())
         inside = border[20 - 2 : 20 + 2, 20 - 2 : 20 + 2]
         assert float(inside.mean()) < 1
-        box = MasksConfig(strokes=0, boxes=1, borders=0, most=1).mask(40, 40, draws(k))
+        rows, columns = border.mean(1) == 1, border.mean(0) == 1  # whole ones, from an edge on, and nothing else
+        assert torch.equal(border, (rows[:, None] | columns[None]).float())
+        assert all(
+            sum(len(run) for run in (flat[:1], flat[-1:])) and flat.int().diff().abs().sum() <= 2
+            for flat in (rows, columns)
+        )
+        box = MasksConfig(strokes=0, boxes=1, borders=0, most=1, all=0).mask(40, 40, draws(k))
         assert all(len(row.diff().nonzero()) <= 8 for row in box)  # four boxes have eight edges
+
+
+def test_now_and_then_all_is_a_hole_as_a_window_of_outpainting_sees_it() -> None:
+    config = MasksConfig(all=0.25, most=0.5)  # of a weight of 1.25
+    found = [float(config.mask(24, 24, draws(k)).mean()) for k in range(400)]
+    assert abs(sum(share == 1 for share in found) / 400 - 0.2) < 0.06
+    assert all(share <= 0.5 for share in found if share < 1)
 
 
 def test_a_weight_of_nothing_and_a_reversed_range_are_refused() -> None:

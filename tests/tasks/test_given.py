@@ -11,6 +11,7 @@ from PIL import Image
 
 from sfumato.conditioning import pictures
 from sfumato.tasks import given
+from sfumato.tasks.hole import hole
 
 RAMP = np.array([[0, 300, 32768], [65535, 257, 65000]], np.uint16)
 
@@ -46,6 +47,64 @@ def test_a_mask_that_hides_nothing_says_by_its_colour() -> None:
     part = Image.new("RGBA", (3, 2), (0, 0, 0, 255))
     part.putpixel((0, 0), (0, 0, 0, 0))
     assert given.mask(part, (2, 3))[0].tolist() == [[0, 1, 1], [1, 1, 1]]
+
+
+def painted(size: int = 8) -> "np.ndarray[Any, Any]":
+    """(H, W), 1 in a hole."""
+    found = np.zeros((size, size), np.uint8)
+    found[2:5, 1:6] = 1
+    return found
+
+
+def test_strokes_on_an_empty_layer_are_the_hole_whatever_their_colour_and_what_lies_under_the_layer() -> None:
+    marks = painted()
+    for colour in ((255, 0, 0), (0, 0, 0), (90, 200, 10)):
+        layer = np.zeros((8, 8, 4), np.uint8)
+        layer[marks == 1] = (*colour, 255)
+        assert np.array_equal(given.mask(Image.fromarray(layer, "RGBA"), (8, 8))[0].numpy(), marks)
+
+
+def test_of_a_photograph_with_a_part_erased_that_part_is_the_hole() -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    photo[..., 3] = 255 * (1 - painted())
+    found, said = hole(Image.fromarray(photo, "RGBA"), False)
+    assert np.array_equal(found[0].numpy(), painted())
+    assert said == ["a picture with transparent parts: these are the hole"]
+
+
+def test_gray_masks_with_transparent_parts_are_seen_over_black() -> None:
+    layer = np.full((8, 8, 2), 255, np.uint8)
+    layer[..., 0] *= painted()
+    layer[0, 0] = (255, 0)
+    assert np.array_equal(given.mask(Image.fromarray(layer, "LA"), (8, 8))[0].numpy(), painted())
+
+
+@pytest.mark.parametrize("kind", ["0 and 1", "0 and 1 of 16 bits", "8 bits in 16", "0 and 255 in 32"])
+def test_numbers_of_a_smaller_range_are_whole_holes(kind: str) -> None:
+    marks = painted()
+    array = {
+        "0 and 1": marks, "0 and 1 of 16 bits": marks.astype(np.uint16), "8 bits in 16": 255 * marks.astype(np.uint16),
+        "0 and 255 in 32": 255 * marks.astype(np.int32),
+    }[kind]  # fmt: skip
+    assert np.array_equal(given.mask(Image.fromarray(array), (8, 8))[0].numpy(), marks)
+
+
+def test_marks_in_colour_are_the_hole_as_palettes_of_data_sets_have_them() -> None:
+    shown = Image.fromarray(painted(), "P")
+    shown.putpalette([0, 0, 0, 128, 0, 0] + [0] * 762)
+    assert np.array_equal(given.mask(shown, (8, 8))[0].numpy(), painted())
+    assert np.array_equal(given.mask(shown.convert("RGB"), (8, 8))[0].numpy(), painted())
+    gray = Image.fromarray(np.full((8, 8), 100, np.uint8)).convert("RGB")
+    assert given.mask(gray, (8, 8)).unique().tolist() == pytest.approx([100 / 255])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_lossy_masks_leave_no_fringe(tmp_path: Path, suffix: str) -> None:
+    marks = np.kron(painted(), np.ones((8, 8), np.uint8))
+    Image.fromarray(255 * marks).convert("RGB").save(tmp_path / f"a.{suffix}", quality=80)
+    found = given.mask(tmp_path / f"a.{suffix}", (64, 64))[0].numpy()
+    assert (found[marks == 1] > 0.5).all()
+    assert (found == 0).sum() > 0.95 * (marks == 0).sum()
 
 
 def test_a_mask_is_turned_as_its_picture_is(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ def everything(request: pytest.FixtureRequest) -> Pipeline:
 
 
 @pytest.fixture(scope="module")
+def nothing() -> Pipeline:
+    return built({})
+
+
+@pytest.fixture(scope="module")
 def worded(model_folder: Path) -> Pipeline:
     return sfumato.load(model_folder, device="cpu")
 
@@ -150,3 +155,40 @@ def test_every_picture_can_be_made_again_from_its_settings(worded: Pipeline) -> 
             assert far(again[told.get("place", 0)], picture) < 0.1
             share = 0.4 if "variation" in request else k / 2
             assert f"Variation seed strength: {share:g}" in picture.info["parameters"]
+
+
+def test_a_model_that_always_was_told_asks_for_it_and_has_nothing_to_move_away_from() -> None:
+    strict = built({"class": {**CONDITIONERS["class"], "dropout": 0.0}})
+    with pytest.raises(ValueError, match="this model was told label in every example of its training"):
+        strict.generate(seed=0, steps=1)
+    with pytest.raises(ValueError, match="always told label in training, so guidance has nothing to move away from"):
+        strict.generate(seed=0, steps=1, label="cat", guidance=2.0)
+    plain = strict.generate(seed=0, steps=2, label="cat")[0]
+    assert far(plain, strict.generate(seed=0, steps=2, label="cat", guidance=1.0)[0]) == 0
+    holes = built({"hole": {**CONDITIONERS["hole"], "dropout": 0.0}})
+    assert holes.generate(seed=0, steps=1)[0].size == (32, 32)  # all of it is a hole
+
+
+def test_the_settings_of_a_picture_are_those_that_it_was_made_with(nothing: Pipeline) -> None:
+    picture, mask = TASKS["inpaint"]["picture"], TASKS["inpaint"]["mask"]
+    for made, sampler in (
+        (nothing.inpaint(picture=picture, mask=mask, method="free", seed=0, steps=2), "ddim"),
+        (nothing.inpaint(picture=picture, mask=mask, method="free", seed=0, steps=2, resample=1), "deis"),
+        (nothing.vary(picture=picture, invert=True, seed=0, steps=2), "ddim"),
+        (nothing.vary(picture=picture, seed=0, steps=2), "deis"),
+    ):
+        assert json.loads(made[0].info["sfumato"])["sampler"] == sampler
+    with pytest.raises(ValueError, match="steps are taken again by ddim; got 'heun'"):
+        nothing.inpaint(picture=picture, mask=mask, method="free", sampler="heun")
+
+
+def test_options_that_would_do_nothing_are_refused(everything: Pipeline) -> None:
+    with pytest.raises(ValueError, match="say which as variation_seed"):
+        everything.generate(variation=0.5)
+    with pytest.raises(ValueError, match="takes no step twice"):
+        everything.inpaint(**TASKS["inpaint"], resample=2)
+
+
+def test_a_box_names_its_class_by_number_too(everything: Pipeline) -> None:
+    one, two = (everything.layout(boxes=[f"{c} 0.1 0.2 0.5 0.9"], seed=0, steps=2)[0] for c in ("red apple", "1"))
+    assert far(one, two) == 0

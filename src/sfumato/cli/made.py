@@ -13,11 +13,10 @@ from sfumato.tasks.requests import Request
 
 P = inspect.Parameter
 READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
-MARKED = {"mask": "transparent, seen over black", "map": "transparent, read as if it were not"}  # which hold no colours
+UNSEEN = "transparent, read as if it were not"  # of a map
 CLEAR = "transparent, seen over white"
 SQUARE = "cut to their centred square"  # which data are, and what is handed in is not
 TURNED, FIRST = "turned as their EXIF says", "first frame of an animation"
-FRINGE = "a JPEG: what is nearly black or nearly white is taken to be so"
 
 
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
@@ -63,10 +62,9 @@ def checked(kind: type[Request], fields: dict[str, Any]) -> Request:
 def converted(request: Request, channels: int) -> list[str]:
     """What is done to each picture that was handed in before a model of so many channels sees it, a line a file."""
     from sfumato.data import contact
-    from sfumato.tasks import given
 
     found = []
-    for field in (*READ, *MARKED):
+    for field in (*READ, "mask", "map"):
         value = getattr(request, field, None)
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, Path):
@@ -75,14 +73,27 @@ def converted(request: Request, channels: int) -> list[str]:
                 done = contact.conversions([path])
             except (OSError, ValueError, SyntaxError):  # no picture: the task says so
                 continue
-            if field in MARKED:
-                said = [MARKED[field] if name == CLEAR else name for name in done if name in (CLEAR, TURNED, FIRST)]
-                said += [FRINGE] if field == "mask" and given.jpeg(path) else []
+            if field in READ:
+                whole = SQUARE if field == "picture" else ""  # references are cut, as training's pictures are
+                said = [name for name in done if name != whole and not (name == CLEAR and channels == 4)]
             else:
-                said = [name for name in done if name != SQUARE and not (name == CLEAR and channels == 4)]
+                said = [UNSEEN if name == CLEAR else name for name in done if name in (CLEAR, TURNED, FIRST)]
+            if field == "mask":
+                said = [name for name in said if name != UNSEEN] + read_as(path)
             if said:
                 found.append(f"{path}: {', '.join(said)}")
     return found
+
+
+def read_as(path: Path) -> list[str]:
+    """How a mask says where its hole is, where that is not plain; nothing where it cannot be read, which the task says."""
+    from sfumato.tasks import given
+    from sfumato.tasks.hole import hole
+
+    try:
+        return hole(given.opened(path, "mask"), given.lossy(path))[1]
+    except ValueError:
+        return []
 
 
 def seed_of(info: dict[Any, Any]) -> int:

@@ -151,6 +151,7 @@ class Conditioner(nn.Module, ABC):
     beside: str = ""  # a second field: with it `lesson` learns to say what a request left unsaid
     role: ClassVar[str] = ""  # what a request calls what it reads, whatever the field: caption, label, boxes, map, ...
     local: ClassVar[bool] = False  # it tells a window of the canvas in the window's own coordinates
+    whole: ClassVar[bool] = False  # saying nothing to it means something, also where it never was dropped in training
     held: ClassVar[bool] = False  # guidance leaves it on both sides: it is given, and not to be amplified
 
     @abstractmethod

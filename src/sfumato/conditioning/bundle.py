@@ -62,6 +62,17 @@ class Bundle(nn.Module):
         """Fields that guidance leaves on both sides."""
         return frozenset(self._get(name).field for name in self.conditioners if self._get(name).held)
 
+    def wanting(self, said: Mapping[str, Sequence[Any]]) -> list[str]:
+        """Fields of which nothing is said, though in training something always was."""
+        several = [self._get(n) for n in self.conditioners]
+        needed = [c.field for c in several if not (c.dropout or c.whole or c.beside)]
+        return [field for field in needed if any(silent(v) for v in said.get(field, (None,)))]
+
+    def unguided(self, said: Mapping[str, Sequence[Any]]) -> list[str]:
+        """Fields that say something which guidance cannot amplify: in training they were never left out."""
+        several = [self._get(n) for n in self.conditioners]
+        return [c.field for c in several if c.field in said and not (c.dropout or c.held)]
+
     def asked(self, role: str) -> list[str]:
         """The fields that a request for this `role` (caption, label, boxes, ...) fills: the one of that name, else those of
         all conditioners that play it."""
@@ -80,10 +91,21 @@ class Bundle(nn.Module):
         assert isinstance(found, Conditioner)
         return found
 
-    def dropped(self, draws: Tensor) -> Tensor:
-        """Which conditions to drop, (B, number of conditioners), from uniform draws of the same shape."""
-        rates = torch.tensor([self._get(n).dropout for n in self.conditioners])
-        return draws < rates
+    def dropped(self, draws: Tensor, unsaid: float = 0.0) -> Tensor:
+        """Which conditions to drop, (B, number of conditioners), from uniform draws (B, number + 1).
+
+        Each by its own rate, and all that are ever dropped and that guidance amplifies together in a share `unsaid` of the
+        examples, told by the last column.
+        """
+        several = [self._get(n) for n in self.conditioners]
+        rates = torch.tensor([c.dropout for c in several])
+        joint = torch.tensor([bool(c.dropout) and not c.held for c in several], dtype=torch.bool)
+        return (draws[:, :-1] < rates) | ((draws[:, -1:] < unsaid) & joint)
+
+    @property
+    def amplified(self) -> int:
+        """How many conditions there are that are sometimes dropped and that guidance amplifies."""
+        return sum(bool(self._get(n).dropout) and not self._get(n).held for n in self.conditioners)
 
     def mirrored(self, fields: Mapping[str, Sequence[Any]], flips: Sequence[bool]) -> dict[str, list[Any]]:
         """The fields of examples whose pictures are shown mirrored where `flips` says so."""

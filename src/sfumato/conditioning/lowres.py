@@ -23,7 +23,7 @@ class LowresConfig(ConditionerConfig):
 
     field: str = "lowres"
     width: PositiveInt = Field(16, description="channels beside the latent")
-    channels: PositiveInt = Field(3, description="of the small pictures")
+    channels: PositiveInt = Field(3, description="of the small pictures, from the data")
     noise: float = Field(0.5, ge=0, le=1, description="highest level of noise in training, drawn uniformly from 0")
     level: float = Field(0.0, ge=0, le=1, description="level in sampling where none is asked for")
     told: PositiveInt = Field(64, description="width of the vector that tells the level")
@@ -32,8 +32,11 @@ class LowresConfig(ConditionerConfig):
     reads: ClassVar[bool] = False
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["LowresConfig", dict[str, str]]:
-        shapes = [v.shape for v in values if isinstance(v, Tensor)]
-        return self.model_copy(update={"side": self.side or (max(shapes[0][-2:]) if shapes else None)}), {}
+        shape = next((v.shape for v in values if isinstance(v, Tensor)), None)
+        if shape is None:
+            return self, {}
+        channels = self.channels if "channels" in self.model_fields_set else shape[-3]
+        return self.model_copy(update={"side": self.side or max(shape[-2:]), "channels": channels}), {}
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Lowres":
         if self.level > self.noise:

@@ -13,12 +13,13 @@ import torch
 from PIL import Image
 from pydantic import Field, PositiveInt
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sfumato import image
 from sfumato.conditioning import pictures
 from sfumato.conditioning.base import Conditioner, ConditionerConfig, Conditions, Latents, Setting, Sizes
 from sfumato.nn.rescale import Rescaler, area
+
+AT_ONCE = 2**24  # values of planes that are made together
 
 
 class MapConfig(ConditionerConfig):
@@ -104,8 +105,13 @@ class Map(Conditioner):
         """(K, *size) of one map: the share of each place that is each class. Raises `ValueError` for unknown classes."""
         numbers = pictures.classes(value, self.field)
         known = self.known(numbers)
-        hot = F.one_hot(torch.where(known, numbers, 0), self.classes) * known[..., None]
-        return area(hot.permute(2, 0, 1)[None].to(self.nothing.device, torch.float32), size)[0]
+        numbers = torch.where(known, numbers, -1)
+        some = max(AT_ONCE // numbers.numel(), 1)  # classes at a time: all of a large map would take gigabytes
+        planes = [
+            area((numbers == torch.arange(k, min(k + some, self.classes))[:, None, None])[None].float(), size)[0]
+            for k in range(0, self.classes, some)
+        ]
+        return torch.cat(planes).to(self.nothing.device)
 
     def forward(self, values: Sequence[Any], setting: Setting) -> Conditions:
         for value in values:

@@ -37,6 +37,7 @@ class Masked(Conditioner):
     """{picture, mask} or (picture, mask), the mask 1 where there is a hole -> image (B, C + 1, h, w)."""
 
     role = "masked"
+    whole = True
     held = True
 
     def __init__(self, config: MaskedConfig, latents: Latents) -> None:
@@ -81,4 +82,10 @@ class Masked(Conditioner):
         return Conditions(image=torch.cat([kept.to(self.nothing), area(hole, setting.size)], 1))
 
     def null(self, count: int, setting: Setting) -> Conditions:
-        return Conditions(image=self.nothing.expand(count, -1, *setting.size))
+        """What it learned for nothing said; where it was never dropped in training, a picture that is all hole."""
+        if self.dropout:
+            return Conditions(image=self.nothing.expand(count, -1, *setting.size))
+        gray = self.nothing.new_zeros(1, self.channels, self.factor * setting.size[0], self.factor * setting.size[1])
+        with torch.no_grad():
+            kept = self.encode(gray).to(self.nothing)
+        return Conditions(image=torch.cat([kept, torch.ones_like(kept[:, :1])], 1).expand(count, -1, -1, -1))

@@ -51,6 +51,7 @@ class Stride(Conditioner):
     The vector is zero before training, whatever the stride.
     """
 
+    whole = True
     held = True
 
     def __init__(self, config: StrideConfig) -> None:

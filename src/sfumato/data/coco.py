@@ -102,10 +102,13 @@ def _told(path: Path, stamp: int) -> tuple[dict[str, Told], tuple[str, ...]]:
         boxes: dict[Any, list[Spot]] = {key: [] for key in pictures}
         captions: dict[Any, list[str]] = {key: [] for key in pictures}
         for row in whole["annotations"]:
-            if "caption" in row:
-                captions[row["image_id"]].append(row["caption"].strip())
-            elif row.get("bbox") and not row.get("iscrowd"):
-                spot, fault = _spot(categories[row["category_id"]], row["bbox"], pictures[row["image_id"]])
+            boxed = bool(row.get("bbox")) and not row.get("iscrowd")
+            if row.get("image_id") not in pictures:
+                faults["are of pictures that the file does not list and left out"] += boxed
+            elif row.get("caption"):
+                captions[row["image_id"]].append(str(row["caption"]).strip())
+            elif boxed:
+                spot, fault = _spot(categories.get(row.get("category_id")), row["bbox"], pictures[row["image_id"]])
                 boxes[row["image_id"]] += [spot] if spot else []
                 faults[fault] += 1
         found = {
@@ -126,10 +129,15 @@ def _told(path: Path, stamp: int) -> tuple[dict[str, Told], tuple[str, ...]]:
     return found, tuple(categories[key] for key in sorted(categories))
 
 
-def _spot(name: str, box: Sequence[float], row: Mapping[str, Any]) -> tuple[Spot | None, str]:
+def _spot(name: str | None, box: Sequence[float], row: Mapping[str, Any]) -> tuple[Spot | None, str]:
     """A box [x, y, width, height] in pixels as shares, cut at the picture's edges, None where nothing is left of it; and
     what is wrong with it."""
-    x, y, w, h = (float(v) for v in box)
+    if name is None:
+        return None, "are of a category that the file does not name and left out"
+    try:
+        x, y, w, h = (float(v) for v in box)
+    except (TypeError, ValueError):
+        return None, "are not four numbers and left out"
     wide, high = float(row["width"]), float(row["height"])
     if not (w > 0 and h > 0):  # NaN too
         return None, "are empty or reversed and left out"

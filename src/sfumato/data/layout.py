@@ -18,7 +18,23 @@ from sfumato.data.frame import Spot
 from sfumato.data.once import warn
 from sfumato.data.rows import HELD_OUT
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".npy"}
+SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jfif",
+    ".jpe",
+    ".webp",
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".jp2",
+    ".npy",
+}
+SUFFIXES |= {".heic", ".heif"}  # which Pillow does not read by itself: they are counted among what cannot be read
 TABLES = ("metadata.jsonl", "metadata.csv")
 OURS = ("recipe.yaml", "model.yaml")  # which a run's folder and a model's hold
 CAPTIONS = ("caption", "captions", "text", "prompt")
@@ -150,8 +166,7 @@ def _annotated(several: dict[Path, list[Entry]], root: Path) -> list[Entry]:
                 f"called so; the first: {doubtful[0]}",
             )
         for entry, name in zip(those, inner, strict=True):
-            if name in known:
-                found[entry.file] = found.get(entry.file, Told()) | known[name]
+            found[entry.file] = found.get(entry.file, Told()) | known.get(name, Told())
     return [_with(entry, found[entry.file]) if entry.file in found else entry for entry in entries]
 
 

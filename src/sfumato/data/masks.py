@@ -1,6 +1,7 @@
 """Masks drawn on the fly: the holes that a model of inpainting learns to fill.
 
-Three kinds, as a person makes them: strokes of a thick brush, boxes, and borders, which are what outpainting asks for.
+As a person makes them: strokes of a thick brush, boxes, and borders, which are what outpainting asks for; and now and then
+all of it, which a window sees where more is added to a picture than a model is wide.
 Wide holes teach more than thin ones (Suvorov et al., 2022, «LaMa», section 2.3). A mask is a function of its draws alone.
 """
 
@@ -25,14 +26,17 @@ class MasksConfig(Config):
 
     strokes: float = Field(0.5, ge=0, description="weight of strokes of a brush")
     boxes: float = Field(0.3, ge=0, description="weight of one to four boxes")
-    borders: float = Field(0.2, ge=0, description="weight of borders along one to three sides, and of all but a part")
+    borders: float = Field(0.2, ge=0, description="weight of borders along one to four sides")
+    all: float = Field(
+        0.05, ge=0, description="weight of nothing but hole, as windows have it where much is added to a picture"
+    )
     least: float = Field(0.05, ge=0, le=1, description="smallest share of the picture that is a hole")
     most: float = Field(0.6, gt=0, le=1, description="largest share of the picture that is a hole")
 
     @model_validator(mode="after")
     def _draws(self) -> Self:
         if self.strokes + self.boxes + self.borders <= 0:
-            raise ValueError("no kind of mask has a weight; give strokes, boxes or borders one above 0")
+            raise ValueError("no kind of mask with an edge has a weight; give strokes, boxes or borders one above 0")
         if self.least >= self.most:
             raise ValueError(
                 f"least is {self.least} and most {self.most}; the smallest hole is smaller than the largest"
@@ -50,7 +54,9 @@ class MasksConfig(Config):
         return image.given(picture), self.mask(picture.shape[-2], picture.shape[-1], draws)
 
     def mask(self, height: int, width: int, draws: Draws) -> Tensor:
-        """One mask (height, width): 1 in the hole, 0 elsewhere; the nearest to the asked shares of some tries."""
+        """One mask (height, width): 1 in the hole, 0 elsewhere; all of it, or the nearest to the asked shares of some tries."""
+        if draws.random() * (self.strokes + self.boxes + self.borders + self.all) < self.all:
+            return torch.ones(height, width)
         weights = np.array([self.strokes, self.boxes, self.borders])
         best, distance = np.ones((height, width), np.uint8), math.inf
         for _ in range(TRIES):

@@ -53,7 +53,7 @@ def modelled(family: Family, request: Generate, tell: Progress | None = None) ->
         made = family.sample(Stream(own), labels, request.guidance if request.label else 1.0).cpu()
         if tell is not None:
             tell(begin + len(own), len(seeds))
-        yield Made(made, own, [None] * len(own))
+        yield Made(made, own, [None] * len(own), request)
 
 
 def started(request: Generate, rows: Rows, shape: tuple[int, int, int]) -> Tensor:

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from sfumato import image
 from sfumato.conditioning import pictures
 from sfumato.model import LatentDiffusion
-
-FRINGE = 16 / 255  # how near to black and white JPEG leaves what was so, beside a hard edge
+from sfumato.tasks.hole import LOSSY, hole
 
 
 def picture(model: LatentDiffusion, value: Any, field: str = "picture") -> Tensor:
@@ -42,41 +41,25 @@ def opened(value: Any, field: str) -> Image.Image:
 
 
 def mask(value: Any, size: tuple[int, int]) -> Tensor:
-    """A path or a PIL picture -> (1, H, W) in [0, 1], 1 where there is a hole.
+    """A path or a PIL picture -> (1, H, W) in [0, 1], 1 where there is a hole, however it says so (`hole`).
 
-    Where it has transparency and one colour, what is opaque is the hole. One of 16 bits is as fine. In a JPEG, which
-    leaves a fringe around edges, what is nearly black is black, and what is nearly white is white. Raises `ValueError`
-    unless it is `size` (H, W).
+    Raises `ValueError` unless it is `size` (H, W).
     """
-    shown, fringed = opened(value, "mask"), jpeg(value)
-    if shown.mode in ("RGBA", "LA") and _plain(shown):
-        shown = shown.getchannel("A")
-    elif shown.mode in ("RGBA", "LA", "P", "PA"):
-        shown = Image.alpha_composite(Image.new("RGBA", shown.size, "black"), shown.convert("RGBA"))
-    deep = shown.mode in (*image.DEEP, "F")  # which `convert` would cut at 255
-    found = pictures.mask(shown if deep else shown.convert("L"), "the picture")
+    found, _ = hole(opened(value, "mask"), lossy(value))
     if tuple(found.shape[-2:]) != size:
         raise ValueError(
             f"the mask is {found.shape[-1]}x{found.shape[-2]} and the picture {size[1]}x{size[0]}; make them equal"
         )
-    if fringed:
-        found = torch.where(found < FRINGE, 0.0, torch.where(found > 1 - FRINGE, 1.0, found))
     return found
 
 
-def _plain(shown: Image.Image) -> bool:
-    """Whether a picture with transparency has one colour, so that what it says is where it is opaque."""
-    low, high = shown.convert("L").getextrema()
-    return low == high and any(shown.getchannel("A").histogram()[:255])
-
-
-def jpeg(value: Any) -> bool:
-    """Whether a path or an opened picture is a JPEG."""
+def lossy(value: Any) -> bool:
+    """Whether a path or an opened picture is of a format that leaves a fringe around edges."""
     if not isinstance(value, Path):
-        return getattr(value, "format", None) == "JPEG"
+        return getattr(value, "format", None) in LOSSY
     try:
         with Image.open(value) as file:
-            return file.format == "JPEG"
+            return file.format in LOSSY
     except image.UNREADABLE:
         return False
 

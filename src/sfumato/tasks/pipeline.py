@@ -109,7 +109,7 @@ class Pipeline:
             pictures = image.to_pil(made.pictures)
             for picture, seed, prompt in zip(pictures, made.seeds, made.prompts, strict=True):
                 s = metadata.settings(
-                    request, next(place), seed, prompt, picture.size, self.name, self.digest, __version__
+                    made.request, next(place), seed, prompt, picture.size, self.name, self.digest, __version__
                 )
                 yield metadata.attach(picture, s)
 

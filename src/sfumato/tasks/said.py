@@ -53,6 +53,8 @@ def placed(model: LatentDiffusion, request: Request, canvas: Canvas) -> dict[str
             continue
         field = takes(model, role, what)
         if role == "boxes":
+            known = getattr(model.conditions.reader(field), "labels", ())
+            value = [(named(box[0], known), *box[1:]) if isinstance(box, tuple) else box for box in value]
             said[field] = value if down == across == 1 else scaled(value, down, across)
         else:
             numbers = model.conditions.reader(field).value(given.opened(value, role))
@@ -97,5 +99,25 @@ def denied(request: Request) -> bool:
 
 
 def scale(model: LatentDiffusion, request: Request, said: Said) -> float:
-    """The request's guidance, 1 where nothing is said that guidance could amplify or move away from."""
-    return request.guidance if denied(request) or set(said) - model.conditions.kept else 1.0
+    """The request's guidance, 1 where nothing is said that guidance could amplify or move away from.
+
+    Raises `ValueError` where it is asked of a model that knows nothing to move away from.
+    """
+    if denied(request) or not (blind := model.conditions.unguided(said)):
+        return request.guidance if denied(request) or set(said) - model.conditions.kept else 1.0
+    if request.guidance != 1.0 and "guidance" in request.model_fields_set:
+        raise ValueError(
+            f"this model was always told {' and '.join(blind)} in training, so guidance has nothing to move away from; "
+            "leave guidance out"
+        )
+    return 1.0
+
+
+def complete(model: LatentDiffusion, said: Said) -> None:
+    """Raise `ValueError` where nothing is said of what the model was told in every example of its training."""
+    wanting = model.conditions.wanting(said)
+    if wanting:
+        raise ValueError(
+            f"this model was told {' and '.join(wanting)} in every example of its training and makes nothing without; "
+            "say it, or use a model whose recipe has a dropout there"
+        )

@@ -21,7 +21,7 @@ from sfumato.streams import Stream
 from sfumato.tasks.canvas import Canvas
 from sfumato.tasks.reference import references
 from sfumato.tasks.requests import Request
-from sfumato.tasks.said import Said, fields, negative, placed
+from sfumato.tasks.said import Said, complete, fields, negative, placed
 from sfumato.tasks.said import scale as scaled
 from sfumato.tasks.strides import asked_of, strode, teller
 from sfumato.windows import Window
@@ -37,6 +37,7 @@ class Made:
     pictures: Tensor
     seeds: list[int]
     prompts: list[str | None]
+    request: Request  # as it was carried out
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def batches(
 
         rows = Rows(places, own, words, spoken(words), Stream(own), told)
         with torch.no_grad():
-            return Made(canvas.cut(make(rows)).cpu(), own, words)
+            return Made(canvas.cut(make(rows)).cpu(), own, words, request)
 
     with torch.no_grad():  # what the last batch cannot read is told before the first is sampled, in every process
         model.conditions({name: [value] for name, value in of_all.items()}, 1, size=canvas.places)
@@ -170,6 +171,7 @@ def _bound(
     stride: int | None,
     wrap: bool,
 ) -> Denoise:
+    complete(model, said)
     size, count = (x.shape[-2], x.shape[-1]), len(x)
     draws = None if noise is None else Draws.request(noise.seeds)
     other, scale = negative(model, request, said, count), scaled(model, request, said)

@@ -25,6 +25,7 @@ from sfumato.training.objective import Objective
 from sfumato.training.recipe import DiffusionRecipe
 
 PREVIEWS = 16
+UNSAID = 0.1  # of the examples, where there are several conditions, of which nothing is said at all
 
 
 class Noisy(NamedTuple):
@@ -134,8 +135,11 @@ class Denoising(Objective):
 
     def dropped(self, positions: Sequence[int]) -> Tensor:
         """Which conditions are not told, (B, number of conditioners)."""
+        conditions, asked = self.model.conditions, self.recipe.unsaid
+        unsaid = (UNSAID if conditions.amplified > 1 else 0.0) if asked is None else asked
         count = len(self.model.config.conditioners)
-        return self.model.conditions.dropped(streams.uniform((count,), self.recipe.training.seed, "drop", positions))
+        draws = streams.uniform((count + 1,), self.recipe.training.seed, "drop", positions)
+        return conditions.dropped(draws, unsaid)
 
     def times(self, positions: Sequence[int]) -> Tensor:
         """Training times (B,) in [0, 1], drawn as the recipe says."""
@@ -154,7 +158,8 @@ class Denoising(Objective):
         count = next((len(values) for values in fields.values()), PREVIEWS)
         x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device, self.dtype)
         other = conditions(kept, count) if kept else None
-        denoise = self.model.denoise(conditions(fields, count), other, 2.5 if len(fields) > len(kept) else 1.0)
+        scale = 2.5 if len(fields) > len(kept) and not conditions.unguided(fields) else 1.0
+        denoise = self.model.denoise(conditions(fields, count), other, scale)
         grid = even(self.model.denoiser.schedule, 12)
         return image.sheet(self.model.pictures(last(ddim(denoise, grid.begin(x), grid))), columns=min(count, 8))
 

@@ -209,6 +209,14 @@ class DiffusionRecipe(DiffusionConfig):
         "simple", description="factor on the loss over t; simple: none, the prediction's own"
     )
     decoded: DecodedConfig | None = None
+    unsaid: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="share of the examples of which nothing is said, beside each condition's own dropout: guidance moves "
+        "away from what the model makes then, and several conditions are hardly ever dropped together by chance; 0.1 "
+        "where there are several",
+    )
     cache: bool = Field(
         True, description="encode every picture once, before training, in half precision; false: when it is shown"
     )
