@@ -381,3 +381,15 @@ def test_a_frame_keeps_what_it_shows_a_tenth_of() -> None:
         assert 0 <= one.left <= one.left + one.width <= 1 + 1e-9
         assert 0 <= one.top <= one.top + one.height <= 1 + 1e-9
         assert one.cut(np.zeros((40, 60))).shape[0] == one.cut(np.zeros((40, 60))).shape[1] >= 20
+
+
+def test_maps_that_are_larger_than_their_pictures_keep_what_lies_in_a_pixel(tmp_path: Path) -> None:
+    lines = np.zeros((128, 128), np.uint8)
+    lines[:, ::8] = 1  # which every eighth pixel alone would tell, or none
+    Image.fromarray(lines).save(tmp_path / "a.png")
+    found = beside.numbers(tmp_path / "a.png", centred(128, 128), 16, beside.NO_CLASSES)
+    assert found.shape == (64, 64)
+    shares = MapConfig(classes=2).build({}).planes(found, (16, 16))
+    assert 0.05 < float(shares[1].mean()) < 0.3
+    assert beside.numbers(tmp_path / "a.png", centred(128, 128), 64, beside.NO_CLASSES).shape == (128, 128)
+    assert beside.numbers(tmp_path / "a.png", centred(128, 128), 256, beside.NO_CLASSES).shape == (256, 256)

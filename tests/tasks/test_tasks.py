@@ -383,3 +383,16 @@ def test_pictures_of_half_precision_are_those_of_whole_nearly(backbone: dict[str
     )
     assert not np.array_equal(array(whole), array(half))
     assert far(whole, half) < 3
+
+
+def test_a_map_may_be_larger_than_its_picture(everything: Pipeline) -> None:
+    numbers = np.random.default_rng(0).integers(0, 3, (8, 8), dtype=np.uint8)
+    small, large = (Image.fromarray(np.kron(numbers, np.ones((n, n), np.uint8))) for n in (4, 16))
+    plain = everything.semantic(map=small, seed=0, steps=2)[0]
+    assert everything.semantic(map=large, seed=0, steps=1)[0].size == (128, 128)
+    for asked in ({"width": 32}, {"height": 32}, {"width": 32, "height": 32}):
+        made = everything.semantic(map=large, seed=0, steps=2, **asked)[0]
+        assert made.size == (32, 32)
+        assert far(made, plain) < 1
+    with pytest.raises(ValueError, match="crop it to that shape"):
+        everything.semantic(map=large, seed=0, steps=1, width=32, height=64)

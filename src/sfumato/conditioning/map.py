@@ -105,13 +105,15 @@ class Map(Conditioner):
         """(K, *size) of one map: the share of each place that is each class. Raises `ValueError` for unknown classes."""
         numbers = pictures.classes(value, self.field)
         known = self.known(numbers)
-        numbers = torch.where(known, numbers, -1)
+        numbers = torch.where(known, numbers, -1).to(self.nothing.device)
         some = max(AT_ONCE // numbers.numel(), 1)  # classes at a time: all of a large map would take gigabytes
         planes = [
-            area((numbers == torch.arange(k, min(k + some, self.classes))[:, None, None])[None].float(), size)[0]
+            area(
+                (numbers == torch.arange(k, min(k + some, self.classes)).to(numbers)[:, None, None])[None].float(), size
+            )[0]
             for k in range(0, self.classes, some)
         ]
-        return torch.cat(planes).to(self.nothing.device)
+        return torch.cat(planes)
 
     def forward(self, values: Sequence[Any], setting: Setting) -> Conditions:
         for value in values:

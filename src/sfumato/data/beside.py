@@ -27,6 +27,7 @@ class Classes(NamedTuple):
 
 
 NO_CLASSES = Classes()
+SHARP = 4  # values of a map beside a pixel's side
 
 
 def classes(*folders: Path) -> Classes:
@@ -72,14 +73,17 @@ def whole(shown: Image.Image, path: Path, known: Classes) -> Numbers:
 
 
 def numbers(path: Path, frame: Frame, size: int, known: Classes) -> Numbers:
-    """A map as the frame shows it, (size, size) uint8 class numbers: never interpolated. Raises as `opened` and `whole`."""
+    """A map as the frame shows it, square, uint8 class numbers, never interpolated: of its own size, at least `size` and at
+    most `SHARP` times that, so that a conditioner tells what lies in each place and not what one pixel of it is. Raises as
+    `opened` and `whole`."""
     shown = opened(path)
     if shown.mode == "P":  # whether it is read by its colours hangs on all of it
         part = frame.cut(whole(shown, path, known))
     else:
         left, top, side = frame.square(*shown.size)
         part = whole(shown.crop((left, top, left + side, top + side)), path, known)
-    return np.array(Image.fromarray(part).resize((size, size), Image.Resampling.NEAREST))
+    side = max(size, min(len(part), SHARP * size))
+    return np.array(Image.fromarray(part).resize((side, side), Image.Resampling.NEAREST))
 
 
 def misfit(path: Path, what: str, sides: tuple[float, float]) -> str | None:

@@ -314,6 +314,8 @@ class Semantic(Request):
     """A picture from a map that says what is where."""
 
     map: Picture = Field(description=MAP)
+    width: int | None = Field(None, ge=1, le=16_384, description="pixels; by default as the map, in its shape")
+    height: int | None = Field(None, ge=1, le=16_384, description="likewise")
 
 
 class Panorama(Request):

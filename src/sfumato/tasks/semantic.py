@@ -15,13 +15,17 @@ from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
 
 def semantic(model: LatentDiffusion, request: Semantic, tell: Progress | None = None) -> Iterator[Made]:
-    """The request's pictures, as large as the map, up to the first stage's multiples: these are cut off again.
+    """The request's pictures, as large as the map where no size is asked for, up to the first stage's multiples: these are
+    cut off again.
 
-    Raises `ValueError` for maps with unknown classes or colours, and for those that are too large.
+    Raises `ValueError` for maps with unknown classes or colours, for those that are too large, and for a size of another
+    shape.
     """
     field = takes(model, "map", TOLD["map"])
     numbers = model.conditions.reader(field).value(given.opened(request.map, "map"))
-    made = canvas.parted(model, numbers.shape[1], numbers.shape[0])
+    high, wide = numbers.shape
+    width = request.width or round(wide * (request.height or high) / high)
+    made = canvas.parted(model, width, request.height or round(high * width / wide))
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(made.shape, 0).to(model.device)
