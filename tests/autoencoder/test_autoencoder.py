@@ -1,7 +1,6 @@
 """The first stage: any factor, any channels, a penalty with a meaning, a codec that refuses what is not its own."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from torch import nn
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.training import recipe
+from tests.outside import GOLDEN
 
-GOLDEN = Path(os.environ.get("SFUMATO_GOLDEN", "../shared/golden"))
 CODER = {"stem": 1, "width": 8, "blocks": 1, "middle_blocks": 1, "groups": 4}
 
 

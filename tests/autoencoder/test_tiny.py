@@ -1,6 +1,5 @@
 """The tiny first stage, and the published weights that fit it."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -17,8 +16,7 @@ from sfumato.convert import taesd
 from sfumato.model import belongs
 from sfumato.training import recipe, run
 from tests.conftest import SHORT
-
-DATA = Path(os.environ.get("SFUMATO_DATA", "../shared/data"))
+from tests.outside import DATA
 
 
 def test_latents_are_held_where_the_decoder_can_tell_them() -> None:

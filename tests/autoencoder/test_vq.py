@@ -1,7 +1,6 @@
 """The VQ first stage: the published arithmetic, a codebook that stays in use, weights of the published sizes."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codebook import Codebook, CodebookConfig, nearest
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQAutoencoder
+from tests.outside import GOLDEN
 
-GOLDEN = Path(os.environ.get("SFUMATO_GOLDEN", "../shared/golden"))
 CODER = {"factor": 4, "channels": 3, "width": 8, "blocks": 1, "middle_blocks": 1, "groups": 4}
 
 

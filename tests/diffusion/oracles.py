@@ -1,9 +1,7 @@
 """Exact denoisers: targets whose posterior mean is known, so that every error is the sampler's."""
 
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,8 +9,6 @@ from torch import Tensor
 from sfumato.diffusion.grid import Grid
 from sfumato.diffusion.samplers import Denoise
 from sfumato.diffusion.schedule import Scales, Schedule
-
-GOLDEN = Path(os.environ.get("SFUMATO_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
 
 
 def gaussian(schedule: Schedule, mean: float = 1.5, std: float = 0.5) -> Denoise:

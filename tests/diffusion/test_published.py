@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import GOLDEN, gaussian, mixture
+from oracles import gaussian, mixture
 from safetensors import safe_open
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from sfumato.diffusion import grid, names
 from sfumato.diffusion.samplers import last, sampler
 from sfumato.diffusion.schedule import Betas, Linear, Scales, Schedule
 from sfumato.streams import Stream
+from tests.outside import GOLDEN
 
 
 def x_t() -> Tensor:

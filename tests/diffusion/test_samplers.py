@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import GOLDEN, gaussian, mixture, mixture_samples
+from oracles import gaussian, mixture, mixture_samples
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -20,6 +20,7 @@ from sfumato.diffusion.prediction import prediction
 from sfumato.diffusion.samplers import Denoise, last, sampler
 from sfumato.diffusion.schedule import Betas, Cosine, Exploding, Linear, Schedule, Sigmoid
 from sfumato.streams import Stream
+from tests.outside import GOLDEN
 
 SCHEDULES: list[Schedule] = [Linear(), Cosine(), Betas(), Exploding(), Betas(zero_terminal=True), Sigmoid()]
 BOUND = [n for n, traits in names.SAMPLERS.items() if traits.evaluations]

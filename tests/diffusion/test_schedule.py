@@ -6,10 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracles import GOLDEN
 from safetensors import safe_open
 
 from sfumato.diffusion.schedule import Betas, Cosine, Exploding, Linear, Scales, Schedule, ScheduleConfig, Sigmoid
+from tests.outside import GOLDEN
 
 SCHEDULES: list[Schedule] = [
     Linear(),

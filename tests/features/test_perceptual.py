@@ -1,7 +1,6 @@
 """Perceptual distances: gradients that arrive, numbers that do not depend on chance, files that are checked."""
 
 import hashlib
-import os
 import warnings
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from sfumato.features.lpips import Lpips
 from sfumato.features.perceptual import Perceptual, PerceptualConfig
 from sfumato.features.torchscript import ScriptPerceptual
+from tests.outside import DATA
 
-SQUEEZENET = Path(os.environ.get("SFUMATO_DATA", "../shared/data")) / "weights" / "squeezenet_perceptual.pt"
+SQUEEZENET = DATA / "weights" / "squeezenet_perceptual.pt"
 
 
 class Small(nn.Module):
