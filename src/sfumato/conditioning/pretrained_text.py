@@ -45,6 +45,7 @@ class PretrainedTextConfig(ConditionerConfig):
     length: PositiveInt = Field(77, description="tokens that a text may have; longer ones are refused")
     pooled: bool = Field(False, description="the mean of the tokens also joins the time embedding")
     cache: PositiveInt = Field(20_000, description="texts whose outputs are kept in memory")
+    memory: PositiveInt = Field(1024, description="MiB that these take at most")
     kept: Path | None = Field(KEPT, description="folder of the outputs for training's texts; null: kept in memory only")
     sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     width: PositiveInt | None = None
@@ -120,15 +121,18 @@ class PretrainedText(Conditioner):
         self.writes = self.shelf is not None and bool(config._texts)  # what users ask for is not written down
         self.groups = Groups(config._texts if self.writes else ())
         self.memory: OrderedDict[str, Tensor] = OrderedDict()  # text -> (n, width) float32, on the CPU
+        self.held = 0  # bytes of them
 
     def read(self, text: str) -> Tensor:
         """What the frozen model makes of a text, (n, width) float32 on the CPU; made once, then kept."""
         with _lock:
             if text not in self.memory:
                 self.memory[text] = self._found(text)
+                self.held += self.memory[text].nbytes
             self.memory.move_to_end(text)
-            while len(self.memory) > self.config.cache:
-                self.memory.popitem(last=False)
+            full = self.config.memory * 2**20
+            while len(self.memory) > self.config.cache or (self.held > full and len(self.memory) > 1):
+                self.held -= self.memory.popitem(last=False)[1].nbytes
             return self.memory[text]
 
     def _found(self, text: str) -> Tensor:
