@@ -186,10 +186,10 @@ def test_no_more_memory_is_taken_than_was_allowed(place: Path) -> None:
     saved("clip_text", place / "clip")
     encoder = built(place / "clip", memory=1)
     each = encoder.read("cat").nbytes
-    encoder.held = 2**20 - each + 1  # as if many others were there
+    encoder.taken = 2**20 - each + 1  # as if many others were there
     encoder.read("red heart")
     assert list(encoder.memory) == ["red heart"]
-    assert encoder.held < 2**20
+    assert encoder.taken < 2**20
 
 
 def test_texts_of_a_training_are_read_in_groups_and_kept_on_disk(place: Path, reads: list[tuple[int, ...]]) -> None:

@@ -175,7 +175,7 @@ def test_what_is_made_of_a_picture_is_drawn_beside_it(tmp_path: Path) -> None:
         Image.new("RGB", (32, 32), "green").save(tmp_path / "other" / f"{k}.png")
         rows.append({"file_name": f"{k}.png", "pair": f"other/{k}.png", "label": ["a", "b"] if k else "c"})
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    more = {"degrade": {"factor": 8}, "masks": {"strokes": 0, "borders": 0}}
+    more = {"degrade": {"factor": 8}, "masks": {"strokes": 0, "borders": 0, "all": 0}}
     data = Data.model_validate({"kind": "folder", "path": str(tmp_path), "size": 32, "held_out": 0, **more})
     part = data.open()
     whole = np.array(contact.sheet(part, count=5, flip=1.0)).astype(int)

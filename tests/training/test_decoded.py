@@ -114,6 +114,9 @@ def test_all_parts_of_a_batch_make_its_mean(looking: dict[str, Any], first_stage
     assert float(whole["perceptual"]) > 0
     for name, value in whole.items():
         torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
+    every = objective_of(first_stage, tmp_path, perceptual=looking, places=2)
+    those = every.turns["denoiser"](every.batch(range(0, 12, 3)))
+    torch.testing.assert_close(whole["perceptual"], those["perceptual"])
     none = turn(objective.batch([1, 2]))
     assert (float(none["perceptual"]), set(none)) == (0.0, set(whole))
 

@@ -151,7 +151,7 @@ def test_a_dry_run_tells_what_is_needed_and_writes_nothing(
     assert "activations of one picture" in err
     assert "It fits: up to" in err
     main(["train", "a.yaml", "autoencoder=nowhere", "--dry-run"])
-    assert "first stage nowhere is not there" in capsys.readouterr().err
+    assert "there is no model folder nowhere; train it first" in capsys.readouterr().err
     assert [p.name for p in tmp_path.iterdir()] == ["a.yaml"]
 
 

@@ -410,8 +410,8 @@ def test_what_is_dropped_learns_the_plain_flow_alone(model_folder: Path, tmp_pat
     assert isinstance(objective, Shortcutting)
     drop, flow = objective.dropped(whole), objective.lengths(whole) == 0
     assert not bool(drop[~flow].any())
-    rates = drop[flow].float().mean(0).tolist()  # as in the teacher's training
-    assert rates == [pytest.approx(0.1, abs=0.02), pytest.approx(0.1, abs=0.02), 0.0]
+    rates = drop[flow].float().mean(0).tolist()  # by themselves, and a tenth together: 1 - 0.9 ** 2
+    assert rates == [pytest.approx(0.19, abs=0.025), pytest.approx(0.19, abs=0.025), 0.0]
     assert not bool(run.distilling(distillation(model_folder), tmp_path / "run", where).dropped(whole).any())
 
 

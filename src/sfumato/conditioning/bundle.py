@@ -68,10 +68,11 @@ class Bundle(nn.Module):
         needed = [c.field for c in several if not (c.dropout or c.whole or c.beside)]
         return [field for field in needed if any(silent(v) for v in said.get(field, (None,)))]
 
-    def unguided(self, said: Mapping[str, Sequence[Any]]) -> list[str]:
+    @property
+    def unguided(self) -> list[str]:
         """Fields that say something which guidance cannot amplify: in training they were never left out."""
         several = [self._get(n) for n in self.conditioners]
-        return [c.field for c in several if c.field in said and not (c.dropout or c.held)]
+        return [c.field for c in several if not (c.dropout or c.held)]
 
     def asked(self, role: str) -> list[str]:
         """The fields that a request for this `role` (caption, label, boxes, ...) fills: the one of that name, else those of

@@ -121,18 +121,18 @@ class PretrainedText(Conditioner):
         self.writes = self.shelf is not None and bool(config._texts)  # what users ask for is not written down
         self.groups = Groups(config._texts if self.writes else ())
         self.memory: OrderedDict[str, Tensor] = OrderedDict()  # text -> (n, width) float32, on the CPU
-        self.held = 0  # bytes of them
+        self.taken = 0  # bytes of them
 
     def read(self, text: str) -> Tensor:
         """What the frozen model makes of a text, (n, width) float32 on the CPU; made once, then kept."""
         with _lock:
             if text not in self.memory:
                 self.memory[text] = self._found(text)
-                self.held += self.memory[text].nbytes
+                self.taken += self.memory[text].nbytes
             self.memory.move_to_end(text)
             full = self.config.memory * 2**20
-            while len(self.memory) > self.config.cache or (self.held > full and len(self.memory) > 1):
-                self.held -= self.memory.popitem(last=False)[1].nbytes
+            while len(self.memory) > self.config.cache or (self.taken > full and len(self.memory) > 1):
+                self.taken -= self.memory.popitem(last=False)[1].nbytes
             return self.memory[text]
 
     def _found(self, text: str) -> Tensor:

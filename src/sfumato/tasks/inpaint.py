@@ -38,7 +38,7 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
     trained = request.method != "free" and bool(model.conditions.asked("masked"))
     if trained or request.method == "trained":
         field = takes(model, "masked", "inpainting")
-        if request.resample > 1 and "resample" in request.model_fields_set:
+        if request.resample not in (1, Inpaint.model_fields["resample"].default):
             raise ValueError(
                 "this model was trained to fill holes and takes no step twice; leave resample out, or ask for method free"
             )

@@ -252,7 +252,7 @@ class Generate(Request):
             raise ValueError(
                 "interpolation goes from --seed to --until in --count pictures, at least two; give all three"
             )
-        if "variation" in self.model_fields_set and self.variation_seed is None:
+        if self.variation != type(self).model_fields["variation"].default and self.variation_seed is None:
             raise ValueError("variation is how much of another seed's noise is mixed in; say which as variation_seed")
         if self.until is not None and self.variation_seed is not None:
             raise ValueError("interpolation and variation both mix noise; give until or variation_seed")

@@ -99,18 +99,8 @@ def denied(request: Request) -> bool:
 
 
 def scale(model: LatentDiffusion, request: Request, said: Said) -> float:
-    """The request's guidance, 1 where nothing is said that guidance could amplify or move away from.
-
-    Raises `ValueError` where it is asked of a model that knows nothing to move away from.
-    """
-    if denied(request) or not (blind := model.conditions.unguided(said)):
-        return request.guidance if denied(request) or set(said) - model.conditions.kept else 1.0
-    if request.guidance != 1.0 and "guidance" in request.model_fields_set:
-        raise ValueError(
-            f"this model was always told {' and '.join(blind)} in training, so guidance has nothing to move away from; "
-            "leave guidance out"
-        )
-    return 1.0
+    """The request's guidance, 1 where nothing is said that guidance could amplify or move away from."""
+    return request.guidance if denied(request) or set(said) - model.conditions.kept else 1.0
 
 
 def complete(model: LatentDiffusion, said: Said) -> None:

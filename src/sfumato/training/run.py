@@ -168,7 +168,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
     told = teacher.config.distilled
     if told is not None and "shortcut" in (told.how, recipe.how):
         raise ValueError("the teacher was distilled into few steps itself; give the model that it was distilled from")
-    blind = teacher.conditions.unguided(dict.fromkeys(teacher.conditions.read, ()))
+    blind = teacher.conditions.unguided
     if recipe.guidance != 1.0 and blind:
         raise ValueError(
             f"the teacher was always told {' and '.join(blind)} in training, so guidance has nothing to move away from; "
