@@ -115,3 +115,11 @@ def test_a_map_in_the_classes_colours_with_a_stray_one_is_refused_and_numbers_un
         image.numbered(shown, palette, "the map", "the model")
     shown.putpalette([0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3] + [0] * 756)  # one colour in common says nothing
     assert np.array_equal(image.numbered(shown, palette, "the map", "the model"), numbers)
+
+
+def test_a_palette_map_in_its_data_set_s_own_order_may_have_a_colour_for_void() -> None:
+    palette = tuple((8 * k, 255 - 8 * k, 100) for k in range(21))
+    numbers = np.array([[0, 15], [255, 0]], np.uint8)
+    shown = Image.fromarray(numbers, "P")
+    shown.putpalette([c for colour in palette for c in colour] + [224, 224, 192] * 235)
+    assert np.array_equal(image.numbered(shown, palette, "the map", "the model"), numbers)

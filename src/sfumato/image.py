@@ -145,7 +145,8 @@ def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name
         if not palette or used.max() >= len(told):
             return held
         known = places[used] >= 0
-        if 2 <= known.sum() < len(used) and 2 * known.sum() > len(used):
+        own_numbers = (places[used] == used)[known].all()  # as data sets order their palettes
+        if 2 <= known.sum() < len(used) and 2 * known.sum() > len(used) and not own_numbers:
             raise _strange(name, own[used[~known]], knows)
         return places[held] if known.all() else held
     if picture.mode in ("L", "1", *DEEP):

@@ -69,6 +69,8 @@ class LatentDiffusion(nn.Module):
         self.codec, self.config, self.size = codec.requires_grad_(False), config, size
         self.texts = {name: dict(texts.get(name, {})) for name in config.conditioners}
         built = {n: c.build(self.texts[n], self.codec) for n, c in config.conditioners.items()}
+        for name, conditioner in config.conditioners.items():
+            built[name].always = bool(conditioner.always) and not conditioner.dropout
         self.conditions = Bundle(built, self.latent_shape()[1:])
         network = config.backbone.build(codec.channels, self.conditions.sizes)
         schedule = config.schedule.build()

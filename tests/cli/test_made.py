@@ -82,13 +82,13 @@ def test_what_is_done_to_a_mask_is_told(made: Verbs, tmp_path: Path) -> None:
     assert f"{tmp_path / 'm.jpg'}: a lossy file" in made.err
     Image.new("RGBA", (32, 32), (255, 255, 255, 9)).save(tmp_path / "m.png")
     made("inpaint", "-i", tmp_path / "a.png", "--mask", tmp_path / "m.png")
-    assert f"{tmp_path / 'm.png'}: of one colour: where it is opaque is the hole" in made.err
+    assert f"{tmp_path / 'm.png'}: strokes on an empty layer: where it is opaque is the hole" in made.err
     assert "a.png:" not in made.err
 
 
 def test_no_picture_is_ever_written_over(tmp_path: Path) -> None:
     assert first_free(tmp_path) == 0
-    for name in ("00007-1.png", "100000-3.png", "abc-1.png", "99-1.png", "00009-1.txt"):
+    for name in ("00007-1.png", "100000-3.png", "abc-1.png", "99-1.png", "00009-1.txt", "20240101-120000.png"):
         (tmp_path / name).touch()
     assert first_free(tmp_path) == 100_001
     one, two = claimed(tmp_path, 100_001, 5), claimed(tmp_path, 100_001, 5)  # by two commands at once

@@ -208,6 +208,9 @@ def test_small_pictures_have_the_channels_of_the_data() -> None:
     assert (settled.channels, settled.side) == (1, 8)
     kept, _ = LowresConfig(channels=3).learn([gray], ())
     assert kept.channels == 3
+    fields = {name: value for name, value in LowresConfig().model_dump().items() if name != "kind"}
+    again = LowresConfig.model_validate(fields)  # as a run's recipe.yaml has it
+    assert again.learn([gray], ())[0].channels == 1
 
 
 def test_a_masked_picture_that_was_never_dropped_is_all_hole_where_nothing_is_said() -> None:

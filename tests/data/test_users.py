@@ -277,11 +277,12 @@ def test_classes_of_boxes_and_maps_that_name_a_side_stop_mirroring(tmp_path: Pat
     assert not part.mirrors(0)
 
 
-def test_pictures_of_phones_and_of_the_web_are_read_or_counted(
+def test_pictures_of_the_web_are_read_and_those_of_phones_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    noise(tmp_path / "a.png")
-    noise(tmp_path / "b.jpg", seed=1).rename(tmp_path / "b.jfif")
+    noise(tmp_path / "cat" / "a.png")
+    noise(tmp_path / "cat" / "b.jpg", seed=1).rename(tmp_path / "cat" / "b.jfif")
     (tmp_path / "c.heic").write_bytes(b"nothing that is read here")
-    assert len(folder(tmp_path, held_out=0.0)) == 2
-    assert "1 of 3 pictures" in caplog.text
+    part = folder(tmp_path, held_out=0.0)
+    assert (len(part), part.labels) == (2, ("cat",))
+    assert "1 pictures are of a format that is not read; convert them; the first: c.heic" in caplog.text

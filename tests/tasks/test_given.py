@@ -58,10 +58,18 @@ def painted(size: int = 8) -> "np.ndarray[Any, Any]":
 
 def test_strokes_on_an_empty_layer_are_the_hole_whatever_their_colour_and_what_lies_under_the_layer() -> None:
     marks = painted()
-    for colour in ((255, 0, 0), (0, 0, 0), (90, 200, 10)):
+    for colours in (
+        [(255, 0, 0)],
+        [(0, 0, 0)],
+        [(90, 200, 10)],
+        [(255, 0, 0), (0, 0, 255)],
+        [(200, 30, 30), (199, 30, 31)],
+    ):
         layer = np.zeros((8, 8, 4), np.uint8)
-        layer[marks == 1] = (*colour, 255)
+        layer[marks == 1] = [(*colours[k % len(colours)], 255) for k in range(int(marks.sum()))]
         assert np.array_equal(given.mask(Image.fromarray(layer, "RGBA"), (8, 8))[0].numpy(), marks)
+    layer[2, 1] = (255, 1, 0, 100)  # a soft edge
+    assert given.mask(Image.fromarray(layer, "RGBA"), (8, 8))[0, 2, 1] == pytest.approx(100 / 255)
 
 
 def test_of_a_photograph_with_a_part_erased_that_part_is_the_hole() -> None:
@@ -96,6 +104,11 @@ def test_marks_in_colour_are_the_hole_as_palettes_of_data_sets_have_them() -> No
     assert np.array_equal(given.mask(shown.convert("RGB"), (8, 8))[0].numpy(), painted())
     gray = Image.fromarray(np.full((8, 8), 100, np.uint8)).convert("RGB")
     assert given.mask(gray, (8, 8)).unique().tolist() == pytest.approx([100 / 255])
+
+
+def test_a_lossless_webp_keeps_its_softness(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 9, np.uint8)).convert("RGB").save(tmp_path / "a.webp", lossless=True)
+    assert given.mask(tmp_path / "a.webp", (8, 8)).unique().tolist() == pytest.approx([9 / 255])
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])

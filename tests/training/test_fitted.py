@@ -138,3 +138,16 @@ def test_tokens_that_nobody_would_hear_are_refused(first_stage: Path, tmp_path: 
         ValueError, match="conditioner 'class' tells tokens, and a network with attend: self hears none"
     ):
         made("tokens")
+
+
+def test_whether_every_picture_says_a_condition_is_kept_with_the_model(tmp_path: Path) -> None:
+    where = folder(tmp_path)
+    assert settled(read(where, {"kind": "masked"}, masks={})).always is True
+    assert settled(read(where, {"kind": "lowres"}, degrade={"factor": 4})).always is True
+    classes = tmp_path / "classes"
+    for name in ("cat/a.png", "cat/b.png", "dog/c.png", "dog/d.png"):
+        (classes / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 32), (len(name), ord(name[-5]), 90)).save(classes / name)
+    assert settled(read(classes, {"kind": "label"}, held_out=0)).always is True
+    (classes / "cat/a.txt").write_text("a cat")
+    assert settled(read(classes, {"kind": "text"}, held_out=0)).always is False

@@ -27,7 +27,7 @@ from sfumato.training.log import _append, cut, lines
 from sfumato.training.loop import Interrupted, Loop
 from sfumato.training.muon import Muon, orthogonal
 from sfumato.training.optimizer import Optimizer, rate_at
-from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig, dump
+from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig, dump, parse
 from sfumato.training.run import objective_of, train
 from sfumato.training.validation import denoising as held_out_loss
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
@@ -564,3 +564,19 @@ def test_metrics_are_whole_where_cutting_them_fails(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with files_up_to(100_000), pytest.raises(OSError, match="would be larger"):
         _append(path, {"images": 20_000})
+
+
+def test_a_run_that_was_begun_before_conditions_were_dropped_together_goes_on_without(
+    first_stage: Path, tmp_path: Path
+) -> None:
+    fields = diffusion_recipe(first_stage, images=32).model_dump(mode="json")
+    fields |= {"data": {"kind": "emoji", "size": 32, "masks": {}}, "cache": False}
+    asked = parse(fields)
+    train(asked, tmp_path / "run", device="cpu", quiet=True)
+    written = tmp_path / "run" / "recipe.yaml"
+    lines_ = written.read_text().splitlines(True)
+    written.write_text("".join(line for line in lines_ if "unsaid:" not in line and line.strip() != "all: 0.05"))
+    longer = asked.model_copy(update={"training": asked.training.model_copy(update={"images": 64})})
+    train(longer, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    found = yaml.safe_load(written.read_text())
+    assert (found["unsaid"], found["data"]["masks"]["all"]) == (0.0, 0.0)

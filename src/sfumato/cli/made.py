@@ -1,6 +1,7 @@
 """What every task's verb does: check the request, load the model, make pictures, write them with their settings."""
 
 import inspect
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from sfumato.cli import doors
 from sfumato.tasks.requests import Request
 
 P = inspect.Parameter
+MADE = re.compile(r"(\d{5,7})-\d+\.png")  # names of pictures that were made
 READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
 UNSEEN = "transparent, read as if it were not"  # of a map
 CLEAR = "transparent, seen over white"
@@ -42,7 +44,11 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
             if not speaks:
                 continue
             path = claimed(out, number, seed_of(picture.info))
-            metadata.save(picture, path)
+            try:
+                metadata.save(picture, path)
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
             progress.console.print(str(path), soft_wrap=True)
             number = numbered(path) + 1
 
@@ -110,12 +116,13 @@ def first_free(folder: Path) -> int:
 
 def numbered(path: Path) -> int:
     """The number of a made picture, -1 for another file."""
-    number = path.name.partition("-")[0]
-    return int(number) if number.isascii() and number.isdigit() and len(number) >= 5 else -1
+    found = MADE.fullmatch(path.name)
+    return int(found[1]) if found else -1
 
 
 def claimed(folder: Path, number: int, seed: int) -> Path:
-    """An empty file of this number, or of the first after it that no command which runs beside this one has taken."""
+    """An empty file of this number and seed, or of the first number after it at which none is: a command that runs beside
+    this one may have counted alike."""
     while True:
         path = folder / f"{number:05d}-{seed}.png"
         try:

@@ -46,9 +46,11 @@ def command(
 def _tell_best(folder: Path) -> None:
     """Which model of the run was the best on held-out pictures, on stderr: the last one, after many rounds over few
     pictures, may have begun to repeat them."""
+    import math
+
     from sfumato.training.log import lines
 
-    judged = [row for row in lines(folder / "metrics.jsonl") if "held_out" in row]
+    judged = [row for row in lines(folder / "metrics.jsonl") if math.isfinite(row.get("held_out", math.nan))]
     if judged:
         lowest = min(judged, key=lambda row: row["held_out"])
         typer.echo(

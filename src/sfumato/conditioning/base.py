@@ -148,6 +148,7 @@ class Conditioner(nn.Module, ABC):
     sizes: Sizes
     field: str
     dropout: float
+    always: bool = False  # it was told in every example of the training: its null means nothing
     beside: str = ""  # a second field: with it `lesson` learns to say what a request left unsaid
     role: ClassVar[str] = ""  # what a request calls what it reads, whatever the field: caption, label, boxes, map, ...
     local: ClassVar[bool] = False  # it tells a window of the canvas in the window's own coordinates
@@ -248,6 +249,7 @@ class ConditionerConfig(Choice):
     home: ClassVar[str] = "sfumato.conditioning"
     field: str = ""
     dropout: float = Field(0.1, ge=0, le=1, description="share of the examples that are trained without it")
+    always: bool | None = Field(None, description="whether every training example says it, from the data")
     reads: ClassVar[bool] = True  # whether `learn` looks at all values; where not, it is shown the first example's
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["ConditionerConfig", dict[str, str]]:

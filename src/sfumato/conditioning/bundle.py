@@ -59,20 +59,15 @@ class Bundle(nn.Module):
 
     @property
     def kept(self) -> frozenset[str]:
-        """Fields that guidance leaves on both sides."""
-        return frozenset(self._get(name).field for name in self.conditioners if self._get(name).held)
+        """Fields that guidance leaves on both sides: what is given, and what was told in every example of the training."""
+        several = [self._get(name) for name in self.conditioners]
+        return frozenset(c.field for c in several if c.held or c.always)
 
     def wanting(self, said: Mapping[str, Sequence[Any]]) -> list[str]:
         """Fields of which nothing is said, though in training something always was."""
         several = [self._get(n) for n in self.conditioners]
-        needed = [c.field for c in several if not (c.dropout or c.whole or c.beside)]
+        needed = [c.field for c in several if c.always and not (c.whole or c.beside)]
         return [field for field in needed if any(silent(v) for v in said.get(field, (None,)))]
-
-    @property
-    def unguided(self) -> list[str]:
-        """Fields that say something which guidance cannot amplify: in training they were never left out."""
-        several = [self._get(n) for n in self.conditioners]
-        return [c.field for c in several if not (c.dropout or c.held)]
 
     def asked(self, role: str) -> list[str]:
         """The fields that a request for this `role` (caption, label, boxes, ...) fills: the one of that name, else those of
@@ -204,10 +199,9 @@ class Bundle(nn.Module):
         gone = [silent(v) for v in values]
         if drop is not None:
             gone = [g or bool(d) for g, d in zip(gone, drop[:, column].tolist(), strict=True)]
-        null = conditioner.null(count, setting)
         said = [k for k, g in enumerate(gone) if not g]
         if not said:
-            return null
+            return conditioner.null(count, setting)
         own = replace(setting, draws=setting.draws.named(name))
         given: Conditions = conditioner([values[k] for k in said], own.pick(said))
         if len(said) == count:
@@ -217,6 +211,7 @@ class Bundle(nn.Module):
         place[said] = torch.arange(len(said))
         spread = place.to(device)
         rows = Conditions(*(None if p is None else p[spread] for p in given.parts()))
+        null = conditioner.null(count, setting)
         return choose(torch.tensor([not g for g in gone], device=device), rows, null)
 
     def unknown(self, fields: Mapping[str, Sequence[Any]], count: int, drop: Tensor) -> list[Tensor | None]:

@@ -23,7 +23,7 @@ class LowresConfig(ConditionerConfig):
 
     field: str = "lowres"
     width: PositiveInt = Field(16, description="channels beside the latent")
-    channels: PositiveInt = Field(3, description="of the small pictures, from the data")
+    channels: PositiveInt | None = Field(None, description="of the small pictures, from the data")
     noise: float = Field(0.5, ge=0, le=1, description="highest level of noise in training, drawn uniformly from 0")
     level: float = Field(0.0, ge=0, le=1, description="level in sampling where none is asked for")
     told: PositiveInt = Field(64, description="width of the vector that tells the level")
@@ -35,8 +35,9 @@ class LowresConfig(ConditionerConfig):
         shape = next((v.shape for v in values if isinstance(v, Tensor)), None)
         if shape is None:
             return self, {}
-        channels = self.channels if "channels" in self.model_fields_set else shape[-3]
-        return self.model_copy(update={"side": self.side or max(shape[-2:]), "channels": channels}), {}
+        return self.model_copy(
+            update={"side": self.side or max(shape[-2:]), "channels": self.channels or shape[-3]}
+        ), {}
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Lowres":
         if self.level > self.noise:
@@ -52,10 +53,10 @@ class Lowres(Conditioner):
 
     def __init__(self, config: LowresConfig) -> None:
         super().__init__()
-        self.field, self.dropout, self.channels = config.field, config.dropout, config.channels
+        self.field, self.dropout, self.channels = config.field, config.dropout, config.channels or 3
         self.noise, self.level, self.side = config.noise, config.level, config.side
         self.sizes = Sizes(vector=config.told, image=config.width)
-        self.rescale = Rescaler(config.channels, config.width, config.stages)
+        self.rescale = Rescaler(self.channels, config.width, config.stages)
         self.tell = TimeEmbedding(config.told, config.told)
         self.nothing = nn.Parameter(torch.zeros(1, config.width, 1, 1))
         self.untold = nn.Parameter(torch.zeros(1, config.told))

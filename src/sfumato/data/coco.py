@@ -104,7 +104,7 @@ def _told(path: Path, stamp: int) -> tuple[dict[str, Told], tuple[str, ...]]:
         for row in whole["annotations"]:
             boxed = bool(row.get("bbox")) and not row.get("iscrowd")
             if row.get("image_id") not in pictures:
-                faults["are of pictures that the file does not list and left out"] += boxed
+                faults["are of pictures that the file does not list and left out"] += 1
             elif row.get("caption"):
                 captions[row["image_id"]].append(str(row["caption"]).strip())
             elif boxed:
@@ -125,7 +125,7 @@ def _told(path: Path, stamp: int) -> tuple[dict[str, Told], tuple[str, ...]]:
             "give it another name where it is something else"
         ) from None
     if text := ", ".join(f"{count} {fault}" for fault, count in sorted(faults.items()) if fault):
-        log.warning("%s: of %d boxes %s", path, faults.total(), text)
+        log.warning("%s: of %d annotations %s", path, len(whole["annotations"]), text)
     return found, tuple(categories[key] for key in sorted(categories))
 
 

@@ -34,7 +34,7 @@ SUFFIXES = {
     ".jp2",
     ".npy",
 }
-SUFFIXES |= {".heic", ".heif"}  # which Pillow does not read by itself: they are counted among what cannot be read
+UNREAD = {".heic", ".heif"}  # pictures that Pillow does not read by itself: they are named, and none of a folder's
 TABLES = ("metadata.jsonl", "metadata.csv")
 OURS = ("recipe.yaml", "model.yaml")  # which a run's folder and a model's hold
 CAPTIONS = ("caption", "captions", "text", "prompt")
@@ -67,6 +67,12 @@ def listed(root: Path) -> list[Entry]:
     Raises `ValueError` where there is none, or where a table is not what it should be.
     """
     several = {folder: _listed(folder, root) for folder in folders(root)}
+    unread = [path for path in root.rglob("*") if path.suffix.lower() in UNREAD]
+    if unread:
+        warn(
+            __name__,
+            f"{root}: {len(unread)} pictures are of a format that is not read; convert them; the first: {unread[0].name}",
+        )
     entries = _annotated(several, root)
     if not entries:
         raise ValueError(

@@ -55,7 +55,7 @@ class MasksConfig(Config):
 
     def mask(self, height: int, width: int, draws: Draws) -> Tensor:
         """One mask (height, width): 1 in the hole, 0 elsewhere; all of it, or the nearest to the asked shares of some tries."""
-        if draws.random() * (self.strokes + self.boxes + self.borders + self.all) < self.all:
+        if self.all and draws.random() * (self.strokes + self.boxes + self.borders + self.all) < self.all:
             return torch.ones(height, width)
         weights = np.array([self.strokes, self.boxes, self.borders])
         best, distance = np.ones((height, width), np.uint8), math.inf

@@ -207,7 +207,8 @@ def evaluate_model(
     extra: dict[str, Any] = {"parts": {"held_out": source.told()["fingerprint"]}}
     found["subject"] = {"model": files.fingerprint(model.state_dict()), "autoencoder": model.codec.fingerprint()}
     sampling = copy.deepcopy(model).for_sampling(dtype)
-    if "all" in data.parts and "caption" in model.conditions.fields.values():
+    words = "caption" in model.conditions.fields.values() and not model.conditions.wanting({"caption": ["words"]})
+    if "all" in data.parts and words:
         matcher = Matcher(data)
 
         def draw(texts: list[str]) -> Tensor:

@@ -240,7 +240,8 @@ def derived(part: Part | None) -> dict[str, Any]:
     """How a part's pictures are made worse, given holes or shown to a network, of which its fingerprint says nothing."""
     found = [one.model_dump(mode="json") for one in part.derivations] if part is not None else []
     if part is not None and part.embeddings is not None:
-        found.append(part.embeddings.config.model_dump(mode="json", exclude={"cache"}))
+        config, looks = part.embeddings.config, part.embeddings.looks()
+        found.append({"neighbours": config.neighbours, "sha256": looks.sha256, "size": looks.size})
     return {"derived": found} if found else {}
 
 

@@ -1,4 +1,4 @@
-"""Requests as the model wants them, one that was distilled into few steps above all, in what the user did not say."""
+"""Requests as a model that was distilled into few steps wants them, in all that the user did not say."""
 
 from typing import Any, TypeVar
 
@@ -12,14 +12,14 @@ Asked = TypeVar("Asked", bound=Request)
 
 
 def settled(model: LatentDiffusion, request: Asked) -> Asked:
-    """The request with the model's own sampler, grid, steps and guidance where none were said and it has them.
+    """The request with the model's own sampler, grid, steps and guidance where none were said.
 
     A model with a plain flow is sampled in its few steps, its guidance baked in, unless something is said that only the
     flow can do: more steps, another sampler, guidance or a negative. Raises `ValueError` where both are said.
     """
     distilled = model.config.distilled
     if distilled is None:
-        return _unguided(model, request)
+        return request
     own: dict[str, Any] = {"sampler": distilled.sampler, "grid": "even", "steps": distilled.steps, "guidance": 1.0}
     if getattr(request, "invert", False):
         own["sampler"] = "ddim"  # which inversion turns round
@@ -34,19 +34,6 @@ def settled(model: LatentDiffusion, request: Asked) -> Asked:
             "guidance above 1, which comes on top"
         )
     return request.model_copy(update={k: v for k, v in own.items() if k not in request.model_fields_set})
-
-
-def _unguided(model: LatentDiffusion, request: Asked) -> Asked:
-    """With guidance 1 where a model was always told something in training: there is nothing to move away from."""
-    blind = model.conditions.unguided
-    if not blind or denied(request) or request.guidance == 1.0:
-        return request
-    if "guidance" in request.model_fields_set:
-        raise ValueError(
-            f"this model was always told {' and '.join(blind)} in training, so guidance has nothing to move away from; "
-            "leave guidance out"
-        )
-    return request.model_copy(update={"guidance": 1.0})
 
 
 def _few(model: LatentDiffusion, distilled: DistilledConfig, request: Request) -> bool:

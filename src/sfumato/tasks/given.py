@@ -58,8 +58,8 @@ def lossy(value: Any) -> bool:
     if not isinstance(value, Path):
         return getattr(value, "format", None) in LOSSY
     try:
-        with Image.open(value) as file:
-            return file.format in LOSSY
+        with Image.open(value) as file, value.open("rb") as raw:
+            return file.format in LOSSY and not (file.format == "WEBP" and b"VP8L" in raw.read(4096))  # a lossless one
     except image.UNREADABLE:
         return False
 

@@ -15,11 +15,13 @@ from sfumato import image
 from sfumato.conditioning import pictures
 
 FRINGE = 16 / 255  # how near to black and white lossy files leave what was so, beside a hard edge
-LOSSY = ("JPEG", "MPO", "WEBP")
+LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 GRAY = 24  # of 255, by which channels differ where lossy files hold gray
 MARKED = 63  # of 255: a colour whose largest channel is above it is no black
 FRINGED = "a lossy file: what is nearly black or nearly white is taken to be so"
-OPAQUE = "of one colour: where it is opaque is the hole"
+FEW = 8  # colours, in steps of `STEP`, that strokes on a layer have at most
+STEP = 8  # of 255: brushes, resizes and lossy files shift a colour a little
+OPAQUE = "strokes on an empty layer: where it is opaque is the hole"
 ERASED = "a picture with transparent parts: these are the hole"
 OVER = "transparent, seen over black"
 IN_COLOUR = "in colour: what is not black is the hole"
@@ -29,8 +31,8 @@ ONES = "of 0 and 1: 1 is the hole"
 def hole(shown: Image.Image, lossy: bool) -> tuple[Tensor, list[str]]:
     """An opened mask -> (1, H, W) in [0, 1], 1 in the hole, and in words how it was read where that is not plain.
 
-    With transparent parts: a mask of one colour is the hole where it is opaque, a picture in colour where it is
-    transparent, a gray one is seen over black. In colour without them, what is not black is the hole. Numbers of 0 and 1
+    With transparent parts: strokes of one colour, or of a few that are not gray, are the hole; of a picture in many colours
+    what is transparent is; a gray one is seen over black. In colour without them, what is not black is the hole. Numbers of 0 and 1
     alone are a hole of 1. In a `lossy` file what is nearly black is black, and nearly white white.
     """
     said: list[str] = []
@@ -58,8 +60,9 @@ def _transparent(shown: Image.Image) -> bool:
 
 def _layered(shown: Image.Image, clear: Any) -> tuple[Image.Image, str]:
     """A mask with transparent parts as a gray one, and what it was taken for."""
-    seen = np.asarray(shown)[..., :3][clear > 0]
-    if not len(seen) or (seen == seen[0]).all():
+    seen = np.asarray(shown)[..., :3][clear == 255]  # soft edges have lost their colour
+    several = len(np.unique(seen // STEP, axis=0))
+    if several <= 1 or (several <= FEW and _colours(seen)):
         return Image.fromarray(clear), OPAQUE
     if _colours(seen):
         return Image.fromarray(255 - clear), ERASED

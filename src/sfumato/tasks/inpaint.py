@@ -42,12 +42,6 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
             raise ValueError(
                 "this model was trained to fill holes and takes no step twice; leave resample out, or ask for method free"
             )
-    elif request.resample > 1:
-        if request.sampler not in ("ddim", "lcm", Inpaint.model_fields["sampler"].default):
-            raise ValueError(
-                f"steps are taken again by ddim; got {request.sampler!r}: leave it out, or set resample to 1"
-            )
-        request = request.model_copy(update={"sampler": "ddim"})
     seen = canvas.parted(model, wide, high)
 
     def make(rows: Rows) -> Tensor:

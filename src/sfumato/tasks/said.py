@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfumato.conditioning.base import Draws
-from sfumato.conditioning.boxes import scaled
+from sfumato.conditioning.boxes import box, scaled
 from sfumato.conditioning.bundle import silent
 from sfumato.conditioning.label import named
 from sfumato.model import LatentDiffusion
@@ -54,7 +54,7 @@ def placed(model: LatentDiffusion, request: Request, canvas: Canvas) -> dict[str
         field = takes(model, role, what)
         if role == "boxes":
             known = getattr(model.conditions.reader(field), "labels", ())
-            value = [(named(box[0], known), *box[1:]) if isinstance(box, tuple) else box for box in value]
+            value = [_numbered(one, known) for one in value]
             said[field] = value if down == across == 1 else scaled(value, down, across)
         else:
             numbers = model.conditions.reader(field).value(given.opened(value, role))
@@ -62,6 +62,12 @@ def placed(model: LatentDiffusion, request: Request, canvas: Canvas) -> dict[str
                 numbers, *(round(n / s) for n, s in zip(numbers.shape, (down, across), strict=True))
             )
     return said
+
+
+def _numbered(one: Any, labels: Sequence[str]) -> Any:
+    """A box whose class is said by its number, in words, with the number; other boxes as they are."""
+    found = box(one)
+    return (named(found.label, labels), *found[1:]) if isinstance(found.label, str) else found
 
 
 def planned(model: LatentDiffusion, said: Said, seeds: Sequence[int]) -> Said:

@@ -13,15 +13,27 @@ def card(recipe: DiffusionRecipe | FamilyRecipe, labels: Sequence[str] = ()) -> 
     said = {k: v for k, v in recipe.data.model_dump(mode="json").items() if v is not None}
     data = yaml.safe_dump(said, sort_keys=False).strip()
     kinds = {c.kind_name() for c in recipe.conditioners.values()} if isinstance(recipe, DiffusionRecipe) else set()
-    classes = bool(labels) or "label" in kinds
-    told = 'prompt="...", ' if kinds & {"text", "pretrained_text"} else 'label="...", ' if classes else ""
+    if isinstance(recipe, DiffusionRecipe) and "lowres" in kinds:
+        called = "upscale(picture=small, seed=0)"
+    elif "masked" in kinds:
+        called = "inpaint(picture=photo, mask=hole, seed=0)"
+    else:
+        called = f"generate({_said(kinds, bool(labels))}count=4, seed=0)"
     return (
         f"# {_called(recipe)} made with Sfumato {__version__}\n\n"
         f"Trained on {recipe.training.images:,} images of\n\n```yaml\n{data}\n```\n\n"
         "The licence of the pictures it was trained on is that of their authors; see the data set.\n\n"
         '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
-        f"images = model.generate({told}count=4, seed=0)\n```\n"
+        f"images = model.{called}\n```\n"
     )
+
+
+def _said(kinds: set[str], labels: bool) -> str:
+    """What a first picture is asked by."""
+    classes = labels or "label" in kinds
+    places = "".join(f"{kind}=..., " for kind in ("boxes", "map") if kind in kinds)
+    words = 'prompt="...", ' if kinds & {"text", "pretrained_text"} else 'label="...", ' if classes else ""
+    return words + places
 
 
 def _called(recipe: DiffusionRecipe | FamilyRecipe) -> str:

@@ -31,11 +31,17 @@ class Decoded(nn.Module):
     """The distance of what a batch's estimates decode to from its pictures."""
 
     def __init__(self, config: DecodedConfig, codec: Codec, side: int) -> None:
-        """`side` is that of the latents. Raises `ValueError` where the perceptual network's file is not what it should be."""
+        """`side` is that of the latents. Raises `ValueError` where the perceptual network's file is not what it should be, and
+        where crops are too small for it."""
         super().__init__()
         self.every, self.places, self.factor = config.every, min(config.places, side), codec.factor
         self.weight = config.weight
         self.perceptual = config.perceptual.build()
+        if self.places * self.factor < self.perceptual.smallest:
+            raise ValueError(
+                f"decoded.places {self.places} make crops of {self.places * self.factor} pixels, and the perceptual network "
+                f"needs {self.perceptual.smallest}; give more places, or larger pictures"
+            )
 
     def rows(self, positions: Sequence[int]) -> tuple[int, ...]:
         """Which examples of a batch are decoded: every so many of the run, so that no split of a batch changes it."""

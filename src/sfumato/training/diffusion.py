@@ -158,8 +158,7 @@ class Denoising(Objective):
         count = next((len(values) for values in fields.values()), PREVIEWS)
         x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device, self.dtype)
         other = conditions(kept, count) if kept else None
-        scale = 2.5 if len(fields) > len(kept) and not conditions.unguided else 1.0
-        denoise = self.model.denoise(conditions(fields, count), other, scale)
+        denoise = self.model.denoise(conditions(fields, count), other, 2.5 if len(fields) > len(kept) else 1.0)
         grid = even(self.model.denoiser.schedule, 12)
         return image.sheet(self.model.pictures(last(ddim(denoise, grid.begin(x), grid))), columns=min(count, 8))
 

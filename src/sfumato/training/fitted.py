@@ -1,5 +1,6 @@
 """Conditioners completed by the training data, and refused where the data have not what they read."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sfumato.conditioning.base import ConditionerConfig
@@ -42,6 +43,7 @@ def fitted(
             **own,
             **(conditioner.heard(present(conditioner, part, conditioner.beside)) if conditioner.beside else {}),
         }
+        learnt = learnt.model_copy(update={"always": always(conditioner, values, part)})
         conditioners[name] = seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part)
         readable(learnt, texts[name], part, ())  # its values were learned from
         if apart is not None:
@@ -75,6 +77,15 @@ def present(conditioner: ConditionerConfig, part: Part, beside: str = "") -> lis
     if first is None:
         raise ValueError(absent(conditioner, field))
     return [first]
+
+
+def always(conditioner: ConditionerConfig, values: Sequence[Any], part: Part) -> bool | None:
+    """Whether every example says a conditioner's field, of which the part has these values; None where not all are read."""
+    if conditioner.field in {derive.field for derive in part.derivations}:
+        return True
+    if not conditioner.reads or not conditioner.field:
+        return None
+    return len(values) == len(part.telling(conditioner.field)) and not any(silent(v) for v in values)
 
 
 def seen(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:

@@ -236,9 +236,9 @@ class Loop:
         if not found:
             return
         log.note(self.images, {name: round(value, 7) for name, value in found.items()})
-        if not math.isfinite(found["held_out"]):  # and never the best
-            raise self._lost(f"the held-out loss became {found['held_out']}")
-        if self.lowest is not None and found["held_out"] >= self.lowest:
+        if self.lowest is not None and not found["held_out"] < self.lowest:
+            return
+        if not math.isfinite(found["held_out"]):
             return
         self.lowest = found["held_out"]
         if self.config.best:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import platform
+import shlex
 import shutil
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def there(folder: Path, data: Data) -> Path:
     name, told = folder.parent.name if folder.name == "model" else "", "train it first"
     if name in shipped():
         path = getattr(data, "path", None)
-        own = f" data.path={path}" if path and "path" in load_yaml(name)["data"] else ""
+        own = f" {shlex.quote(f'data.path={path}')}" if path and "path" in load_yaml(name)["data"] else ""
         told += f" with `sfumato train {name}{own}`"
     raise ValueError(f"there is no model folder {folder}; {told}, or name another in its place")
 
@@ -168,12 +169,6 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
     told = teacher.config.distilled
     if told is not None and "shortcut" in (told.how, recipe.how):
         raise ValueError("the teacher was distilled into few steps itself; give the model that it was distilled from")
-    blind = teacher.conditions.unguided
-    if recipe.guidance != 1.0 and blind:
-        raise ValueError(
-            f"the teacher was always told {' and '.join(blind)} in training, so guidance has nothing to move away from; "
-            "set guidance to 1"
-        )
     if teacher.size != recipe.data.size:
         raise ValueError(
             f"the teacher makes {teacher.size} pixels a side and data.size is {recipe.data.size}; make them equal"
@@ -224,6 +219,10 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
         if isinstance(written, DiffusionRecipe) and isinstance(recipe, DiffusionRecipe) and "data_std" not in fields:
             # begun before it was told: what edm took until then
             written, recipe = (one.model_copy(update={"data_std": 0.5}) for one in (written, recipe))
+        if isinstance(written, DiffusionRecipe) and isinstance(recipe, DiffusionRecipe) and "unsaid" not in fields:
+            written, recipe = (one.model_copy(update={"unsaid": 0.0}) for one in (written, recipe))
+        if written.data.masks and recipe.data.masks and "all" not in (fields["data"].get("masks") or {}):
+            written, recipe = (_whole(one, 0.0) for one in (written, recipe))
         free = {name: getattr(recipe.training, name) for name in FREE}
         stored = _with(written, **free)
         if recipe.training.precision != "auto":  # what to do after a NaN is to go on with a lower rate, or in float32
@@ -250,6 +249,13 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     files.write(path, yaml.safe_dump(dump(settled), sort_keys=False, allow_unicode=True))
     files.write(folder / "environment.json", json.dumps(environment(where), indent=1))
     return settled
+
+
+def _whole(recipe: Recipe, weight: float) -> Recipe:
+    """The recipe with this weight of masks that are nothing but hole."""
+    assert recipe.data.masks is not None
+    masks = recipe.data.masks.model_copy(update={"all": weight})
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"masks": masks})})
 
 
 def _long_enough(recipe: Recipe, folder: Path) -> None:
@@ -297,6 +303,10 @@ def needed(recipe: Recipe, folder: Path, where: torch.device) -> Needs:
     data keeps of them (`kind: table`), which a training needs too; raises as `train` does."""
     if isinstance(recipe, DiffusionRecipe | DistillationRecipe):
         recipe = recipe.model_copy(update={"cache": False})
+    if (
+        isinstance(recipe, DiffusionRecipe) and recipe.decoded is not None
+    ):  # whatever share is decoded, a part may be all
+        recipe = recipe.model_copy(update={"decoded": recipe.decoded.model_copy(update={"every": 1})})
     small = _with(recipe, batch=2, accumulate=1)
     dtype = devices.precision(recipe.training.precision, where)
     with torch.random.fork_rng(devices=[]):

@@ -153,7 +153,7 @@ class Shortcutting(Distilling):
         return found._replace(fields={**found.fields, FIELD: self.lengths(positions).tolist()})
 
     def dropped(self, positions: Sequence[int]) -> Tensor:
-        """None; where the flow stays plain, those that the teacher's training dropped, of examples that learn it."""
+        """None; where the flow stays plain, those that a training of the teacher would drop, of examples that learn it."""
         if self.asked.flow == "guided":
             return super().dropped(positions)
         return Denoising.dropped(self, positions) & (self.lengths(positions) == 0)[:, None]
