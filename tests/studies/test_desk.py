@@ -8,12 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sfumato.data.picked import Picked
 from sfumato.features import network
+from sfumato.studies import bits
 from sfumato.studies.desk import Desk, whole
 from sfumato.studies.result import Result, Table
 from sfumato.studies.run import begun, joined, study
 from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim
 from sfumato.training import run as runs
+from sfumato.training.loop import Interrupted
 
 
 class Few(nn.Module):
@@ -104,6 +107,11 @@ def test_wider_networks_are_wider_and_fit_their_heads(desk: Desk) -> None:
     assert recipes.wider(fields, 1.7)["backbone"]["width"] == 96
     assert recipes.wider(recipes.first("kl", 8), 2.0)["autoencoder"]["coder"]["width"] == 128
     assert fields["backbone"]["width"] == 64
+    for scale, widths in ((0.5, (8, 16)), (1.5, (24, 48)), (3.0, (48, 96))):
+        gan = recipes.wider(recipes.gan(), scale)["family"]
+        assert (gan["width"], gan["critic"]) == widths
+    words = recipes.wider(recipes.denoiser(desk.folder, recipes.by_words()), 1.5)["conditioners"]["caption"]
+    assert words["width"] == 288
 
 
 def test_the_seconds_of_a_run_are_those_of_its_steps(desk: Desk) -> None:
@@ -126,6 +134,34 @@ def test_several_trainings_decide_only_what_all_say() -> None:
     assert found.claims[1].measured == "training 1: measured 1; training 2: measured 1"
     assert [t.title for t in found.tables] == ["Rows, training 1", "Rows, training 2"]
     assert found.hours == 1.0
+
+
+def test_a_stopped_study_says_how_it_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: Any, **more: Any) -> Path:
+        raise Interrupted("stopped after 64 images; the same command with --resume goes on")
+
+    monkeypatch.setattr("sfumato.studies.desk.train", stopped)
+    with pytest.raises(Interrupted, match="stopped while vae was trained; the same command goes on"):
+        desk.trained("vae", {"stage": "family", "family": {"kind": "vae"}, "training": {"batch": 16}}, 64)
+
+
+def test_bits_are_of_pictures_that_have_a_class_and_of_none_where_none_has(desk: Desk) -> None:
+    part, told = desk.held_out, list[int]()
+
+    class Some(Picked):
+        def field(self, index: int, name: str) -> Any:
+            return None if name == "label" and index % 2 else super().field(index, name)
+
+    def over(model: Any, part: Any, measure: Any) -> Any:
+        told.append(len(part))
+        return None if model is None else [1.0] * len(part)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bits, "over", over)
+        assert len(bits.of("model", Some(part, range(10)), None)) == 5  # type: ignore[arg-type]
+        assert bits.of(None, part, None) == []  # type: ignore[arg-type]
+    assert told[0] == 5
+    assert bits._mean([]) == "no picture has a class"
 
 
 def test_pixels_are_whitened_and_untouched(desk: Desk) -> None:
@@ -160,7 +196,7 @@ def test_fewer_bits_are_better_likelihood(
     monkeypatch.setattr(Desk, "budget", lambda *_: 32)
     monkeypatch.setattr(bits, "bits", found)
     monkeypatch.setattr(bits, "drawing", lambda _: 3_200_000)
-    table, claim = bits.compared(desk, 0.01, desk.run("family-VAE") / "model")
+    table, (claim,) = bits.compared(desk, 0.01, desk.run("family-VAE") / "model")
     assert claim.outcome == outcome
     assert set(asked.values()) == {bits.SIDE}
     assert [row[1] for row in table.rows] == ["8", "8", "32"]

@@ -8,8 +8,23 @@ import torch
 
 from sfumato.studies import cost, energy, guidance, limits
 from sfumato.studies.judge import Judge, first
-from sfumato.studies.measure import Row
-from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Spread, above, agreed, better, every, paired, quantile
+from sfumato.studies.measure import Row, sharpness, spread
+from sfumato.studies.verdict import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    Claim,
+    Pair,
+    Spread,
+    above,
+    agreed,
+    better,
+    every,
+    judged,
+    paired,
+    quantile,
+    together,
+)
 
 
 def test_a_difference_decides_only_beyond_two_standard_errors() -> None:
@@ -38,6 +53,40 @@ def test_trainings_that_differ_decide_nothing() -> None:
     assert above(Spread.of([1.0, -1.1, 0.9, -1.0]), 0.0) == OPEN
 
 
+def test_of_several_trainings_their_means_are_tested() -> None:
+    """Each is sure of itself, for samplings of one training are alike; trainings are not."""
+
+    def claim(one: float, other: float) -> Claim:
+        return judged("", "", Pair(Spread(one, 0.1, 3), Spread(other, 0.1, 3)))
+
+    alike = [claim(50.0 + k, 60.0 + k) for k in (0.0, 0.2, 0.4)]
+    apart = [claim(50.0, 50.9), claim(70.0, 71.5), claim(60.0, 61.0)]
+    assert {c.outcome for c in (*alike, *apart)} == {HOLDS}
+    assert (together(alike), together(apart)) == (HOLDS, OPEN)
+    assert together([Claim("", HOLDS, ""), Claim("", HOLDS, "")]) == HOLDS
+    assert together([Claim("", HOLDS, ""), Claim("", FAILS, "")]) == OPEN
+    assert set(alike[0].told()) == {"text", "outcome", "measured"}
+
+
+def test_shares_are_of_what_lies_above_as_many_real_pictures() -> None:
+    rows_ = {"teacher, 25 steps": rows(distance=[600.0, 601.0, 599.0]), "GAN": rows(distance=[900.0, 901.0, 899.0])}
+    rows_ |= {f"{how}, {n}": rows(distance=[690.0, 691.0, 689.0]) for how in limits.WAYS for n in limits.FEW}
+    assert [limits.quick(rows_, "distance", least)[0].outcome for least in (0.0, 300.0)] == [HOLDS, FAILS]
+
+
+def test_blurred_pictures_are_less_sharp() -> None:
+    picture = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    blurred = torch.nn.functional.avg_pool2d(picture[None], 5, 1, 2)[0]
+    one, other, flat = sharpness([picture, blurred, torch.full((3, 32, 32), 0.3)])
+    assert one > 3 * other > 0
+    assert flat == pytest.approx(0.0, abs=1e-6)
+
+
+def test_a_sheet_shows_pictures_of_the_whole_part() -> None:
+    assert spread(3, 32) == [0, 1, 2]
+    assert spread(3200, 32) == list(range(0, 3200, 100))
+
+
 def test_a_claim_of_so_much_asks_for_so_much() -> None:
     def sure(value: float) -> Spread:
         return Spread(value, 0.0, 3)
@@ -48,11 +97,15 @@ def test_a_claim_of_so_much_asks_for_so_much() -> None:
 
 
 def test_latents_are_sooner_only_in_all_samplings() -> None:
-    assert cost.sooner(8, [10.0, 11.0, 12.0], 60.0).outcome == HOLDS
-    assert cost.sooner(8, [10.0, None, 12.0], 60.0).outcome == OPEN
-    assert cost.sooner(8, [None, None, None], 60.0).outcome == FAILS
-    assert cost.sooner(8, [100.0, 101.0, 102.0], 60.0).outcome == FAILS
-    assert "5.5 times" in cost.sooner(8, [10.0, 11.0, 12.0], 60.0).measured
+    def after(*seconds: float | None, latest: bool = False) -> Claim:
+        return cost.sooner(8, [None if s is None else cost.Reached(s, latest) for s in seconds], 60.0)
+
+    assert after(10.0, 11.0, 12.0).outcome == HOLDS
+    assert after(10.0, None, 12.0).outcome == OPEN
+    assert after(None, None, None).outcome == FAILS
+    assert after(100.0, 101.0, 102.0).outcome == FAILS
+    assert after(10.0, 11.0, 12.0).measured == "after 11.0 ± 1.0 s of 60 s: 5.5 times"
+    assert after(10.0, 11.0, 12.0, latest=True).measured == "after at most 11.0 ± 1.0 s of 60 s: at least 5.5 times"
 
 
 def test_pictures_without_a_class_judge_nothing() -> None:

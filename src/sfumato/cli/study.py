@@ -60,6 +60,8 @@ def command(
     if hours is not None and hours <= 0:
         raise ValueError(f"a study takes some hours; got {hours:g}")
     hours = hours or HOURS[name]
+    if watts is not None and name != "cost":
+        raise ValueError("watts are of the study cost; leave --watts out")
     from sfumato import device as devices
     from sfumato.features import network
     from sfumato.studies.desk import SEEDS, Desk

@@ -12,6 +12,7 @@ from typing import Any
 
 from sfumato import files
 from sfumato.data.base import Part
+from sfumato.data.picked import Picked
 from sfumato.families.autoregressive import Autoregressive
 from sfumato.families.base import Family
 from sfumato.studies.desk import Desk
@@ -35,7 +36,7 @@ def recipes() -> dict[str, dict[str, Any]]:
     }
 
 
-def compared(desk: Desk, hours: float, whole: Path) -> tuple[Table, Claim]:
+def compared(desk: Desk, hours: float, whole: Path) -> tuple[Table, list[Claim]]:
     """Train both for so many hours each and measure them, and `whole`, the VAE of the study's own size, beside them."""
     small, found, lines = replace(desk, data={**desk.data, "size": SIDE}), dict[str, Found](), list[list[str]]()
     for name, fields in recipes().items():
@@ -50,13 +51,14 @@ def compared(desk: Desk, hours: float, whole: Path) -> tuple[Table, Claim]:
         "Bits a dimension: exact of the transformer, a bound of the VAE; with the standard error", head, lines
     )
     text = "An autoregressive model's likelihood is better than a VAE's bound"
-    return table, paired(text, found[VAE]["held"], found[BYTES]["held"])
+    worse, well = found[VAE]["held"], found[BYTES]["held"]
+    return table, [paired(text, worse, well)] if worse else []
 
 
 def line(desk: Desk, name: str, folder: Path, found: Found) -> list[str]:
     """A row of the table."""
     minutes = desk.seconds(folder.parent.name) / 60
-    told = (Spread.of(found[part]).mean() for part in ("held", "trained"))
+    told = (_mean(found[part]) for part in ("held", "trained"))
     return [name, str(desk.train.size), f"{drawing(folder) / 1e6:.1f} M", f"{minutes:.1f}", *told]
 
 
@@ -85,7 +87,7 @@ def known(desk: Desk, models: dict[str, Path]) -> Table:
         found = desk.once(
             f"known-{name.replace(' ', '-')}", [files.sha256(folder / "model.yaml"), desk.shown.fingerprint], make
         )
-        told = (Spread.of(found[part]).mean() for part in ("held", "trained"))
+        told = (_mean(found[part]) for part in ("held", "trained"))
         lines.append(
             [name, f"{model.transformer.vocabulary:,}", f"{math.log2(model.transformer.vocabulary):.0f}", *told]
         )
@@ -95,8 +97,13 @@ def known(desk: Desk, models: dict[str, Path]) -> Table:
     )
 
 
+def _mean(values: list[float]) -> str:
+    return Spread.of(values).mean() if values else "no picture has a class"
+
+
 def of(model: Family, part: Part, measure: Measure) -> list[float]:
-    """Bits of each of a part's pictures, of a family that has them."""
-    found = over(model, part, measure)
-    assert found is not None
-    return [float(one) for one in found]
+    """Bits of each of a part's pictures that have a class, where some have: one that knows classes tells no others, and all
+    are to tell the same. None where no picture has one, though the model wants it."""
+    known = [k for k in range(len(part)) if part.field(k, "label") not in (None, [])]
+    found = over(model, Picked(part, known) if known else part, measure)
+    return [] if found is None else [float(one) for one in found]

@@ -18,9 +18,9 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.model import LatentDiffusion
 from sfumato.studies import recipes
 from sfumato.studies.desk import Desk
-from sfumato.studies.measure import REAL, Row, cell, distance, generated, real, rebuilt, short
+from sfumato.studies.measure import Row, cell, distance, generated, real, reals, rebuilt, short
 from sfumato.studies.result import Figure, Result, Table, plot
-from sfumato.studies.verdict import HOLDS, Claim, Outcome, Spread, better, every
+from sfumato.studies.verdict import HOLDS, Claim, Pair, Spread, judged
 from sfumato.training import posthoc
 from sfumato.training.describe import evaluation
 from sfumato.training.recipe import DiffusionRecipe
@@ -28,6 +28,7 @@ from sfumato.training.run import denoising
 
 FACTORS = (1, 2, 4, 8, 16, 32)
 GOOD = (4, 8, 16)  # the paper's band
+PAPER = 256  # pixels of its pictures
 FIRST_SHARE, MEASURING = 0.25, 0.3  # of the hours: for first stages, and for sampling; the rest trains denoisers
 POINTS = 5  # of the curve along training
 STEPS = (5, 10, 25, 50)  # of the sampling-speed curve
@@ -56,7 +57,9 @@ class Trained:
 
 
 def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = ("kl", "vq")) -> Result:
-    """Train, measure, judge."""
+    """Train, measure, judge. Factors that do not divide the pictures' size are left out."""
+    gone = [f for f in factors if desk.train.size % f]
+    factors = [f for f in factors if f not in gone]
     several = trained(desk, factors, kinds)
     rows = {t.name: generated(desk, f"compression-{slug(t)}", t.model) for t in several}
     curves = {t.name: along(desk, t, desk.images, desk.seeds[:1])[0] for t in several}
@@ -66,7 +69,10 @@ def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = (
         "How much to compress",
         f"First stages of f = {', '.join(map(str, factors))} and a denoiser of the same size on each, the denoisers trained "
         f"for the same time on {desk.name} at {desk.train.size} pixels. Few images fit into it where latents are large. The "
-        "time of first stages is not in it: one serves all denoisers that are trained on it.",
+        "time of first stages is not in it: one serves all denoisers that are trained on it. The paper's pictures have 256 "
+        f"pixels, so that its f = 32 leaves {PAPER // 32} x {PAPER // 32} places; here "
+        + ", ".join(f"f = {f} leaves {desk.train.size // f} x {desk.train.size // f}" for f in factors if f > 1)
+        + f".{' Left out, for they do not divide the size: f = ' + ', '.join(map(str, gone)) + '.' if gone else ''}",
         protocol=desk.protocol(curves="the first sampling seed alone"),
         claims=claims(several, {t.name: rows[t.name][distance(desk)] for t in several}),
     )
@@ -81,7 +87,7 @@ def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = (
         Figure(
             plot(folder / "sampling.png", [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in speeds.items()],
                  f"pictures a second ({', '.join(map(str, STEPS))} steps)", distance(desk), log=(True, True)),
-            "Fréchet distance against sampling speed (figure 7 of the paper)",
+            f"Fréchet distance against sampling speed (figure 7 of the paper); first stages of kind {kinds[0]} alone",
         ),
         Figure(real(desk).sheet, "Held-out pictures"),
         *(Figure(rows[t.name].sheet, f"{t.name}: {t.images:,} images seen") for t in several),
@@ -176,14 +182,14 @@ def stepped(desk: Desk, t: Trained) -> list[tuple[float, float]]:
 def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row]) -> Table:
     """What each factor came to."""
     name, kernel = distance(desk), short(desk, "KID")
-    ceiling = real(desk)
-    lines = [[REAL, *[""] * 6, cell(ceiling, name), cell(ceiling, kernel), "", ""]]
+    lines = [[title, *[""] * 6, cell(row, name), cell(row, kernel), "", ""] for title, row in reals(desk).items()]
     for t in several:
         row, stage = rows[t.name], rebuilt(desk, f"first-{slug(t)}", t.first)
         lines.append([
             t.name, shape(desk, t), f"{t.images:,}", f"{t.images // recipes.BATCH:,}",
             f"{desk.seconds(t.run.name) / 60:.1f}", f"{t.images * t.flops / 1e15:,.2f}", row.rate.told(),
-            row[name].told(), row[kernel].told(), f"{stage[name]:.1f}", "exact" if t.factor == 1 else f"{stage['psnr']:.1f} dB",
+            row[name].told(), row[kernel].told(), f"{stage[name]:.1f}",
+            "exact" if t.factor == 1 else f"{stage['psnr']:.1f} ± {stage['psnr_error']:.1f} dB",
         ])  # fmt: skip
     head = [
         "", "latent", "images seen", "steps", "minutes", "PFLOP", "sampled pictures/s", name, kernel,
@@ -205,6 +211,12 @@ def claims(several: Sequence[Trained], found: Mapping[str, Spread]) -> list[Clai
         by = {t.factor: found[t.name] for t in several if t.factor == 1 or t.kind == kind}
         made += [
             _claim(
+                f"{kind.upper()}: the best factor lies between 4 and 16: better than 1, 2 and 32",
+                [min((f for f in GOOD if f in by), key=lambda f: by[f].value)] if {*GOOD} & {*by} else [],
+                (1, 2, 32),
+                by,
+            ),
+            _claim(
                 f"{kind.upper()}: f = 1 and 2 are too slow: in equal time of the denoiser f = 4 to 16 are better",
                 GOOD,
                 (1, 2),
@@ -219,7 +231,7 @@ def _claim(text: str, good: Sequence[int], bad: Sequence[int], by: Mapping[int, 
     here, there = [f for f in good if f in by], [f for f in bad if f in by]
     if not here or not there:
         return None
-    outcomes: list[Outcome] = [better(by[a], by[b]) for a in here for b in there]
+    pairs = [Pair(by[a], by[b]) for a in here for b in there]
     told = ", ".join(f"f = {f}: {by[f].told()}" for f in sorted({*here, *there}))
-    beaten = sum(o == HOLDS for o in outcomes)
-    return Claim(text, every(outcomes), f"{told}; {beaten} of {len(outcomes)} pairs as claimed")
+    beaten = sum(p.outcome == HOLDS for p in pairs)
+    return judged(text, f"{told}; {beaten} of {len(pairs)} pairs as claimed", *pairs)

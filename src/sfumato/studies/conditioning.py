@@ -21,7 +21,7 @@ from sfumato.studies.desk import Desk
 from sfumato.studies.guidance import good_stage
 from sfumato.studies.measure import distance, generated
 from sfumato.studies.result import Figure, Result, Table
-from sfumato.studies.verdict import Claim, Spread, better, paired
+from sfumato.studies.verdict import Claim, Pair, Spread, judged, paired
 from sfumato.training.validation import losses
 
 FIRST_SHARE, MEASURING = 0.15, 0.15
@@ -97,9 +97,9 @@ def matched(desk: Desk, name: str, model: Path) -> dict[str, Any]:
         if name == "none" or "all" not in desk.opened.parts:
             return found
         opened = LatentDiffusion.load(model, desk.device)
-        match = evaluate_model(opened, desk.opened, captions=CAPTIONS, guidance=GUIDANCE, dtype=desk.dtype)[
-            "caption_match"
-        ]
+        match = evaluate_model(
+            opened, desk.opened, captions=CAPTIONS, guidance=GUIDANCE, steps=desk.steps, dtype=desk.dtype
+        )["caption_match"]
         for part in ("train", "held_out"):
             cell = match.get(part)
             if cell:
@@ -107,7 +107,9 @@ def matched(desk: Desk, name: str, model: Path) -> dict[str, Any]:
                 found |= {f"{part} ±": cell["top1_error"], f"{part}10 ±": cell["top10_error"]}
         return found
 
-    kept: dict[str, Any] = desk.once(f"text-match-{name}", [files.sha256(model / "model.yaml"), CAPTIONS], make)
+    kept: dict[str, Any] = desk.once(
+        f"text-match-{name}", [files.sha256(model / "model.yaml"), CAPTIONS, desk.steps], make
+    )
     return kept
 
 
@@ -131,9 +133,10 @@ def claims(found: Mapping[str, dict[str, Any]], heard: Mapping[str, Losses]) -> 
     ]
     if "train10" in found["trained"]:
         one, other = (proportion(found[n], "train10") for n in ("trained", "frozen"))
-        made.append(Claim(
-            "Captions' pictures are nearer to their own with a trained text encoder", better(one, other, lower=False),
+        made.append(judged(
+            "Captions' pictures are nearer to their own with a trained text encoder",
             f"own picture among the ten nearest: {_share(found['trained'], 'train10')} against {_share(found['frozen'], 'train10')}",
+            Pair(one, other, lower=False),
         ))  # fmt: skip
     return made
 

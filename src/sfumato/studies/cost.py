@@ -15,9 +15,9 @@ from sfumato.studies import compression
 from sfumato.studies.compression import Trained
 from sfumato.studies.desk import Desk
 from sfumato.studies.energy import GRID, Energy, kwh, metered
-from sfumato.studies.measure import REAL, Row, cell, distance, generated, real, short
+from sfumato.studies.measure import Row, cell, distance, excess, generated, real, reals, short
 from sfumato.studies.result import Figure, Result, Table, plot
-from sfumato.studies.verdict import FAILS, OPEN, Claim, Outcome, Spread, better
+from sfumato.studies.verdict import FAILS, OPEN, Claim, Outcome, Pair, Spread, judged
 from sfumato.training.rate import rate
 from sfumato.training.run import objective_of
 
@@ -42,7 +42,8 @@ def study(desk: Desk, watts: float | None = None, grid: float = GRID) -> Result:
         "cost", "Latents beside pixels",
         f"LDM-4 and LDM-8 beside LDM-1 on {desk.name} at {desk.train.size} pixels: networks of one size, trained for the same "
         f"time. How long it takes until the {name} that pixels end at is read off curves of {few} images a point, between "
-        "points that are averages of a run whose rate was still high, which counts against latents. "
+        "points that are averages of a run whose rate was still high, which counts against latents. The paper's table 6 is of "
+        "inpainting, after equal epochs. Speeds of training are of stretches of one run each. "
         f"Energy is {energy[1].how}: {energy[1].watts:.0f} W for pixels; CO2 by {grid:g} kg a kWh.",
         protocol=desk.protocol(**{"energy": {f: dataclasses.asdict(e) for f, e in energy.items()}, "kg CO2 a kWh": grid, "images of the curve, a seed": few}),
     )  # fmt: skip
@@ -63,8 +64,8 @@ def study(desk: Desk, watts: float | None = None, grid: float = GRID) -> Result:
 
 def table(desk: Desk, several: Sequence[Trained], rows: Mapping[int, Row], before: Mapping[int, float]) -> Table:
     """Speed and distances after the whole training."""
-    name, kernel, ceiling = distance(desk), short(desk, "KID"), real(desk)
-    lines = [[REAL, *[""] * 5, cell(ceiling, name), cell(ceiling, kernel)]]
+    name, kernel = distance(desk), short(desk, "KID")
+    lines = [[title, *[""] * 5, cell(row, name), cell(row, kernel)] for title, row in reals(desk).items()]
     for t in several:
         row = rows[t.factor]
         lines.append([
@@ -160,22 +161,24 @@ def claims(
     speeds = {t.factor: Spread.of(desk.paces(t.run.name)) for t in several}
     made = []
     for f in (f for f in speeds if f > 1):
-        made.append(Claim(
+        made.append(judged(
             f"LDM-{f} trains at least {PAPER_SPEED:g} times as many images a second as LDM-1",
-            better(speeds[f], speeds[1], lower=False, by=PAPER_SPEED - 1),
             f"{speeds[f].told()} against {speeds[1].told()}: {speeds[f].value / speeds[1].value:.1f} times",
+            Pair(speeds[f], speeds[1], lower=False, by=PAPER_SPEED - 1),
         ))  # fmt: skip
-        one, other = rows[f][name], rows[1][name]
-        made.append(Claim(
-            f"LDM-{f}'s distance is at least {PAPER_QUALITY:g} times lower after equal time of the denoiser",
-            better(one, other, by=1 - 1 / PAPER_QUALITY),
-            f"{one.told()} against {other.told()}: {other.value / one.value:.2f} times",
+        one, other = (excess(desk, rows[k][name]) for k in (f, 1))
+        made.append(judged(
+            f"LDM-{f}'s distance is at least {PAPER_QUALITY:g} times as near to that of as many real pictures, after equal time "
+            "of the denoiser",
+            f"{one.told()} above it against {other.told()}: {other.value / max(one.value, 1e-9):.2f} times",
+            Pair(one, other, by=1 - 1 / PAPER_QUALITY),
         ))  # fmt: skip
-        made.append(sooner(f, [None if s is None else s.seconds + before[f] for s in reached[f]], pixels))
+        there = [None if s is None else Reached(s.seconds + before[f], s.latest) for s in reached[f]]
+        made.append(sooner(f, there, pixels))
     return made
 
 
-def sooner(factor: int, reached: Sequence[float | None], pixels: float) -> Claim:
+def sooner(factor: int, reached: Sequence["Reached | None"], pixels: float) -> Claim:
     """Whether latents are where pixels end before these are, their first stage's training counted."""
     text = f"LDM-{factor} is where pixels end sooner, the training of its first stage included"
     there = [s for s in reached if s is not None]
@@ -186,6 +189,7 @@ def sooner(factor: int, reached: Sequence[float | None], pixels: float) -> Claim
             outcome,
             f"reached in {len(there)} of {len(reached)} samplings, in {pixels:,.0f} s of pixels' training",
         )
-    found = Spread.of(there)
-    told = f"after {found.told()} s of {pixels:,.0f} s: {pixels / max(found.value, 1e-9):.1f} times"
-    return Claim(text, better(found, Spread(pixels, 0.0, max(found.count, 2))), told)
+    found = Spread.of([s.seconds for s in there])
+    most, least = ("at most ", "at least ") if any(s.latest for s in there) else ("", "")
+    told = f"after {most}{found.told()} s of {pixels:,.0f} s: {least}{pixels / max(found.value, 1e-9):.1f} times"
+    return judged(text, told, Pair(found, Spread(pixels, 0.0, max(found.count, 2))))

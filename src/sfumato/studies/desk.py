@@ -30,6 +30,7 @@ from sfumato.studies.judge import Judge, classes_of
 from sfumato.tasks.requests import Generate
 from sfumato.training.autoencoder import stack
 from sfumato.training.log import lines
+from sfumato.training.loop import Interrupted
 from sfumato.training.rate import rates
 from sfumato.training.recipe import Recipe, parse
 from sfumato.training.run import environment, objective_of, train
@@ -81,7 +82,7 @@ class Desk:
     def name(self) -> str:
         """What tables call the data."""
         path = getattr(self.opened, "path", None)
-        return Path(path).name if path else self.opened.kind_name()
+        return Path(path).resolve().name if path else self.opened.kind_name()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -139,6 +140,12 @@ class Desk:
         say.print(f"{name}: {images:,} images", highlight=False)
         try:
             return train(recipe, run, resume=True, device=str(self.device), quiet=self.quiet)
+        except Interrupted:
+            raise Interrupted(f"stopped while {name} was trained; the same command goes on") from None
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{name}: {str(error).split(';')[0]}; delete {run}, and try it in float32"
+            ) from None
         except ValueError as error:
             if "another recipe" not in str(error):
                 raise

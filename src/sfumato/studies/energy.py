@@ -62,10 +62,10 @@ def metered(device: torch.device, watts: float | None = None, root: Path = POWER
     with _polled(device) as powers:
         yield found
     found.seconds = time.perf_counter() - begin
-    if powers and watts is None:
+    if powers:
         power = sum(powers) / len(powers)
         found.joules, found.how = power * found.seconds, "measured (NVML, four times a second), the GPU alone"
-    elif packages and watts is None and device.type == "cpu":
+    elif packages and device.type == "cpu":
         used = [(int(path.read_text()) - before[name]) % most for name, (path, most) in packages.items()]
         found.joules, found.how = sum(used) / 1e6, "measured (RAPL), whole processor packages"
     else:

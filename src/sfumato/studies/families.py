@@ -7,6 +7,7 @@ cover and blur; autoregressive models have good likelihoods, are slow and stay s
 costly; two stages of transformers need many parameters where codes are many.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +22,10 @@ from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.studies import bits, recipes
 from sfumato.studies.desk import Desk
-from sfumato.studies.measure import REAL, Row, cell, distance, drawing, generated, real, short
+from sfumato.studies.measure import SHARP, Row, cell, distance, drawing, floor, generated, real, reals, short
 from sfumato.studies.recipes import wider
 from sfumato.studies.result import Figure, Result, Table, plot
-from sfumato.studies.verdict import Claim, better
+from sfumato.studies.verdict import Claim, Pair, Spread, judged
 from sfumato.tasks.requests import Generate
 from sfumato.tasks.walk import walk
 
@@ -50,7 +51,7 @@ def small(desk: Desk) -> int:
 
 
 def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
-    """All six, of about equal size."""
+    """All six, of two to seven million weights that draw on two cores."""
     side = small(desk)
     cond = recipes.by_class() if desk.labelled else None
     return {
@@ -90,14 +91,14 @@ def study(desk: Desk) -> Result:
     )  # fmt: skip
     before = {n: desk.seconds(p.parent.name) for n, p in ((LDM, stage), (TWO, codes))}
     result.tables.append(table(desk, wanted, models, rows, before))
-    likely, claim = bits.compared(desk, BITS * desk.hours, models[VAE])
+    likely, told = bits.compared(desk, BITS * desk.hours, models[VAE])
     result.tables.append(likely)
-    result.claims.append(claim)
+    result.claims += told
     result.tables.append(bits.known(desk, {name: models[name] for name in (AR, TWO)}))
     curves = desk.once(
         "family-seconds", [list(SIDES), desk.train.size, desk.steps, str(desk.device)], lambda: seconds(desk, wanted)
     )
-    drawn = [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items()]
+    drawn = [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items() if c]
     path = plot(desk.folder / "seconds.png", drawn, "pixels a side", "seconds a picture", log=(True, True))
     result.figures.append(
         Figure(path, "Seconds a picture against resolution, fresh networks of the same recipes, one picture at a time")
@@ -113,17 +114,35 @@ def table(
     """What the six took and came to; `before` are the seconds of the first stages."""
     measures = [distance(desk), *(short(desk, m) for m in ("KID", "precision", "recall", "coverage"))]
     measures += [m for m in ("classes covered", "agreement") if m in rows[LDM].measures]
-    ceiling = real(desk, desk.judge)
-    lines = [[REAL, *[""] * 4, *(cell(ceiling, m) for m in measures), ""]]
+    least = floor(desk)
+    lines = [
+        [title, *[""] * 4, *(cell(row, m) for m in measures), sharp(row, least), ""]
+        for title, row in reals(desk, desk.judge).items()
+    ]
     for name, row in rows.items():
         run = models[name].parent.name
         images, batch = desk.plan("images")[run], wanted[name]["training"]["batch"]
         lines.append([
             name, f"{drawing(models[name]) / 1e6:.1f} M", f"{(desk.seconds(run) + before.get(name, 0.0)) / 60:.1f}",
-            f"{images:,}", f"{images // batch:,}", *(cell(row, m) for m in measures), f"{1000 / row.rate.value:,.1f} ms",
+            f"{images:,}", f"{images // batch:,}", *(cell(row, m) for m in measures), sharp(row, least),
+            f"{1000 / row.rate.value:,.1f} ms",
         ])  # fmt: skip
-    head = ["", "parameters that draw", "minutes", "images seen", "steps", *measures, "a picture of a batch takes"]
+    head = [
+        "",
+        "parameters that draw",
+        "minutes",
+        "images seen",
+        "steps",
+        *measures,
+        "sharpness, of real pictures'",
+        "a picture of a batch takes",
+    ]
     return Table("At equal training time", head, lines)
+
+
+def sharp(row: Row, least: Row) -> str:
+    """A row's sharpness as a share of real pictures'."""
+    return f"{100 * row[SHARP].value / least[SHARP].value:.0f} %" if SHARP in row.measures else ""
 
 
 @torch.no_grad()
@@ -131,7 +150,9 @@ def seconds(desk: Desk, wanted: dict[str, Fields]) -> dict[str, list[tuple[int, 
     """(pixels a side, seconds a picture) of each, with fresh weights: time does not hang on what was learned."""
     found: dict[str, list[tuple[int, float]]] = {}
     for name, one in wanted.items():
-        found[name] = [(side, timed(sampler(desk, wider(one, desk.scale), side), desk.device)) for side in SIDES]
+        least = Codec.load(Path(one["autoencoder"])).factor if "autoencoder" in one else 1
+        sides = [side for side in SIDES if side >= least]
+        found[name] = [(side, timed(sampler(desk, wider(one, desk.scale), side), desk.device)) for side in sides]
     return found
 
 
@@ -172,7 +193,7 @@ def claims(desk: Desk, rows: dict[str, Row]) -> list[Claim]:
 
     def beats(one: str, other: str, measure: str, text: str, lower: bool = True) -> Claim:
         a, b = rows[one][measure], rows[other][measure]
-        return Claim(text, better(a, b, lower=lower), f"{measure}: {one} {a.told()}, {other} {b.told()}")
+        return judged(text, f"{measure}: {one} {a.told()}, {other} {b.told()}", Pair(a, b, lower))
 
     made = [
         beats(LDM, other, fid, f"At equal training time latent diffusion is better than {what}")
@@ -182,12 +203,27 @@ def claims(desk: Desk, rows: dict[str, Row]) -> list[Claim]:
     made.append(beats(LDM, GAN, coverage, "A GAN misses pictures that latent diffusion comes near", lower=False))
     made.append(beats(VAE, GAN, coverage, "A VAE covers what a GAN misses", lower=False))
     made.append(
-        beats(LDM, VAE, short(desk, "precision"), "A VAE's pictures are less like real ones than its", lower=False)
+        beats(
+            LDM,
+            VAE,
+            short(desk, "precision"),
+            "A VAE's pictures are less like real ones than those of latent diffusion",
+            lower=False,
+        )
     )
+
+    least = floor(desk)[SHARP].value
+
+    def blurred(one: Spread, other: Spread, text: str) -> Claim:
+        a, b = (dataclasses.replace(s, value=s.value / least, spread=s.spread / least) for s in (one, other))
+        return judged(text, f"{a.told()} against {b.told()} of real pictures' sharpness", Pair(a, b))
+
+    made.append(blurred(rows[VAE][SHARP], Spread(least, 0.0, desk.images), "A VAE's pictures are blurred"))
+    made.append(blurred(rows[VAE][SHARP], rows[GAN][SHARP], "A GAN's are sharper than a VAE's"))
 
     def faster(one: str, other: str, text: str) -> Claim:
         a, b = rows[one].rate, rows[other].rate
-        return Claim(text, better(a, b, lower=False), f"pictures a second: {one} {a.told()}, {other} {b.told()}")
+        return judged(text, f"pictures a second: {one} {a.told()}, {other} {b.told()}", Pair(a, b, lower=False))
 
     made.append(faster(LDM, AR, f"Autoregressive models of pixels sample slowly, at {small(desk)} pixels already"))
     made.append(faster(GAN, LDM, f"A GAN samples faster than latent diffusion in {desk.steps} steps"))

@@ -10,7 +10,7 @@ from sfumato.studies import recipes
 from sfumato.studies.desk import Desk
 from sfumato.studies.measure import REAL, Row, cell, distance, generated, real, short
 from sfumato.studies.result import Figure, Result, Table, plot
-from sfumato.studies.verdict import Claim, better, every
+from sfumato.studies.verdict import Claim, Pair, judged
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 INTERVAL = (0.3, 0.8)  # of times
@@ -93,18 +93,18 @@ def claims(name: str, everywhere: dict[float, Row], partly: dict[float, Row], me
     guided = min(scales[1:], key=lambda s: everywhere[s][fid].value)
     best, within = min(scales, key=lambda s: everywhere[s][fid].value), min(partly, key=lambda s: partly[s][fid].value)
     first, last, strong = everywhere[scales[0]], everywhere[scales[-1]], everywhere[TRADE]
-    sharper, narrower = (
-        better(strong[precision], first[precision], lower=False), better(first[recall], strong[recall], lower=False)
-    )  # fmt: skip
     return [
-        Claim(f"By {name}: guidance lowers the distance", better(everywhere[guided][fid], first[fid]),
-              f"{first[fid].told()} at 1, {everywhere[guided][fid].told()} at {guided:g}, the best of {len(scales) - 1}"),
-        Claim(f"By {name}: up to a point", better(everywhere[best][fid], last[fid]),
-              f"{everywhere[best][fid].told()} at {best:g}, {last[fid].told()} at {scales[-1]:g}"),
-        Claim(f"By {name}: it trades diversity for quality", every([sharper, narrower]),
-              f"from 1 to {TRADE:g}: precision {first[precision].told()} to {strong[precision].told()}, "
-              f"recall {first[recall].told()} to {strong[recall].told()}"),
-        Claim(f"By {name}: in an interval it is better than everywhere",
-              better(partly[within][fid], everywhere[best][fid]),
-              f"{partly[within][fid].told()} at {within:g} against {everywhere[best][fid].told()} at {best:g}, the best of each"),
+        judged(f"By {name}: guidance lowers the distance",
+               f"{first[fid].told()} at 1, {everywhere[guided][fid].told()} at {guided:g}, the best of {len(scales) - 1}",
+               Pair(everywhere[guided][fid], first[fid])),
+        judged(f"By {name}: up to a point",
+               f"{everywhere[best][fid].told()} at {best:g}, {last[fid].told()} at {scales[-1]:g}",
+               Pair(everywhere[best][fid], last[fid])),
+        judged(f"By {name}: it trades diversity for quality",
+               f"from 1 to {TRADE:g}: precision {first[precision].told()} to {strong[precision].told()}, "
+               f"recall {first[recall].told()} to {strong[recall].told()}",
+               Pair(strong[precision], first[precision], lower=False), Pair(first[recall], strong[recall], lower=False)),
+        judged(f"By {name}: in an interval it is better than everywhere",
+               f"{partly[within][fid].told()} at {within:g} against {everywhere[best][fid].told()} at {best:g}, the best of each",
+               Pair(partly[within][fid], everywhere[best][fid])),
     ]  # fmt: skip

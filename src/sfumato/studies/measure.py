@@ -1,5 +1,7 @@
 """What a study measures of a model: distances over several sampling seeds, pictures a second, and a sheet to look at."""
 
+import dataclasses
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +11,17 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from sfumato import device as devices
-from sfumato import files, image
+from sfumato import files, image, streams
 from sfumato.autoencoder.codec import Codec
 from sfumato.evaluation.generation import against, halves, named
 from sfumato.evaluation.reconstruction import measured, summary
 from sfumato.evaluation.source import Modelled, PartPictures, Rebuilt, Sampled, Source
 from sfumato.families.base import Family
 from sfumato.studies.desk import Desk
-from sfumato.studies.judge import Classes, Judge, first
+from sfumato.studies.judge import Classes, Judge, classes_of, first
 from sfumato.studies.verdict import Spread
 from sfumato.tasks.pipeline import opened
 from sfumato.tasks.requests import Generate
@@ -35,6 +38,7 @@ class Watched(Source):
         self.kept: list[Tensor] = []
         self.labels: list[int | None] = []
         self.seconds, self.timed, self.calls = 0.0, 0, 0
+        self.sharp: list[float] = []  # of each picture
 
     def __len__(self) -> int:
         return len(self.source)
@@ -51,12 +55,19 @@ class Watched(Source):
             self.seconds, self.timed = 0.0, 0
         self.seconds, self.timed = self.seconds + time.perf_counter() - begin, self.timed + len(made)
         self.kept += made[: self.wanted - len(self.kept)]
+        self.sharp += sharpness(made)
         return made
 
     @property
     def rate(self) -> float:
         """Pictures a second."""
         return self.timed / self.seconds if self.seconds else float("nan")
+
+
+def sharpness(pictures: Sequence[Tensor]) -> list[float]:
+    """How much each picture (C, H, W) differs from its blur over 3 x 3 pixels, on the mean: blurred ones little."""
+    blurred = [F.avg_pool2d(F.pad(p[None].float(), (1, 1, 1, 1), mode="replicate"), 3, 1)[0] for p in pictures]
+    return [float((p - b).abs().mean()) for p, b in zip(pictures, blurred, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ def sampled(desk: Desk, name: str, sources: Sequence[Source], judge: Judge | Non
         found = {k: v for k, v in against(desk.real, fake, desk.network.description).items() if not k.endswith("±")}
         if judge is not None:
             found |= judge.score(fake["pooled"], asked(source))
-        rows.append(found)
+        rows.append({**found, SHARP: statistics.fmean(watched.sharp)})
         rates.append(watched.rate)
         sheet = sheet or str(drawn(desk, name, watched.kept).relative_to(desk.folder))
     return {"rows": rows, "rates": rates, "sheet": sheet}
@@ -147,6 +158,11 @@ def asked(source: Source) -> Classes | None:
     if isinstance(source, Sampled) and "label" in source.wanted:
         return [first(source.fields(k).get("label")) for k in range(len(source))]
     return None
+
+
+def spread(count: int, shown: int = SHOWN) -> list[int]:
+    """Places of the pictures that a sheet shows of so many: through all of them, for class folders stand in their order."""
+    return [k * count // min(shown, count) for k in range(min(shown, count))]
 
 
 def read(desk: Desk, kept: Any) -> Row:
@@ -170,17 +186,20 @@ def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
 def real(desk: Desk, judge: Judge | None = None) -> Row:
     """As many pictures of one half of what training shows as are generated, against the other half, and a sheet of held-out
     ones: what fresh pictures of the same kind come to. A model that repeats the pictures it was trained on can be nearer.
-    The reference is half as large as a model's, which costs a little."""
+    The reference is half as large as a model's, which costs a little. How often a class is right is of held-out pictures,
+    which the judge was not trained on."""
 
     def make() -> Any:
         one, two = halves(desk.real)
         one = {n: rows[: desk.images] for n, rows in one.items()}  # halves are shuffled
         found = {k: v for k, v in against(two, one, desk.network.description).items() if not k.endswith("±")}
+        source = PartPictures(desk.held_out, "held out")
         if judge is not None:
             found |= judge.score(one["pooled"], None)
-        source = PartPictures(desk.held_out, "held out")
-        count = min(SHOWN, len(source))
-        return {"rows": [found], "rates": [0.0], "sheet": str(drawn(desk, "real", source.pictures(range(count))).relative_to(desk.folder))}  # fmt: skip
+            right = judge.score(desk.seen(source)["pooled"], classes_of(desk.held_out))
+            found |= {"agreement": right["agreement"]} if "agreement" in right else {}
+        sheet = drawn(desk, "real", source.pictures(spread(len(source))))
+        return {"rows": [found], "rates": [0.0], "sheet": str(sheet.relative_to(desk.folder))}
 
     return read(
         desk, desk.once("real", [desk.shown.fingerprint, desk.images, desk.network.told(), judge is not None], make)
@@ -188,6 +207,33 @@ def real(desk: Desk, judge: Judge | None = None) -> Row:
 
 
 REAL = "real, from one half against the other"
+FLOOR = "real, as many of what training shows"
+SHARP = "sharpness"
+
+
+def floor(desk: Desk) -> Row:
+    """As many of the pictures that training shows as are generated, against all of them: what a perfect model would come to
+    that draws them, for few pictures tell the spread of many badly. Ratios of distances are of what lies above it."""
+
+    def make() -> Any:
+        count = len(next(iter(desk.real.values())))
+        order = torch.from_numpy(streams.generator(0, "as many real pictures").permutation(count)[: desk.images])
+        fake = {name: rows[order] for name, rows in desk.real.items()}
+        found = {k: v for k, v in against(desk.real, fake, desk.network.description).items() if not k.endswith("±")}
+        pictures = PartPictures(desk.shown, "train").pictures(order.tolist())
+        return {"rows": [{**found, SHARP: statistics.fmean(sharpness(pictures))}], "rates": [0.0], "sheet": ""}
+
+    return read(desk, desk.once("floor", [desk.shown.fingerprint, desk.images, desk.network.told()], make))
+
+
+def excess(desk: Desk, found: Spread) -> Spread:
+    """How far a Fréchet distance lies above that of `floor`."""
+    return dataclasses.replace(found, value=found.value - floor(desk)[distance(desk)].value)
+
+
+def reals(desk: Desk, judge: Judge | None = None) -> dict[str, Row]:
+    """The rows of real pictures, by what tables call them."""
+    return {FLOOR: floor(desk), REAL: real(desk, judge)}
 
 
 def cell(row: Row, measure: str) -> str:
@@ -204,7 +250,7 @@ def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, float]:
         found = summary(measured(Rebuilt(codec, held)))
         again = desk.seen_fresh(Rebuilt(codec, PartPictures(desk.shown, "train")), desk.images)
         found[distance(desk)] = against(desk.real, again, desk.network.description)[distance(desk)]
-        drawn(desk, name, Rebuilt(codec, held).pictures(range(min(SHOWN, len(held)))))
+        drawn(desk, name, Rebuilt(codec, held).pictures(spread(len(held))))
         return found
 
     key = [files.sha256(folder / "model.yaml"), desk.shown.fingerprint, desk.images, desk.network.told()]

@@ -73,13 +73,23 @@ def fitting(side: int) -> Fields:
 
 
 def wider(fields: Mapping[str, Any], scale: float) -> Fields:
-    """A recipe whose networks are wider: first stage, denoiser or family; widths stay multiples of 32, as heads are."""
+    """A recipe whose networks are wider: first stage, denoiser, conditioners or family, a GAN's critic as its generator.
+
+    Widths stay multiples of 32, as heads are, of 8 in a GAN and of 16 in a VAE, which have none.
+    """
     found = copy.deepcopy(dict(fields))
-    parts = (found.get("autoencoder"), found.get("backbone"), found.get("family"))
+    if scale == 1:
+        return found
+    parts = [
+        found.get("autoencoder"),
+        found.get("backbone"),
+        found.get("family"),
+        *found.get("conditioners", {}).values(),
+    ]
     for part in (p for p in parts if isinstance(p, dict)):
-        inner = part.get("coder", part)
-        if "width" in inner:
-            inner["width"] = max(round(scale * inner["width"] / 32), 1) * 32 if scale != 1 else inner["width"]
+        inner, step = part.get("coder", part), {"gan": 8, "vae": 16}.get(str(part.get("kind")), 32)
+        for name in {"width", "critic"} & {*inner}:
+            inner[name] = max(round(scale * inner[name] / step), 1) * step
     return found
 
 

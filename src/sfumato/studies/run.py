@@ -2,22 +2,26 @@
 
 import dataclasses
 import importlib
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+from safetensors import safe_open
+
 from sfumato.studies.desk import Desk
 from sfumato.studies.names import HOURS
 from sfumato.studies.result import Figure, Result, Table
-from sfumato.studies.verdict import Claim, agreed
+from sfumato.studies.verdict import Claim, together
 
 
 def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: Any) -> tuple[Result, Path]:
     """Run a study and write its page; returns what it found and where. Raises `ValueError` for an unknown name.
 
     With several `trainings` everything is trained as often, each from seeds of its own in an equal share of the hours,
-    and a claim is decided only where all of them decide it alike.
+    and a claim is decided by the trainings' means.
     """
     if name not in HOURS:
         raise ValueError(f"there is no study {name!r}; known: {', '.join(HOURS)}")
@@ -59,11 +63,37 @@ def clocked(desk: Desk, run: Callable[..., Result], **more: Any) -> Result:
     finally:
         desk.keep_plan("took", {"hours": before + (time.perf_counter() - begin) / 3600})
     found.hours = float(desk.plan("took")["hours"])
+    found.tables.append(trainings_of(desk))
     return found
 
 
+def trainings_of(desk: Desk) -> Table:
+    """What was trained: every run of the study, in the order in which they were planned."""
+    lines = []
+    for name, images in desk.plan("images").items():
+        fields = yaml.safe_load((desk.run(name) / "recipe.yaml").read_text(encoding="utf-8"))
+        steps, minutes = images // fields["training"]["batch"], desk.seconds(name) / 60
+        lines.append(
+            [name, f"{images:,}", f"{steps:,}", f"{minutes:.1f}", f"{weights(desk.run(name) / 'model') / 1e6:.1f} M"]
+        )
+    return Table(
+        "What was trained",
+        ["run", "images seen", "steps", "minutes", "weights, without those of a first stage before"],
+        lines,
+    )
+
+
+def weights(folder: Path) -> int:
+    """How many numbers a model folder holds, what it keeps of a model that was trained before it left out."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "np") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total
+
+
 def joined(results: Sequence[Result]) -> Result:
-    """Several trainings of one study as one: claims where all agree, the tables and figures of each."""
+    """Several trainings of one study as one: claims by the trainings' means, the tables and figures of each."""
     first = results[0]
     if len(results) == 1:
         return first
@@ -74,7 +104,7 @@ def joined(results: Sequence[Result]) -> Result:
     made.hours = sum(r.hours for r in results)
     for several in zip(*(r.claims for r in results), strict=True):
         told = "; ".join(f"training {k}: {c.measured}" for k, c in enumerate(several, 1))
-        made.claims.append(Claim(several[0].text, agreed([c.outcome for c in several]), told))
+        made.claims.append(Claim(several[0].text, together(several), told))
     for k, result in enumerate(results, 1):
         made.tables += [Table(f"{t.title}, training {k}", t.head, t.rows) for t in result.tables]
         made.figures += [Figure(f.path, f"{f.caption} (training {k})") for f in result.figures]

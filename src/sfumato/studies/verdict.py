@@ -3,7 +3,7 @@
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 Outcome = Literal["holds here", "does not hold here", "not decided here"]
@@ -48,16 +48,53 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """Two means of which one is to beat the other: `better`'s arguments."""
+
+    one: Spread
+    other: Spread
+    lower: bool = True
+    by: float = 0.0
+
+    @property
+    def outcome(self) -> Outcome:
+        """What `better` says."""
+        return better(self.one, self.other, lower=self.lower, by=self.by)
+
+    @classmethod
+    def over(cls, several: Sequence["Pair"]) -> "Pair":
+        """The pair of several trainings: means over the trainings, whose spread is what counts then."""
+        one, other = (
+            Spread.of([p.value for p in side]) for side in zip(*((p.one, p.other) for p in several), strict=True)
+        )
+        return cls(one, other, several[0].lower, several[0].by)
+
+
+@dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, what was measured here, and whether the two agree."""
+    """A sentence of the paper, what was measured here, and whether the two agree: all `pairs`, where it hangs on such."""
 
     text: str
     outcome: Outcome
     measured: str
+    pairs: tuple[Pair, ...] = ()
 
     def told(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self)
+        return {"text": self.text, "outcome": self.outcome, "measured": self.measured}
+
+
+def judged(text: str, measured: str, *pairs: Pair) -> Claim:
+    """A claim that holds where every pair is as it says."""
+    return Claim(text, every([p.outcome for p in pairs]), measured, pairs)
+
+
+def together(several: Sequence[Claim]) -> Outcome:
+    """What several trainings say of one claim. Where it hangs on pairs of means, these are tested with the trainings'
+    means as the values; else nothing is decided unless all say the same."""
+    if not all(c.pairs for c in several) or len({len(c.pairs) for c in several}) > 1:
+        return agreed([c.outcome for c in several])
+    return every([Pair.over(pairs).outcome for pairs in zip(*(c.pairs for c in several), strict=True)])
 
 
 def better(one: Spread, other: Spread, *, lower: bool = True, by: float = 0.0) -> Outcome:
@@ -89,7 +126,8 @@ def paired(text: str, worse: Sequence[float], well: Sequence[float]) -> Claim:
     """Whether losses, or bits, of the same pictures are higher in the first list."""
     gaps = Spread.of([a - b for a, b in zip(worse, well, strict=True)])
     one, other = Spread.of(well).value, Spread.of(worse).value
-    return Claim(text, above(gaps, 0.0), f"{one:.4f} against {other:.4f}, {gaps.mean(4)} a picture")
+    pair = Pair(gaps, Spread(0.0, 0.0, max(gaps.count, 2)), lower=False)
+    return judged(text, f"{one:.4f} against {other:.4f}, {gaps.mean(4)} a picture", pair)
 
 
 def quantile(freedom: float) -> float:
