@@ -27,7 +27,7 @@ class Classes(NamedTuple):
 
 
 NO_CLASSES = Classes()
-SHARP = 4  # values of a map beside a pixel's side
+SHARP = 8  # values of a map beside a pixel's side
 
 
 def classes(*folders: Path) -> Classes:
