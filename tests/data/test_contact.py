@@ -209,3 +209,21 @@ def test_pictures_that_look_alike_are_told(tmp_path: Path) -> None:
     data = Data.model_validate({"kind": "folder", "path": str(tmp_path / "apart"), "size": 16})
     told = dict(contact.facts(data.open()))["look alike"]
     assert told.endswith("such as train/0-small.png and val/0.png; groups on both sides of the split: 1")
+
+
+def test_what_is_changed_of_maps_and_pairs_is_told_apart(tmp_path: Path) -> None:
+    rows = []
+    for k in range(3):
+        Image.effect_noise((16, 16), 90 + k).convert("RGBA").save(tmp_path / f"{k}.png")
+        (tmp_path / "more").mkdir(exist_ok=True)
+        Image.new("LA", (16, 16), (k, 255)).convert("RGBA").save(tmp_path / "more" / f"{k}.png")
+        rows.append({"file_name": f"{k}.png", "map": f"more/{k}.png", "pair": f"more/{k}.png"})
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    names = {"classes": ["a", "b", "c"], "palette": [[0, 0, 0], [1, 1, 1], [2, 2, 2]]}
+    (tmp_path / "classes.json").write_text(json.dumps(names))
+    fields = {"kind": "folder", "path": str(tmp_path), "size": 16, "held_out": 0}
+    told = dict(contact.facts(Data.model_validate(fields).open()))
+    assert told["converted"] == told["converted, pair"] == "transparent, seen over white: 3"
+    assert told["converted, map"] == "transparent, read as if it were not: 3"
+    clear = dict(contact.facts(Data.model_validate({**fields, "channels": 4}).open()))
+    assert "converted" not in clear  # four channels keep it

@@ -1,13 +1,15 @@
 """Parts of parts: what is picked is as it was, and one of each family is the balance of training."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sfumato.data import loader
 from sfumato.data.base import Data, Part
-from sfumato.data.picked import Picked, one_each
+from sfumato.data.picked import Picked, one_each, uncropped
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +41,14 @@ def test_one_of_each_family_has_the_balance_that_training_shows(part: Part) -> N
     )
     alike = Counter(part.labels[part.fields(k)["label"]] for k in range(len(part)))
     assert abs(alike["People & Body"] / len(part) - there["People & Body"] / len(each)) > 0.2
+
+
+def test_of_squares_the_whole_ones_alone_are_kept(part: Part, tmp_path: Path) -> None:
+    for k in range(4):
+        Image.effect_noise((24 + k, 16), 90).save(tmp_path / f"{k}.png")
+    fields = {"kind": "folder", "path": str(tmp_path), "size": 16, "held_out": 0, "crops": 3}
+    several = Data.model_validate(fields).open("train")
+    whole, one = uncropped(several), Data.model_validate({**fields, "crops": 1}).open("train")
+    assert (len(several), len(whole)) == (12, 4)
+    assert all(torch.equal(whole.image(k), one.image(k)) for k in range(4))
+    assert uncropped(part) is part

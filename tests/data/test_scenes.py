@@ -123,3 +123,9 @@ def test_a_huge_count_takes_no_memory_and_is_learned_from_some() -> None:
     assert part.image(drawn[0]).shape == (3, 64, 64)
     assert len(part.telling("caption")) == scenes.TELLING
     assert len(opened(count=400).telling("caption")) == 400
+
+
+def test_scenes_of_one_thing_have_no_held_out_ones() -> None:
+    assert len(opened(count=10, most=1)) == 10
+    with pytest.raises(ValueError, match=r"data.most is 1, give 2 or more"):
+        opened("held_out", count=10, most=1)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sfumato import image
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Data
 from sfumato.data.emoji import EmojiData
 from sfumato.evaluation import generation, protocol, run
 from sfumato.evaluation.gather import gather, key
@@ -24,6 +25,7 @@ from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
 from tests.conftest import CODER
 from tests.features.test_network import save
+from tests.tasks.test_tasks import built
 
 
 class Small(nn.Module):
@@ -284,3 +286,13 @@ def test_how_conditions_are_derived_is_part_of_what_is_told(model_folder: Path) 
     assert "derived" not in plain
     assert degraded != blind
     assert degraded["derived"][0]["factor"] == 4
+
+
+def test_a_model_that_is_told_squares_is_measured_by_whole_pictures(tmp_path: Path) -> None:
+    squares = {"kind": "folder", "path": str(folder(tmp_path / "a", 4, 32)), "size": 32, "held_out": 0, "crops": 3}
+    data, model = Data.model_validate(squares), built({"frame": {"kind": "frame", "width": 8}}).model
+    assert (len(run.trained(data, False, model)), len(run.trained(data, False))) == (4, 12)
+    request = Generate(seed=0, steps=1)
+    source = Sampled(model, request, 3, data.open("train"))
+    made = next(iter(generate(model, request.model_copy(update={"count": 3})))).pictures
+    torch.testing.assert_close(torch.stack(source.pictures(range(3))), made)

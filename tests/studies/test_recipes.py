@@ -7,7 +7,7 @@ import pytest
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.model import DiffusionConfig, LatentDiffusion
-from sfumato.studies import recipes
+from sfumato.studies import limits, recipes
 from sfumato.training.recipe import parse
 
 SIDE = 32
@@ -26,10 +26,18 @@ def test_denoisers_are_of_one_size_on_pixels_and_on_latents() -> None:
     assert max(several) < 1.2 * min(several)
 
 
-@pytest.mark.parametrize("size", [32, 64, 128])
-def test_shared_latents_have_eight_places_a_side(size: int) -> None:
+@pytest.mark.parametrize(
+    ("size", "factor", "channels"),
+    [(16, 2, 2), (32, 2, 2), (64, 4, 3), (96, 4, 3), (128, 8, 4), (256, 16, 16), (2048, 32, 64)],
+)
+def test_shared_latents_have_sixteen_places_a_side(size: int, factor: int, channels: int) -> None:
     coder = FirstStage.model_validate(recipes.latents(size)["autoencoder"]).coder
-    assert (size // coder.factor, coder.channels) == (recipes.PLACES, 4)
+    assert (coder.factor, coder.channels) == (factor, channels)
+
+
+def test_latents_of_few_steps_have_eight_places_of_four_channels() -> None:
+    coder = FirstStage.model_validate(recipes.latents(SIDE, **limits.LATENTS)["autoencoder"]).coder
+    assert (SIDE // coder.factor, coder.channels) == (8, 4)
 
 
 @pytest.mark.parametrize("kind", ["kl", "vq"])

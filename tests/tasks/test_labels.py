@@ -41,6 +41,33 @@ def test_a_name_wins_and_what_is_none_is_a_number(numbered: Pipeline) -> None:
             numbered.generate(label=wrong)
 
 
+def test_a_class_is_told_by_its_number_in_python_too(numbered: Pipeline) -> None:
+    one, two = (array(numbered.generate(label=label, seed=0, steps=2)[0]) for label in (0, "1"))
+    assert np.array_equal(one, two)
+    assert Generate(label=[0, "2"]).label == ["0", "2"]
+    for wrong, said in ((9, "out of range"), (True, "label"), (2.5, "label")):
+        with pytest.raises(ValueError, match=said):
+            numbered.generate(label=wrong)
+
+
+def test_a_family_takes_no_steps_and_tells_none(tmp_path: Path) -> None:
+    family = GanConfig.model_validate({"width": 8, "latent": 8}).build(Shape(3, 16), (), None)
+    whole = Pipeline(family, "gan")
+    for said in ({"steps": 50}, {"sampler": "heun"}, {"grid": "even"}):
+        with pytest.raises(ValueError, match="leave steps, sampler and grid out"):
+            whole.generate(seed=0, **said)
+    picture = whole.generate(seed=0)[0]
+    metadata.save(picture, tmp_path / "a.png")
+    assert not {"steps", "sampler", "grid"} & {*metadata.read(tmp_path / "a.png")}
+    assert "Steps" not in picture.info["parameters"]
+    assert "Seed: 0" in picture.info["parameters"]
+
+
+def test_a_request_of_another_task_is_refused(numbered: Pipeline) -> None:
+    with pytest.raises(ValueError, match="upscale takes a request of its own type, Upscale; got Generate"):
+        numbered.upscale(Generate(seed=0))  # type: ignore[arg-type]
+
+
 def test_a_family_reads_classes_alike() -> None:
     family = GanConfig.model_validate({"width": 8, "latent": 8}).build(Shape(3, 16), tuple(NUMBERS), None)
     asked = []

@@ -1,5 +1,6 @@
 """Every task of one model that takes every condition: what comes back, what is kept, and what is refused."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,18 @@ def test_soft_masks_and_softened_edges_are_mixtures(everything: Pipeline) -> Non
     assert np.array_equal(array(made)[:4], array(start)[:4])
     assert (array(made)[4:8, 8:24] != array(start)[4:8, 8:24]).any((1, 2)).all()
     assert np.array_equal(array(made)[inside], array(hard)[inside])
+
+
+def test_a_step_that_is_taken_again_is_of_ddim_and_is_told_so(nothing: Pipeline) -> None:
+    asked: dict[str, Any] = {"picture": noise(32, 32), "mask": hole(32, 32, (8, 8, 24, 24)), "seed": 0, "steps": 2}
+    made = nothing.inpaint(**asked)[0]
+    assert json.loads(made.info["sfumato"])["sampler"] == "ddim"
+    assert "Sampler: DDIM" in made.info["parameters"]
+    assert np.array_equal(array(made), array(nothing.inpaint(sampler="ddim", **asked)[0]))
+    with pytest.raises(ValueError, match="takes each step again, by ddim; got 'heun'"):
+        nothing.inpaint(sampler="heun", **asked)
+    once = nothing.inpaint(sampler="heun", resample=1, **asked)[0]
+    assert json.loads(once.info["sfumato"])["sampler"] == "heun"
 
 
 def test_outpainting_adds_to_the_sides_and_keeps_the_middle(everything: Pipeline) -> None:
@@ -396,3 +409,13 @@ def test_a_map_may_be_larger_than_its_picture(everything: Pipeline) -> None:
         assert far(made, plain) < 1
     with pytest.raises(ValueError, match="crop it to that shape"):
         everything.semantic(map=large, seed=0, steps=1, width=32, height=64)
+
+
+def test_a_model_that_cleans_small_pictures_is_not_held_to_them() -> None:
+    cleaning = built({"small": {**CONDITIONERS["small"], "plain": False}})
+    settings: dict[str, Any] = {"picture": noise(8, 8), "seed": 0, "steps": 2}
+    made, held, free = (
+        cleaning.upscale(**more, **settings)[0] for more in ({}, {"consistent": True}, {"consistent": False})
+    )
+    assert np.array_equal(array(made), array(free))
+    assert far(made, held) > 0

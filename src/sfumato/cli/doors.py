@@ -28,7 +28,7 @@ def options(request: type[Config]) -> list[inspect.Parameter]:
 def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     shown = None if field.default is None or field.is_required() else str(field.default)
     flag = name.replace("_", "-")
-    both = f"--{flag}/--no-{flag}" if field.annotation is bool else f"--{flag}"
+    both = f"--{flag}/--no-{flag}" if _plain(field.annotation) is bool else f"--{flag}"
     names = [both, *([SHORT[name]] if name in SHORT else []), *ALIASES.get(name, [])]
     option = typer.Option(*names, help=field.description, show_default=shown or False)
     kind: Any = Annotated[Optional[_plain(field.annotation)], option]  # noqa: UP045

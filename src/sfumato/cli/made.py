@@ -15,10 +15,7 @@ from sfumato.tasks.requests import Request
 P = inspect.Parameter
 MADE = re.compile(r"(\d{5,7})-\d+\.png")  # names of pictures that were made
 READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
-UNSEEN = "transparent, read as if it were not"  # of a map
-CLEAR = "transparent, seen over white"
 SQUARE = "cut to their centred square"  # which data are, and what is handed in is not
-TURNED, FIRST = "turned as their EXIF says", "first frame of an animation"
 
 
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
@@ -79,13 +76,11 @@ def converted(request: Request, channels: int) -> list[str]:
                 done = contact.conversions([path])
             except (OSError, ValueError, SyntaxError):  # no picture: the task says so
                 continue
-            if field in READ:
-                whole = SQUARE if field == "picture" else ""  # references are cut, as training's pictures are
-                said = [name for name in done if name != whole and not (name == CLEAR and channels == 4)]
-            else:
-                said = [UNSEEN if name == CLEAR else name for name in done if name in (CLEAR, TURNED, FIRST)]
+            said = [*contact.noticed(done, field if field in READ else "map", channels)]
+            if field == "picture":  # references are cut, as training's pictures are
+                said = [name for name in said if name != SQUARE]
             if field == "mask":
-                said = [name for name in said if name != UNSEEN] + read_as(path)
+                said = [name for name in said if name != contact.UNSEEN] + read_as(path)
             if said:
                 found.append(f"{path}: {', '.join(said)}")
     return found

@@ -34,6 +34,7 @@ class Frame(Conditioner):
     """(x, y, side, mirrored): how far the square's middle is from the picture's, over the shorter side, to the right and
     down; its side over the shorter one; 1 where it is mirrored -> vector (B, width)."""
 
+    role = "frame"
     whole = True
     held = True
 

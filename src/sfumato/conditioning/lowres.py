@@ -29,6 +29,9 @@ class LowresConfig(ConditionerConfig):
     told: PositiveInt = Field(64, description="width of the vector that tells the level")
     stages: int = Field(0, ge=0, le=5, description="halvings that the rescaler learns above the latent's grid")
     side: PositiveInt | None = Field(None, description="of the small pictures in training, from the data")
+    plain: bool | None = Field(
+        None, description="whether those are the large ones made small and nothing else, from the data"
+    )
     reads: ClassVar[bool] = False
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["LowresConfig", dict[str, str]]:
@@ -54,7 +57,12 @@ class Lowres(Conditioner):
     def __init__(self, config: LowresConfig) -> None:
         super().__init__()
         self.field, self.dropout, self.channels = config.field, config.dropout, config.channels or 3
-        self.noise, self.level, self.side = config.noise, config.level, config.side
+        self.noise, self.level, self.side, self.plain = (
+            config.noise,
+            config.level,
+            config.side,
+            config.plain is not False,
+        )
         self.sizes = Sizes(vector=config.told, image=config.width)
         self.rescale = Rescaler(self.channels, config.width, config.stages)
         self.tell = TimeEmbedding(config.told, config.told)

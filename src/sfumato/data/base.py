@@ -63,6 +63,11 @@ class Part(ABC):
         """Examples that between them show all that a field holds: what is learned of it is learned from them."""
         return range(len(self))
 
+    def every(self, field: str) -> bool | None:
+        """Whether every example has a field, as far as that is known without reading them all; else None."""
+        made = {derive.field for derive in self.derivations} | set(self.embeddings.fields if self.embeddings else ())
+        return True if field in made else None
+
     def numbers(self, field: str) -> Mapping[int, str]:
         """The class numbers in the maps of a field, each with what shows it; {} where they are not known ahead."""
         return {}
@@ -87,6 +92,10 @@ class Part(ABC):
     def stored(self, index: int) -> Stored | Path | None:
         """The picture file, or its content, that `image` decodes; None where pictures are drawn rather than read."""
         return None
+
+    def besides(self, index: int) -> Mapping[str, Path]:
+        """The files of the fields of an example that are decoded as pictures are: its map, its pair."""
+        return {}
 
     def mirrors(self, index: int) -> bool:
         """Whether the mirrored picture still is what is said of it: no caption and no class, of the picture, of a box or of

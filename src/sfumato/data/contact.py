@@ -6,7 +6,7 @@ picture. Looking costs a minute.
 
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ LINES, LINE = 3, 14  # of the words below a picture, and pixels from one to the 
 WORDS = LINES * LINE + 4
 LOOKED = 20_000  # pictures whose files are looked at for what is changed on the way
 MAPPED = 0.45  # how much of a map's colour lies over its picture
+CLEAR, TURNED, FIRST = "transparent, seen over white", "turned as their EXIF says", "first frame of an animation"
+UNSEEN = "transparent, read as if it were not"  # of a map
 BESIDE = ("pair", "lowres", "masked")  # fields that are pictures, each drawn to the right of its own
 
 
@@ -131,11 +133,30 @@ def facts(part: Part) -> list[tuple[str, str]]:
         rows.append(("made as they are shown", ", ".join(derive.field for derive in part.derivations)))
     if alike := part.alike():
         rows.append(("look alike", alike))
-    places = range(0, count, max(-(-count // LOOKED), 1))
-    if changed := conversions(source for k in places if (source := part.stored(k)) is not None):
-        among = "" if len(places) == count else f" (of {len(places):,} that were looked at)"
-        rows.append(("converted", ", ".join(f"{name}: {n:,}" for name, n in changed.most_common()) + among))
-    return rows
+    return [*rows, *_converted(part)]
+
+
+def _converted(part: Part) -> Iterator[tuple[str, str]]:
+    """What is changed on the way of a part's pictures, and of the maps and pairs beside them."""
+    places = range(0, len(part), max(-(-len(part) // LOOKED), 1))
+    among = "" if len(places) == len(part) else f" (of {len(places):,} that were looked at)"
+    sources: dict[str, list[Path | Stored | None]] = {"converted": [part.stored(k) for k in places]}
+    for k in places:
+        for field, path in part.besides(k).items():
+            sources.setdefault(f"converted, {field}", []).append(path)
+    for title, several in sources.items():
+        changed = conversions(source for source in several if source is not None)
+        if told := noticed(changed, title.removeprefix("converted, "), part.channels):
+            yield title, ", ".join(f"{name}: {n:,}" for name, n in told.most_common()) + among
+
+
+def noticed(changed: Mapping[str, int], field: str, channels: int) -> "Counter[str]":
+    """What of these changes is done to a picture of so many channels, or to what a `map` holds."""
+    if field == "map":
+        return Counter(
+            {UNSEEN if n == CLEAR else n: count for n, count in changed.items() if n in (CLEAR, TURNED, FIRST)}
+        )
+    return Counter({n: count for n, count in changed.items() if n != CLEAR or channels != 4})
 
 
 def conversions(sources: Iterable[Path | Stored]) -> "Counter[str]":
@@ -159,11 +180,11 @@ def _changed(opened: Image.Image) -> list[str]:
     profile, deep = opened.info.get("icc_profile"), opened.mode in image.DEEP
     told = {
         "colour or transparency of 16 bits, cut to 8": cut and not deep,
-        "turned as their EXIF says": opened.getexif().get(0x0112, 1) not in (0, 1),
+        TURNED: opened.getexif().get(0x0112, 1) not in (0, 1),
         "from another colour profile to sRGB": bool(profile) and not deep and image.recoloured(profile, opened.mode),
-        "transparent, seen over white": opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info,
+        CLEAR: opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info,
         "deeper than 8 bits": deep,
-        "first frame of an animation": getattr(opened, "n_frames", 1) > 1,
+        FIRST: getattr(opened, "n_frames", 1) > 1,
         "cut to their centred square": opened.width != opened.height,
     }
     return [name for name, done in told.items() if done]

@@ -160,6 +160,10 @@ class FolderPart(Part):
     def stored(self, index: int) -> Path:
         return self.entries[index // self.crops].file
 
+    def besides(self, index: int) -> Mapping[str, Path]:
+        entry = self.entries[index // self.crops]
+        return {name: path for name, path in (("map", entry.map), ("pair", entry.pair)) if path is not None}
+
     def fields(self, index: int) -> dict[str, Any]:
         found = self._said(index)
         for name in ("pair", "map"):
@@ -193,6 +197,11 @@ class FolderPart(Part):
 
     def telling(self, field: str) -> Sequence[int]:
         return range(0, len(self), 1 if field == "boxes" else self.crops)
+
+    def every(self, field: str) -> bool | None:
+        if field not in ("map", "pair"):
+            return super().every(field)
+        return all((entry.map if field == "map" else entry.pair) is not None for entry in self.entries)
 
     def numbers(self, field: str) -> dict[int, str]:
         if field != "map":

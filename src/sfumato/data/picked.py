@@ -38,6 +38,9 @@ class Picked(Part):
     def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
         return self.part.told(self.indices[index], seed, position)
 
+    def every(self, field: str) -> bool | None:
+        return self.part.every(field)
+
     def numbers(self, field: str) -> Mapping[int, str]:
         return self.part.numbers(field)
 
@@ -47,8 +50,17 @@ class Picked(Part):
     def stored(self, index: int) -> Stored | Path | None:
         return self.part.stored(self.indices[index])
 
+    def besides(self, index: int) -> Mapping[str, Path]:
+        return self.part.besides(self.indices[index])
+
     def mirrors(self, index: int) -> bool:
         return self.part.mirrors(self.indices[index])
+
+
+def uncropped(part: Part) -> Part:
+    """The part without the squares of a picture that are told as its `frame`: whole pictures alone."""
+    kept = [k for k in range(len(part)) if part.field(k, "frame") is None]
+    return part if len(kept) == len(part) else Picked(part, kept)
 
 
 def one_each(part: Part) -> Part:

@@ -102,6 +102,10 @@ class ScenesData(Data):
     most: int = Field(4, ge=1, le=4, description="things in a scene")
 
     def read(self, part: str) -> "ScenesPart":
+        if part != "train" and self.most < 2:
+            raise ValueError(
+                "held out are scenes of two things that training never shows so; data.most is 1, give 2 or more"
+            )
         count = self.count if part == "train" else max(self.count // 10, 1)
         return ScenesPart(part, count, self.seed, self.size, self.most)
 
@@ -137,6 +141,9 @@ class ScenesPart(Part):
 
     def telling(self, field: str) -> Sequence[int]:
         return range(min(self.count, TELLING))
+
+    def every(self, field: str) -> bool | None:
+        return True if field in ("caption", "boxes", "map") else super().every(field)
 
     def field(self, index: int, name: str) -> Any:
         if name == "caption":  # nothing is drawn for words

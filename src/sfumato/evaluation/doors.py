@@ -229,7 +229,7 @@ def _model(
         if "extremes" not in found:
             return report(path, found, title=str(asked.target))
         request = run.requested(model, asked.steps, asked.guidance, asked.sampler, asked.grid)
-        shown = run.trained(data, asked.each)
+        shown = run.trained(data, asked.each, model)
         samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.images, shown.part)
         whole = PartPictures(data.open("train"), run.titled(data))
         return report(path, found, title=str(asked.target), images=samples, reference=reference or shown, train=whole)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sfumato import files, image
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
-from sfumato.data.picked import one_each
+from sfumato.data.picked import one_each, uncropped
 from sfumato.evaluation import protocol
 from sfumato.evaluation.alignment import Read, alignment
 from sfumato.evaluation.captions import NEAR, SIDE, Matcher
@@ -71,9 +71,12 @@ def held_out(data: Data) -> Source:
     return PartPictures(data.open("held_out"), name)
 
 
-def trained(data: Data, each: bool) -> PartPictures:
-    """The pictures that a model was trained on: all, or with `each` one of each family of twins."""
+def trained(data: Data, each: bool, model: LatentDiffusion | None = None) -> PartPictures:
+    """The pictures that a model was trained on: all, or with `each` one of each family of twins; of a model that is told
+    which square of a picture is shown those that it is asked for, the whole ones."""
     train = data.open("train")
+    if model is not None and model.conditions.asked("frame"):
+        train = uncropped(train)
     if each and len(train.families) < len(train):
         return PartPictures(one_each(train), f"{titled(data)}, train, one of each family")
     return PartPictures(train, f"{titled(data)}, train")
@@ -252,7 +255,7 @@ def _generated(
 ) -> dict[str, Any]:
     """Adds what is measured on generated images to `found`; returns its protocol."""
     whole = PartPictures(data.open("train"), f"{titled(data)}, train")
-    shown = trained(data, each)
+    shown = trained(data, each, model)
     real = reference or shown
     subjects: dict[str, Source] = {
         "samples": Sampled(model, request, images, shown.part),

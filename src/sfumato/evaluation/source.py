@@ -179,7 +179,8 @@ class Sampled(Source):
             raise ValueError("images that are measured need a fixed seed; set one")
         self.model, self.request, self.count, self.part = model.eval(), request, count, part
         self.dtype = next(model.denoiser.network.parameters()).dtype
-        wanted = {*model.conditions.fields.values()} - model.conditions.tellable  # those are planned, as for a prompt
+        # what a planner draws is left to it, as for a prompt, and pictures are asked for whole, as by `generate`
+        wanted = {*model.conditions.fields.values()} - model.conditions.tellable - {*model.conditions.asked("frame")}
         if wanted and part is None:
             raise ValueError(f"this model wants {' and '.join(sorted(wanted))}; give a data set that has them")
         self.wanted = sorted(wanted)

@@ -18,7 +18,6 @@ from sfumato.model import LatentDiffusion
 from sfumato.studies import recipes
 from sfumato.studies.attention import strip, words
 from sfumato.studies.desk import Desk
-from sfumato.studies.guidance import good_stage
 from sfumato.studies.measure import distance, generated
 from sfumato.studies.result import Figure, Result, Table
 from sfumato.studies.verdict import Claim, Pair, Spread, judged, paired
@@ -37,14 +36,14 @@ def study(desk: Desk) -> Result:
         raise ValueError(
             f"{desk.name} has no captions, which this study is about; give --data emoji or a folder with captions"
         )
-    stage = good_stage(desk, FIRST_SHARE * desk.hours)
+    stage = desk.latents(FIRST_SHARE * desk.hours)
     hours = (1 - FIRST_SHARE - MEASURING) * desk.hours / len(TOLD)
     texts: dict[str, Any] = {"trained": recipes.by_words(pooled=False), "none": {}}
     texts["frozen"] = {"caption": {**texts["trained"]["caption"], "trained": False}}
     models, rows, found, heard = {}, {}, {}, {}
     for name in TOLD:
         # attention at every level, so that a word's map has as many places as the latents
-        fields = recipes.denoiser(stage, texts[name], width=128, multipliers=(1, 1), attention=(1, 2), mean=MEAN)
+        fields = recipes.denoiser(stage, texts[name], attention=(1, 2), mean=MEAN)
         models[name] = desk.trained(f"text-{name}", fields, desk.budget(f"text-{name}", fields, hours))
         scales = (1.0,) if name == "none" else (1.0, GUIDANCE)
         rows[name] = {s: generated(desk, f"text-{name}-{s:g}", models[name], guidance=s) for s in scales}

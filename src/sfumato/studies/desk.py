@@ -216,9 +216,9 @@ class Desk:
             files.write(path, json.dumps(kept, indent=1, ensure_ascii=False))
         return kept["value"]
 
-    def latents(self, hours: float) -> Path:
-        """The model folder of `recipes.latents`, trained so long: the first stage of `families` and `limits`."""
-        fields = recipes.latents(self.train.size)
+    def latents(self, hours: float, **shape: int) -> Path:
+        """The model folder of `recipes.latents`, trained so long: the first stage of all studies but of factors."""
+        fields = recipes.latents(self.train.size, **shape)
         return self.trained("first-latents", fields, self.budget("first-latents", fields, hours))
 
     def pixels(self, name: str = "pixels") -> Path:

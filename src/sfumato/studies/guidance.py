@@ -14,7 +14,6 @@ from sfumato.studies.verdict import Claim, Pair, judged
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)
 INTERVAL = (0.3, 0.8)  # of times
-FACTOR, CHANNELS = 8, 16
 MEANS = {"class": 0.0, "words": 2.0}  # of the logit of times: where each decides the picture
 TRADE = 3.0  # the scale at which diversity and quality are judged; higher ones leave the pictures of the data
 FIRST_SHARE, MEASURING = 0.2, 0.35
@@ -28,7 +27,7 @@ def study(desk: Desk) -> Result:
         raise ValueError(
             f"{desk.name} has neither classes nor captions to guide by; give --data emoji or a folder with some"
         )
-    stage = good_stage(desk, FIRST_SHARE * desk.hours)
+    stage = desk.latents(FIRST_SHARE * desk.hours)
     hours = (1 - FIRST_SHARE - MEASURING) * desk.hours / len(kinds)
     result = Result(
         "guidance", "Guidance",
@@ -37,18 +36,10 @@ def study(desk: Desk) -> Result:
     )  # fmt: skip
     result.figures.append(Figure(real(desk, desk.judge).sheet, "Held-out pictures"))
     for name, conditioners in kinds:
-        fields = recipes.denoiser(
-            stage, conditioners, width=128, multipliers=(1, 1), attention=(1, 2), mean=MEANS[name]
-        )
+        fields = recipes.denoiser(stage, conditioners, mean=MEANS[name])
         run = f"by-{name}"
         one(desk, result, name, desk.trained(run, fields, desk.budget(run, fields, hours)))
     return result
-
-
-def good_stage(desk: Desk, hours: float) -> Path:
-    """The first stage of `guidance` and `conditioning`: f = 8 with 16 channels. `Desk.latents` is the others'."""
-    name, fields = "first-good", recipes.first("kl", FACTOR, CHANNELS)
-    return desk.trained(name, fields, desk.budget(name, fields, hours))
 
 
 def one(desk: Desk, result: Result, name: str, model: Path) -> None:

@@ -12,7 +12,7 @@ CHANNELS = {
     "vq": {2: 2, 4: 3, 8: 4, 16: 8, 32: 16},
 }
 BATCH = 128
-PLACES = 8  # of `latents`, a side
+PLACES = 16  # of `latents`, a side
 WIDE = 32  # maps of this many pixels a side and more get a narrow network of more levels
 
 
@@ -33,12 +33,17 @@ def first(kind: str, factor: int, channels: int | None = None, *, equivariance: 
     return {"stage": "autoencoder", "autoencoder": stage, "objective": objective, "training": training}
 
 
-def latents(size: int) -> Fields:
-    """The first stage of `families` and `limits`: 4 channels of 8 places a side for pictures of `size` pixels.
+def latents(size: int, places: int = PLACES, channels: int | None = None) -> Fields:
+    """The first stage that studies share: of the largest published factor that leaves so many places a side of pictures of
+    `size` pixels, 2 at the least.
 
-    At 32 pixels 8 x 8 x 4 made better pictures of a class than 4 x 4 x 16 after equal images (`docs/experiments.md`).
+    At 32 pixels 16 places a side made the best pictures in equal time, as the paper's f = 16 leaves of 256; 8 were behind by
+    a tenth to a fifth (`compression`, `families`), and 4 x 4 x 16 by more (`docs/experiments.md`).
     """
-    return first("kl", max(size // PLACES, 2), 4)
+    factor = 2
+    while 2 * factor * places <= size and 2 * factor in CHANNELS["kl"]:
+        factor *= 2
+    return first("kl", factor, channels)
 
 
 def denoiser(

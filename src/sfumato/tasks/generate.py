@@ -32,11 +32,17 @@ def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress 
     yield from batches(model, request, made, make, tell)
 
 
+WALKED = ("steps", "sampler", "grid")  # settings of what is walked from noise to a picture
+
+
 def modelled(family: Family, request: Generate, tell: Progress | None = None) -> Iterator[Made]:
     """Pictures of a model of another family, which knows classes and nothing else. Raises `ValueError` for more."""
     size = family.shape.size
     more = request.prompt or request.negative or request.reference or request.bank or request.boxes or request.map
     mixed = (request.until, request.variation_seed, request.interval) != (None, None, None)
+    walked = any(getattr(request, name) != Generate.model_fields[name].default for name in WALKED)
+    if walked:
+        raise ValueError("this model makes a picture without steps of a sampler; leave steps, sampler and grid out")
     if more or mixed or {request.width or size, request.height or size} != {size}:
         raise ValueError(f"this model makes pictures of {size}x{size} pixels, of a class at most; leave the rest out")
     if request.label is not None and not family.labels:

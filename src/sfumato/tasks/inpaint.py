@@ -42,6 +42,8 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
             raise ValueError(
                 "this model was trained to fill holes and takes no step twice; leave resample out, or ask for method free"
             )
+    if not trained and request.resample != 1:
+        request = resampled(model, request)
     seen = canvas.parted(model, wide, high)
 
     def make(rows: Rows) -> Tensor:
@@ -55,6 +57,17 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
         return joined(picture, made, softened(soft, request.soften))
 
     yield from batches(model, request, seen, make, tell)
+
+
+def resampled(model: LatentDiffusion, request: Inpaint) -> Inpaint:
+    """The request as steps that are taken again carry it out. Raises `ValueError` for a sampler that they do not know."""
+    few = model.config.distilled
+    if request.sampler not in ("ddim", Inpaint.model_fields["sampler"].default, few.sampler if few else None):
+        raise ValueError(
+            f"a model that was not made for holes takes each step again, by ddim; got {request.sampler!r}: leave the sampler "
+            "out, or give resample 1 with it"
+        )
+    return request.model_copy(update={"sampler": "ddim"})
 
 
 def opened(model: LatentDiffusion, request: Inpaint) -> tuple[Tensor, Tensor]:

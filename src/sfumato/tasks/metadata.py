@@ -73,9 +73,7 @@ def infotext(s: dict[str, Any]) -> str:
     if s.get("negative"):
         lines.append(f"Negative prompt: {s['negative']}")
     facts = {
-        "Steps": s["steps"],
-        "Sampler": TITLES.get(s["sampler"], s["sampler"]),
-        "Schedule type": s["grid"].replace("_", " ").capitalize(),
+        **(_walked(s) if "steps" in s else {}),
         "CFG scale": f"{s['guidance']:g}",
         "Seed": s["seed"],
         "Size": f"{s['width']}x{s['height']}",
@@ -87,6 +85,15 @@ def infotext(s: dict[str, Any]) -> str:
         "Version": f"sfumato {s['version']}",
     }
     return "\n".join([*lines, ", ".join(f"{name}: {value}" for name, value in facts.items())])
+
+
+def _walked(s: dict[str, Any]) -> dict[str, Any]:
+    """How it was sampled, which is told of all but the other families."""
+    return {
+        "Steps": s["steps"],
+        "Sampler": TITLES.get(s["sampler"], s["sampler"]),
+        "Schedule type": s["grid"].replace("_", " ").capitalize(),
+    }
 
 
 def _variation(s: dict[str, Any]) -> dict[str, Any]:

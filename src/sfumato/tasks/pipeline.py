@@ -19,6 +19,7 @@ from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import few, metadata
+from sfumato.tasks.generate import WALKED
 from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request, Semantic, Upscale, Vary
 from sfumato.tasks.said import fields, planned
 from sfumato.tasks.walk import Progress
@@ -101,7 +102,7 @@ class Pipeline:
         """The pictures of a request of any task one by one, as their batches are done."""
         if self.family is not None and not isinstance(request, Generate):
             raise ValueError(
-                f"a model of this family makes pictures of nothing but a class; it cannot {_named(request)}"
+                f"a model of this family makes pictures of nothing but a class; it cannot {_name(type(request))}"
             )
         request = request if self.family is not None else few.settled(self.model, request)
         place = itertools.count()
@@ -111,11 +112,16 @@ class Pipeline:
                 s = metadata.settings(
                     made.request, next(place), seed, prompt, picture.size, self.name, self.digest, __version__
                 )
-                yield metadata.attach(picture, s)
+                unsaid = WALKED if self.family is not None else ()
+                yield metadata.attach(picture, {name: value for name, value in s.items() if name not in unsaid})
 
     def _all(self, kind: type[Request], request: Request | None, settings: dict[str, Any]) -> list[Image.Image]:
         if request is not None and settings:
             raise ValueError(f"give a request or its fields, not both; got also {', '.join(settings)}")
+        if request is not None and not isinstance(request, kind):
+            raise ValueError(
+                f"{_name(kind)} takes a request of its own type, {kind.__name__}; got {type(request).__name__}"
+            )
         return list(self.stream(request or asked(kind, settings)))
 
 
@@ -127,13 +133,13 @@ def opened(path: Path, where: torch.device, trust: bool = False) -> LatentDiffus
     return LatentDiffusion.load(path, where, trust=trust)
 
 
-def _named(request: Request) -> str:
-    return type(request).__name__.lower()
+def _name(kind: type[Request]) -> str:
+    return kind.__name__.lower()
 
 
 def task(request: Request) -> Any:
     """The function of a request's task, which bears its name: `Vary` is `sfumato.tasks.vary.vary`."""
-    name = _named(request)
+    name = _name(type(request))
     return getattr(importlib.import_module(f"sfumato.tasks.{name}"), name)
 
 
@@ -142,4 +148,4 @@ def asked(kind: type[Request], settings: dict[str, Any]) -> Any:
     try:
         return kind(**settings)
     except ValidationError as error:
-        raise ValueError(explain(error, kind.__name__.lower())) from None
+        raise ValueError(explain(error, _name(kind))) from None

@@ -53,7 +53,14 @@ def _known_grid(value: Any) -> Any:
     return name
 
 
+def _classes(value: Any) -> Any:
+    """Classes by name or by number, one or several."""
+    several = value if isinstance(value, list | tuple) else [value]
+    return [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in several]
+
+
 Texts = Annotated[list[str], BeforeValidator(_listed)]
+Classes = Annotated[list[str], BeforeValidator(_classes)]
 
 
 def _picture(value: Any) -> Any:
@@ -164,7 +171,7 @@ class Request(Config):
 
     prompt: Texts | None = Field(None, description="what the picture shows; several prompts give one picture each")
     negative: str | None = Field(None, description="what to move away from; nothing: the unconditional prediction")
-    label: Texts | None = Field(
+    label: Classes | None = Field(
         None, description="a class, for models that were trained with labels; several are all of one picture"
     )
     reference: Pictures | None = Field(
@@ -298,7 +305,11 @@ class Upscale(Request):
     level: float | None = Field(
         None, ge=0, le=1, description="noise added to the small picture; more invents more, 0 trusts it"
     )
-    consistent: bool = Field(True, description="correct the picture until, made small again, it is the one given")
+    consistent: bool | None = Field(
+        None,
+        description="correct the picture until, made small again, it is the one given; by default where the model was "
+        "trained on small pictures without noise, blur or blocks of their own",
+    )
     guidance: float = Field(1.0, ge=0, le=100, description="how strictly to follow words, where the model takes them")
 
 

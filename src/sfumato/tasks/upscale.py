@@ -2,7 +2,8 @@
 
 The factor is the one that the model was trained with. Canvases larger than its own are denoised in windows that agree
 where they overlap, so there are no seams. A sample's detail is invented, and its blur should not be: the smallest
-correction is added after which the picture, made small again, is the one that was given (`consistent`).
+correction is added after which the picture, made small again, is the one that was given (`consistent`), unless the model
+was taught to take away what small pictures have of their own: noise, blur, the blocks of a JPEG.
 """
 
 import dataclasses
@@ -36,6 +37,8 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
     padded = given.whole(small, multiple)
     value: dict[str, Any] = {"picture": padded, "level": request.level}
     level = getattr(model.conditions.reader(field), "level", 0.0) if request.level is None else request.level
+    if request.consistent is None:
+        request = request.model_copy(update={"consistent": getattr(model.conditions.reader(field), "plain", True)})
     # latents of all that the padded picture shows, so that both have one scale, and of them the picture's part
     over = canvas.parted(model, factor * padded.shape[-1], factor * padded.shape[-2])
     made = dataclasses.replace(over, width=factor * wide, height=factor * high)

@@ -5,8 +5,10 @@ from typing import Any
 
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.conditioning.bundle import silent
+from sfumato.conditioning.lowres import LowresConfig
 from sfumato.conditioning.reference import ReferenceConfig
 from sfumato.data.base import Part
+from sfumato.data.degrade import DegradeConfig
 from sfumato.data.renumbered import renumbered
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.training.readable import readable
@@ -44,7 +46,7 @@ def fitted(
             **(conditioner.heard(present(conditioner, part, conditioner.beside)) if conditioner.beside else {}),
         }
         learnt = learnt.model_copy(update={"always": always(conditioner, values, part)})
-        conditioners[name] = seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part)
+        conditioners[name] = shrunk(seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part), part)
         readable(learnt, texts[name], part, ())  # its values were learned from
         if apart is not None:
             readable(learnt, texts[name], apart)
@@ -81,10 +83,9 @@ def present(conditioner: ConditionerConfig, part: Part, beside: str = "") -> lis
 
 def always(conditioner: ConditionerConfig, values: Sequence[Any], part: Part) -> bool | None:
     """Whether every example says a conditioner's field, of which the part has these values; None where not all are read."""
-    if conditioner.field in {derive.field for derive in part.derivations}:
-        return True
-    if not conditioner.reads or not conditioner.field:
-        return None
+    known = part.every(conditioner.field)
+    if known is not None or not conditioner.reads or not conditioner.field:
+        return known
     return len(values) == len(part.telling(conditioner.field)) and not any(silent(v) for v in values)
 
 
@@ -98,6 +99,14 @@ def seen(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
     if conditioner.field not in part.embeddings.fields:
         return conditioner
     return conditioner.seen(part.embeddings.config.network, part.embeddings.looks())
+
+
+def shrunk(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
+    """The recipe of a conditioner of small pictures, told whether the data make them by a resize and nothing else."""
+    if not isinstance(conditioner, LowresConfig) or conditioner.plain is not None:
+        return conditioner
+    made = [d for d in part.derivations if isinstance(d, DegradeConfig) and d.field == conditioner.field]
+    return conditioner.model_copy(update={"plain": any(d.how == "bicubic" for d in made)})
 
 
 def absent(conditioner: ConditionerConfig, field: str) -> str:
