@@ -98,6 +98,16 @@ def at_least_single(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def finest(device: torch.device) -> torch.dtype:
+    """float64, or float32 on devices that have none: of Apple's, to ask for it is an error."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def fine(x: Tensor) -> Tensor:
+    """x as finely as its device can hold it: for sums and differences that single precision would blur."""
+    return x.to(finest(x.device))
+
+
 @contextmanager
 def cast(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     """Autocast to `dtype` on the device; nothing happens for float32 and float64. Weights stay as they are."""

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from torch import Tensor, nn
 
 from sfumato import files
-from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.codec import Codec, together
 from sfumato.backbones.base import BackboneConfig
 from sfumato.conditioning.base import ConditionerConfig, Conditions, crop, join
 from sfumato.conditioning.bundle import Bundle
@@ -25,7 +25,6 @@ from sfumato.diffusion.samplers import Denoise
 from sfumato.diffusion.schedule import ScheduleConfig
 from sfumato.nn.compiled import BACKEND, Compile, compile_, wanted
 
-AT_ONCE = 2**19  # pixels of the pictures that are decoded together
 PredictionName = Literal["clean", "noise", "v", "flow", "edm"]
 
 
@@ -129,7 +128,7 @@ class LatentDiffusion(nn.Module):
     def pictures(self, latents: Tensor, at_once: int = 64) -> Tensor:
         """Whitened latents (B, c, h, w) -> pictures (B, C, H, W) in [-1, 1], up to `at_once` at a time, fewer large ones."""
         pixels = latents.shape[-2] * latents.shape[-1] * self.codec.factor**2
-        rows = min(at_once, max(AT_ONCE // max(pixels, 1), 1))
+        rows = min(at_once, together(pixels))
         return torch.cat([self.codec.decode(part) for part in torch.split(latents, rows)])
 
     def save(self, folder: Path, card: str = "", half: bool = False) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
+from sfumato.device import finest
 from sfumato.training import recipe
 from tests.outside import GOLDEN
 
@@ -178,6 +179,46 @@ def test_a_decode_that_overflows_is_repeated_in_float32(codec: Codec) -> None:
     half.autoencoder.decode = decode  # type: ignore[method-assign]
     assert half.decode(torch.zeros(1, 4, 2, 2)).isfinite().all()
     assert calls == [torch.bfloat16, torch.float32]
+
+
+def test_large_pictures_go_few_at_a_time_where_nothing_is_learned(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    for side in ("encoder", "decoder"):
+        codec.autoencoder.get_submodule(side).register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    torch.manual_seed(0)
+    for parameter in codec.parameters():  # fresh residual branches add nothing
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    images = torch.rand(5, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        moments = codec.moments(images)
+        pictures = codec.decode(codec.whiten(moments))
+    seen.clear()
+    monkeypatch.setattr("sfumato.autoencoder.codec.AT_ONCE", 2 * 64 * 64 + 100)
+    with torch.no_grad():
+        torch.testing.assert_close(codec.moments(images), moments, atol=1e-4, rtol=1e-4)
+        assert seen == [2, 2, 1]
+        torch.testing.assert_close(codec.decode(codec.whiten(moments)), pictures, atol=1e-4, rtol=0)
+    assert max(seen[3:]) <= 2  # lanes split them further
+    assert sum(seen[3:]) == 5
+    seen.clear()
+    codec.moments(images)  # its weights learn from them
+    assert seen == [5]
+    codec.requires_grad_(False).moments(images)
+    assert seen == [5, 2, 2, 1]
+
+
+def test_a_device_without_doubles_is_asked_for_none(codec: Codec, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert finest(torch.device("mps")) == torch.float32
+    assert finest(torch.device("cpu")) == torch.float64
+    moments = torch.randn(3, 8, 4, 4)
+    exact = codec.tally(moments)
+    monkeypatch.setattr("sfumato.device.finest", lambda device: torch.float32)
+    found = codec.tally(moments)
+    assert found.dtype == torch.float64  # sums over a data set are told on the host
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+    assert not torch.equal(found, exact)
 
 
 def test_pixels_are_their_own_latents_at_factor_1() -> None:

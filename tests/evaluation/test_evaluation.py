@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import nn
 
+from sfumato.autoencoder import tiling
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.vq import VQAutoencoder
 from sfumato.data.emoji import EmojiData
 from sfumato.evaluation import captions, doors, latents, reconstruction, run
 from sfumato.evaluation.run import Looking
@@ -100,6 +102,26 @@ def test_latents_are_told_channel_by_channel(codec: Codec) -> None:
             pytest.approx(float(raw[:, k].max())),
         )
         assert row["posterior_std"] == pytest.approx(float(widths[:, k].mean()), rel=1e-3)
+
+
+def test_large_pictures_are_encoded_in_tiles_and_their_codes_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    coder = {"factor": 4, "width": 8, "blocks": 1, "middle_blocks": 1, "middle_attention": False, "groups": 4}
+    codec = Codec(FirstStage.model_validate({"kind": "vq", "coder": coder, "codebook": {"size": 16}})).eval()
+    assert isinstance(codec.autoencoder, VQAutoencoder)
+    codec.autoencoder.codebook.embedding.weight.data.normal_()
+    source = Chosen(PartPictures(EmojiData(size=64).open("held_out"), "emoji"), 3)
+    with torch.no_grad():
+        codes = codec.autoencoder.codes(torch.stack(source.pictures(range(3))))
+    assert latents.statistics(codec, source)["codes"] == latents.used(torch.bincount(codes.flatten()), 16)
+    sides: list[int] = []
+    codec.autoencoder.encoder[0].register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[-1]))
+    monkeypatch.setattr(tiling, "LARGE", 48 * 48)
+    monkeypatch.setattr(tiling, "SIDE", 16)
+    found = latents.statistics(codec, source)
+    assert max(sides) < 64
+    assert found["codes"]["drawn"] == codes.numel()
+    assert {"mean", "std", "min", "max", "posterior_std"} == set(found["channels"][0])
 
 
 def test_codebook_use_of_known_codes() -> None:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from sfumato.autoencoder.codec import Codec
 from sfumato.model import LatentDiffusion
@@ -64,6 +65,21 @@ def test_a_first_stages_held_out_error_falls(tmp_path: Path) -> None:
     found = held_out(tmp_path / "a")
     assert found[320] < found[160]
     assert Codec.load(tmp_path / "a/best").fingerprint() == Codec.load(tmp_path / "a/model").fingerprint()
+
+
+def test_a_first_stage_is_shown_judged_and_measured_few_large_pictures_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objective = run.reconstruction(autoencoder_recipe(held_out=32), torch.device("cpu"))
+    before, seen = objective.validate(), list[int]()
+    for side in ("encoder", "decoder"):
+        layer = objective.codec.autoencoder.get_submodule(side)
+        layer.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    monkeypatch.setattr("sfumato.autoencoder.codec.AT_ONCE", 9 * 32 * 32)
+    assert objective.validate() == pytest.approx(before, rel=1e-4)
+    objective.preview()
+    objective.conclude()
+    assert max(seen) == 9
 
 
 def test_best_without_a_held_out_loss_is_refused(first_stage: Path) -> None:

@@ -6,7 +6,7 @@ the whole training set, travel with the autoencoder's weights, and are part of i
 cannot be joined to latents it was not trained on.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,9 +17,11 @@ from sfumato import files
 from sfumato.autoencoder import tiling
 from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.config import trusting
+from sfumato.device import fine
 from sfumato.lanes import rows_side_by_side
 
 WEIGHTS = "weights.safetensors"
+AT_ONCE = 2**19  # pixels of the pictures that go through whole and together, where nothing is learned from them
 
 
 class Codec(nn.Module):
@@ -55,14 +57,28 @@ class Codec(nn.Module):
 
         `pad` reflects pictures at their right and lower edge until the factor divides their sides; without it other
         sides raise `ValueError`.
+        Large pictures go few at a time where no gradients are wanted, as in `decode`: the result is the same.
         """
         images = tiling.padded(images, self.factor) if pad else images
         if tile is None and images.shape[2] * images.shape[3] > tiling.LARGE:
             tile = tiling.SIDE
         if tile:
             return tiling.moments(self.autoencoder, images, tile, share)
+        return self._parted(self._encoded, images, images.shape[2] * images.shape[3])
+
+    def _encoded(self, images: Tensor) -> Tensor:
         encoded: Encoded = self.autoencoder.encode(images)
         return encoded.latent if encoded.moments is None else encoded.moments
+
+    def _parted(self, work: Callable[[Tensor], Tensor], x: Tensor, pixels: int) -> Tensor:
+        """`work(x)` of x (B, ...), whose pictures have so many pixels each: few at a time where they are large.
+
+        All together where gradients are wanted, whose activations are kept however they are worked out.
+        """
+        learned = x.requires_grad or any(p.requires_grad for p in self.autoencoder.parameters())
+        if len(x) <= (rows := together(pixels)) or (learned and torch.is_grad_enabled()):
+            return work(x)
+        return torch.cat([work(part) for part in torch.split(x, rows)])
 
     def whiten(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """Stored moments -> whitened latents (B, channels, h, w), drawn with `noise`, else the posterior's mode."""
@@ -95,13 +111,15 @@ class Codec(nn.Module):
         off what `pad` had added. A decode in half precision can overflow: pictures that are not finite are decoded again
         in float32. Raises `FloatingPointError` where they are not finite even then.
         """
-        if tile is None and latents.shape[2] * latents.shape[3] * self.factor**2 > tiling.LARGE:
+        pixels = latents.shape[2] * latents.shape[3] * self.factor**2
+        if tile is None and pixels > tiling.LARGE:
             tile = tiling.SIDE
 
-        def work(raw: Tensor) -> Tensor:
-            if tile:
-                return tiling.decode(self.autoencoder, raw, tile, share)
+        def lanes(raw: Tensor) -> Tensor:
             return rows_side_by_side(lambda part: self.autoencoder.decode(raw[part]), len(raw), raw.device)
+
+        def work(raw: Tensor) -> Tensor:
+            return tiling.decode(self.autoencoder, raw, tile, share) if tile else self._parted(lanes, raw, pixels)
 
         dtype = next(self.autoencoder.parameters(), latents).dtype
         raw = self.unwhitened(latents)
@@ -124,11 +142,11 @@ class Codec(nn.Module):
     @torch.no_grad()
     def tally(self, moments: Tensor) -> Tensor:
         """What `measure` needs of some moments: number, sum and sum of squares of each channel, (3, C) float64, on the CPU."""
-        mean = self.autoencoder.sample(moments).double()
-        spread = self.autoencoder.sample(moments, torch.ones_like(mean, dtype=moments.dtype)).double() - mean
+        mean = fine(self.autoencoder.sample(moments))
+        spread = fine(self.autoencoder.sample(moments, torch.ones_like(mean, dtype=moments.dtype))) - mean
         count = torch.full((self.channels,), float(mean.numel() // self.channels), dtype=torch.float64)
-        places = (0, 2, 3)
-        return torch.stack([count, mean.sum(places).cpu(), (mean.square() + spread.square()).sum(places).cpu()])
+        sums = (x.sum((0, 2, 3)).cpu().double() for x in (mean, mean.square() + spread.square()))
+        return torch.stack([count, *sums])
 
     @torch.no_grad()
     def measure(self, tallies: Iterable[Tensor]) -> None:
@@ -181,3 +199,8 @@ class Codec(nn.Module):
         if not codec.known(fields["fingerprint"]):
             raise ValueError(f"{folder} was changed after it was written: its fingerprint is not the one in model.yaml")
         return codec.eval()
+
+
+def together(pixels: int) -> int:
+    """How many pictures of so many pixels go through whole at once, at least one."""
+    return max(AT_ONCE // max(pixels, 1), 1)

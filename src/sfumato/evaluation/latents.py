@@ -19,41 +19,34 @@ def statistics(codec: Codec, source: Source) -> dict[str, Any]:
 
     The standard deviation of a latent that a denoiser sees has the posterior's width in it; this one does not.
     """
-    moments, widths, low, high = (
-        torch.zeros(3, codec.channels).double(),
-        torch.zeros(codec.channels).double(),
-        None,
-        None,
-    )
+    tally, widths = (torch.zeros(n, codec.channels, dtype=torch.float64) for n in (3, 1))
+    low: Tensor | None = None
+    high: Tensor | None = None
     counts: Tensor | None = None
     for indices in batches(len(source)):
         for images in equal(source.pictures(indices)):
-            encoded = codec.autoencoder.encode(images.to(codec.shift.device))
-            latent = encoded.latent if encoded.moments is None else codec.autoencoder.sample(encoded.moments)
-            flat = latent.double().transpose(0, 1).flatten(1).cpu()
-            moments += torch.stack(
-                [torch.full((len(flat),), float(flat.shape[1])).double(), flat.sum(1), flat.square().sum(1)]
-            )
+            moments = codec.moments(images.to(codec.shift.device))
+            latent = codec.autoencoder.sample(moments)
+            flat = latent.cpu().double().transpose(0, 1).flatten(1)
+            tally += torch.stack([torch.full_like(flat[:, 0], flat.shape[1]), flat.sum(1), flat.square().sum(1)])
             low = flat.amin(1) if low is None else torch.minimum(low, flat.amin(1))
             high = flat.amax(1) if high is None else torch.maximum(high, flat.amax(1))
-            widths += _widths(codec, latent, encoded.moments)
-            if encoded.codes is not None:
-                counts = _counted(counts, encoded.codes.cpu())
+            spread = codec.autoencoder.sample(moments, torch.ones_like(latent)) - latent
+            widths += spread.cpu().double().sum((0, 2, 3))
+            if (book := _book(codec)) is not None:
+                counts = _counted(counts, book(latent).codes.cpu())
     if low is None or high is None:
         raise ValueError("there are no images to encode; give a folder or a data set that has some")
-    mean = moments[1] / moments[0]
-    std = (moments[2] / moments[0] - mean.square()).clamp(min=0).sqrt()
-    columns = {"mean": mean, "std": std, "min": low, "max": high, "posterior_std": widths / moments[0]}
+    mean = tally[1] / tally[0]
+    std = (tally[2] / tally[0] - mean.square()).clamp(min=0).sqrt()
+    columns = {"mean": mean, "std": std, "min": low, "max": high, "posterior_std": widths[0] / tally[0]}
     channels = [{name: float(v[k]) for name, v in columns.items()} for k in range(codec.channels)]
     return {"channels": channels} | ({} if counts is None else {"codes": used(counts, size(codec))})
 
 
-def _widths(codec: Codec, latent: Tensor, moments: Tensor | None) -> Tensor:
-    """The sum of the posterior's standard deviations, channel by channel; zeros where it has none."""
-    if moments is None:
-        return torch.zeros(codec.channels).double()
-    spread = codec.autoencoder.sample(moments, torch.ones_like(latent)) - codec.autoencoder.sample(moments)
-    return spread.double().sum((0, 2, 3)).cpu()
+def _book(codec: Codec) -> Codebook | None:
+    book = getattr(codec.autoencoder, "codebook", None)
+    return book if isinstance(book, Codebook) else None
 
 
 def _counted(counts: Tensor | None, codes: Tensor) -> Tensor:
@@ -68,13 +61,13 @@ def _counted(counts: Tensor | None, codes: Tensor) -> Tensor:
 
 def size(codec: Codec) -> int | None:
     """The number of codes of a codebook; None where the first stage has none."""
-    book = getattr(codec.autoencoder, "codebook", None)
-    return book.size if isinstance(book, Codebook) else None
+    book = _book(codec)
+    return None if book is None else book.size
 
 
 def used(counts: Tensor, whole: int | None) -> dict[str, Any]:
     """Use of a codebook from how often each code came: `used`, `size`, `share`, `perplexity` (2 to the entropy in bits)."""
-    shares = counts.double() / counts.sum()
+    shares = counts.cpu().double() / int(counts.sum())
     kept = shares[shares > 0]
     found: dict[str, Any] = {
         "used": int((counts > 0).sum()),

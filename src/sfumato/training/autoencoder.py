@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from sfumato import distributed, image, streams
 from sfumato.autoencoder.codebook import Codebook
-from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.codec import Codec, together
 from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.device import at_least_single
@@ -303,8 +303,7 @@ class Reconstruction(Objective):
         part = self.held_out or self.train
         step = max(len(part) // 16, 1)
         originals = self._stacked(part, range(0, min(16 * step, len(part)), step))
-        rebuilt = self.codec.autoencoder.decode(self.codec.autoencoder.encode(originals).latent)
-        return image.sheet(torch.cat([originals, rebuilt.clamp(-1, 1)]), columns=len(originals))
+        return image.sheet(torch.cat([originals, self._rebuilt(originals)]), columns=len(originals))
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -315,8 +314,7 @@ class Reconstruction(Objective):
 
         def differences(begin: int) -> tuple[Tensor, Tensor]:
             originals = self._stacked(part, chosen[begin : begin + 32])
-            rebuilt = self.codec.autoencoder.decode(self.codec.autoencoder.encode(originals).latent).clamp(-1, 1)
-            apart = (originals - rebuilt).float().flatten(1).cpu()
+            apart = (originals - self._rebuilt(originals)).float().flatten(1).cpu()
             return apart.abs().mean(1), apart.square().mean(1)
 
         errors, squares = zip(*distributed.spread(differences, range(0, len(chosen), 32)), strict=True)
@@ -334,6 +332,12 @@ class Reconstruction(Objective):
             return self.codec.tally(self.codec.moments(rows))
 
         self.codec.measure(distributed.spread(tallied, range(0, len(self.train), 128)))
+
+    def _rebuilt(self, originals: Tensor) -> Tensor:
+        """What the first stage makes of pictures (B, C, H, W), clamped to [-1, 1]: few at a time where they are large."""
+        coder, rows = self.codec.autoencoder, together(originals.shape[2] * originals.shape[3])
+        made = [coder.decode(coder.encode(part).latent) for part in torch.split(originals, rows)]
+        return torch.cat(made).clamp(-1, 1)
 
     def _stacked(self, part: Part, indices: Iterable[int]) -> Tensor:
         return stack(part, indices).to(self.device, self.dtype)
