@@ -87,6 +87,53 @@ def test_nothing_needs_torchvision_or_pickle() -> None:
     assert not bad
 
 
+def calls() -> list[tuple[str, str, dict[str, str]]]:
+    """(place, what is called, what it is given by name or number) of every call in the package."""
+    found = []
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call):
+                told = {k.arg or "**": ast.unparse(k.value) for k in node.keywords}
+                places = {str(n): ast.unparse(given) for n, given in enumerate(node.args)}
+                found.append(
+                    (f"{path.relative_to(SOURCE).as_posix()}:{node.lineno}", ast.unparse(node.func), told | places)
+                )
+    return found
+
+
+def test_weights_are_read_whole_and_without_running_what_is_in_their_file() -> None:
+    every = calls()
+    loads = [(place, told) for place, name, told in every if name in ("torch.load", "load")]
+    assert loads  # of the published checkpoints
+    assert not [place for place, told in loads if told.get("weights_only") != "True"]
+    states = [(place, told) for place, name, told in every if name.rpartition(".")[2] == "load_state_dict"]
+    assert states
+    assert not [place for place, told in states if told.get("strict", "True") != "True" or "1" in told]
+
+
+# what is on the host: features and pictures that are measured, draws and rows of a schedule, what users hand in
+HOST = {
+    "diffusion/loss.py", "families/autoregressive.py", "studies/judge.py", "tasks/given.py",
+    *(f"evaluation/{name}.py" for name in (
+        "alignment", "captions", "frechet", "generation", "inception", "manifold", "memorising", "reconstruction"
+    )),
+}  # fmt: skip
+
+
+def test_no_device_is_asked_for_doubles() -> None:
+    """Apple's GPUs have none: what may lie on one goes through `device.fine`, or to the host first."""
+    asked = [
+        place
+        for place, name, told in calls()
+        if place.partition(":")[0] not in HOST
+        and (
+            (name.endswith(".double") and not name.endswith(".cpu().double"))
+            or ("device" in told and told.get("dtype") == "torch.float64")
+        )
+    ]
+    assert not asked
+
+
 VERBS = [f"sfumato.cli.{p.stem}" for p in sorted((SOURCE / "cli").glob("*.py"))]
 
 

@@ -14,13 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sfumato.device import fine, finest
 from sfumato.diffusion.grid import Grid, Row
 from sfumato.diffusion.samplers.base import Denoise, checked, times
 from sfumato.streams import Stream
 
 
 class Likelihood(NamedTuple):
-    """Natural logarithms of densities (B,) float64, and the standard errors (B,) that the probes leave."""
+    """Natural logarithms of densities (B,) and the standard errors (B,) that the probes leave, float64 where there is that."""
 
     log_p: Tensor
     error: Tensor
@@ -42,11 +43,11 @@ def log_likelihood(denoise: Denoise, x_0: Tensor, grid: Grid, noise: Stream, *, 
     path = [row for row in reversed(grid.rows()) if row.sigma]
     signs = torch.stack([noise.normal(x_0.shape[1:], k, x_0).sign() for k in range(probes)])
     u, count = x_0.detach() * math.cos(_angle(path[0])), x_0[0].numel()
-    grown = torch.zeros(probes, len(x_0), dtype=torch.float64, device=x_0.device)
+    grown = torch.zeros(probes, len(x_0), dtype=finest(x_0.device), device=x_0.device)
     for here, there in zip(path[:-1], path[1:], strict=True):
         u, growth = _step(denoise, u, grid, here, there, signs)
         grown = grown + growth
-    prior = -0.5 * u.double().square().flatten(1).sum(1) - count * math.log(math.sqrt(2 * math.pi))
+    prior = -0.5 * fine(u).square().flatten(1).sum(1) - count * math.log(math.sqrt(2 * math.pi))
     each = prior + grown + count * math.log(math.cos(_angle(path[0])))
     return Likelihood(each.mean(0), each.std(0) / math.sqrt(probes))
 
@@ -74,6 +75,6 @@ def _slope(denoise: Denoise, u: Tensor, row: Row, signs: Tensor) -> tuple[Tensor
         traces = []
         for k, v in enumerate(signs):
             (back,) = torch.autograd.grad(x_0, u, v, retain_graph=k + 1 < len(signs))
-            traces.append((back * v).double().flatten(1).sum(1))
+            traces.append(fine(back * v).flatten(1).sum(1))
     slope = (cos * u - x_0).detach() / sin
     return slope, (cos * u[0].numel() - torch.stack(traces)) / sin

@@ -15,6 +15,7 @@ from pydantic import Field, model_serializer, model_validator
 from torch import Tensor
 
 from sfumato.config import Config
+from sfumato.device import fine, finest
 
 Form = Literal["scaled", "linear", "sqrt", "cosine"]
 
@@ -59,7 +60,7 @@ class Linear:
     def __call__(self, t: Tensor) -> Scales:
         if self.shift == 1.0:
             return Scales(1 - t, t)
-        u = _fine(t)
+        u = fine(t)
         whole = 1 + (self.shift - 1) * u
         return Scales(((1 - u) / whole).to(t), (self.shift * u / whole).to(t))
 
@@ -80,7 +81,7 @@ class Cosine:
         _positive("shift", self.shift)
 
     def __call__(self, t: Tensor) -> Scales:
-        u = _fine(t)
+        u = fine(t)
         alpha, sigma = torch.sin(math.pi / 2 * (1 - u)), self.shift * torch.sin(math.pi / 2 * u)
         length = torch.hypot(alpha, sigma)
         return Scales((alpha / length).to(t), (sigma / length).to(t))
@@ -102,11 +103,11 @@ class Exploding:
 
     def __call__(self, t: Tensor) -> Scales:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
-        return Scales(torch.ones_like(t), torch.exp(low + _fine(t) * (high - low)).to(t))
+        return Scales(torch.ones_like(t), torch.exp(low + fine(t) * (high - low)).to(t))
 
     def time(self, scales: Scales) -> Tensor:
         low, high = math.log(self.sigma_min), math.log(self.sigma_max)
-        ratio = _fine(scales.sigma).log() - _fine(scales.alpha).log()
+        ratio = fine(scales.sigma).log() - fine(scales.alpha).log()
         return ((ratio - low) / (high - low)).clamp(0, 1).to(scales.alpha)
 
 
@@ -129,13 +130,13 @@ class Sigmoid:
 
     def __call__(self, t: Tensor) -> Scales:
         low, high = self._ends()
-        level = torch.sigmoid((_fine(t) * (self.end - self.start) + self.start) / self.temperature)
+        level = torch.sigmoid((fine(t) * (self.end - self.start) + self.start) / self.temperature)
         share = ((level - low) / (high - low)).clamp(0, 1)
         return Scales((1 - share).sqrt().to(t), share.sqrt().to(t))
 
     def time(self, scales: Scales) -> Tensor:
         low, high = self._ends()
-        alpha, sigma = _fine(scales.alpha), _fine(scales.sigma)
+        alpha, sigma = fine(scales.alpha), fine(scales.sigma)
         level = low + (high - low) * sigma**2 / (alpha**2 + sigma**2)
         t = (level.logit() * self.temperature - self.start) / (self.end - self.start)
         return t.clamp(0, 1).to(scales.alpha)
@@ -186,13 +187,13 @@ class Betas:
         key = str(device)
         if key not in self._tables:  # a copy to a device makes the host wait, so it is made once
             a, o, angle = self._tables["cpu"]
-            dtype = torch.float32 if device.type == "mps" else torch.float64
+            dtype = finest(device)
             self._tables[key] = (a.to(device, dtype), o.to(device, dtype), angle.to(device, dtype))
         return self._tables[key]
 
     def __call__(self, t: Tensor) -> Scales:
         alphas, sigmas, _ = self._on(t.device)
-        position = (_fine(t) * (self.steps - 1)).clamp(0, self.steps - 1)
+        position = (fine(t) * (self.steps - 1)).clamp(0, self.steps - 1)
         low = position.floor().long().clamp(max=self.steps - 2)
         share = position - low
         alpha = torch.lerp(alphas[low], alphas[low + 1], share)
@@ -202,7 +203,7 @@ class Betas:
 
     def time(self, scales: Scales) -> Tensor:
         alphas, sigmas, angles = self._on(scales.alpha.device)
-        alpha, sigma = _fine(scales.alpha), _fine(scales.sigma)
+        alpha, sigma = fine(scales.alpha), fine(scales.sigma)
         high = torch.searchsorted(angles, torch.atan2(sigma, alpha)).clamp(1, self.steps - 1)
         before = alphas[high - 1] * sigma - sigmas[high - 1] * alpha  # cross products with the chord's two ends
         after = alphas[high] * sigma - sigmas[high] * alpha
@@ -266,11 +267,6 @@ class ScheduleConfig(Config):
         """The schedule itself. Raises `ValueError` where its numbers make none."""
         schedule: Schedule = KINDS[self.kind](**{k: v for k, v in self._tell().items() if k != "kind"})
         return schedule
-
-
-def _fine(t: Tensor) -> Tensor:
-    """In float64, where the device has it."""
-    return t.float() if t.device.type == "mps" else t.double()
 
 
 def _positive(name: str, value: float) -> None:

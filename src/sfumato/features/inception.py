@@ -64,9 +64,9 @@ def resized(pictures: Tensor) -> Tensor:
     values = pictures.float()
     for axis in (2, 3):
         count = values.shape[axis]
-        at = torch.arange(SIDE, device=values.device, dtype=torch.float64) * count / SIDE
-        low = at.floor().long()
-        part = (at - low).float().reshape([SIDE if k == axis else 1 for k in range(4)])
+        at = torch.arange(SIDE, dtype=torch.float64) * count / SIDE  # on the host: not every device has doubles
+        part = (at - at.floor()).to(values).reshape([SIDE if k == axis else 1 for k in range(4)])
+        low = at.long().to(values.device)
         high = values.index_select(axis, (low + 1).clamp(max=count - 1))
         values = torch.lerp(values.index_select(axis, low), high, part)
     return (values - 128.0) / 128.0

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato import paths
+from sfumato.device import fine
 from sfumato.nn import choose
 
 
@@ -114,7 +115,7 @@ class Statistics:
     def _add(self, norm: GroupNorm, part: Tensor) -> None:
         groups = part.detach().float()
         groups = groups.view(len(part), norm.num_groups, -1, *part.shape[-2:])
-        variance, mean = (v.double() for v in torch.var_mean(groups, (2, 3, 4), correction=0))
+        variance, mean = (fine(v) for v in torch.var_mean(groups, (2, 3, 4), correction=0))
         places = groups[0, 0].numel()
         count, total, square = self._sums.get(norm, (0, torch.zeros_like(mean), torch.zeros_like(mean)))
         self._sums[norm] = count + places, total + places * mean, square + places * (variance + mean.square())

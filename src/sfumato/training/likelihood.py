@@ -42,5 +42,5 @@ def over(family: Family, part: Part, measure: Measure, limit: int = LIMIT) -> Te
         found = measure(images.to(device), labels)
         if found is None:
             return None
-        rows.append(found.double().cpu())
+        rows.append(found.cpu().double())
     return torch.cat(rows) if rows else None

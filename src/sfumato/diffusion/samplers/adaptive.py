@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from sfumato.device import fine
 from sfumato.diffusion.grid import Grid
 from sfumato.diffusion.samplers.base import Denoise, Step, checked, memories, sampling
 
@@ -72,7 +73,7 @@ def adaptive(
         new = z + step / 9 * (2 * k_1 + 3 * k_2 + 4 * k_3)
         k_4 = path.x_0(new, m + h)
         gap = step * (-5 / 72 * k_1 + k_2 / 12 + k_3 / 9 - k_4 / 8) * _like(path.rows(m + h)[2], z)
-        error = gap.double().square().flatten(1).mean(1).sqrt().cpu() / tolerance
+        error = fine(gap).square().flatten(1).mean(1).sqrt().cpu() / tolerance
         if bool((lost := ~(error + h).isfinite()).any()):
             raise FloatingPointError(f"images {lost.nonzero().flatten().tolist()}: x_0 is not finite; try float32")
         taken = (error <= 1) & (h > 0)
