@@ -26,6 +26,18 @@ def test_an_unknown_kind_lists_the_known_ones() -> None:
         FirstStage.model_validate({"kind": "kll"})
 
 
+@pytest.mark.parametrize(
+    "path", ["./pictures", "../pictures", ".hidden", "/abs/pictures", "/abs/pictures.d", "a/b", "~/a"]
+)
+def test_a_path_is_no_kind_and_its_place_is_said(path: str) -> None:
+    for value in (path, {"kind": path}):
+        with pytest.raises(ValidationError, match="known kinds: emoji, folder") as caught:
+            Data.model_validate(value)
+        assert f"a folder of pictures is given as data.kind=folder data.path={path}" in str(caught.value)
+    with pytest.raises(ValidationError, match="known kinds: identity, kl, tiny, vq "):
+        FirstStage.model_validate(path)
+
+
 def test_an_unknown_key_is_named_with_its_place() -> None:
     with pytest.raises(ValidationError) as caught:
         FirstStage.model_validate({"kind": "kl", "coder": {"widht": 3}})
@@ -46,6 +58,7 @@ def test_foreign_code_runs_only_where_it_is_trusted() -> None:
         ({"factor": 6}, "power of two"),
         ({"factor": 4, "stem": 8}, "stem 8 is larger"),
         ({"factor": 8, "multipliers": [1, 2]}, "4 levels"),
+        ({"factor": 8, "stem": 2, "attention": [1, 4]}, r"attention \[1\] is at no level.*\[2, 4, 8\]"),
         ({"factor": "eight"}, "valid integer"),
     ],
 )

@@ -52,9 +52,13 @@ def known(family: type["Choice"]) -> list[str]:
 
 
 class Choice(Config):
-    """One of several kinds. A family subclasses it with `home`, its package; each kind file holds one further subclass."""
+    """One of several kinds. A family subclasses it with `home`, its package; each kind file holds one further subclass.
+
+    `paths` is what to say to whom gives a path in place of a kind, {} being the path.
+    """
 
     home: ClassVar[str] = ""
+    paths: ClassVar[str] = ""
 
     @model_validator(mode="wrap")
     @classmethod
@@ -72,10 +76,12 @@ class Choice(Config):
     @classmethod
     def of(cls, kind: str) -> type[Self]:
         """The subclass that `kind` names. Raises `ValueError` with the known kinds."""
+        words = kind.split(".")
+        if not all(word.isidentifier() for word in words) or (len(words) == 1 and kind not in known(cls)):
+            remedy = cls.paths.format(kind) if {".", "/", "\\", "~"} & set(kind) else ""
+            raise ValueError(f"unknown kind {kind!r}; known kinds: {', '.join(known(cls))}{remedy}")
         if "." in kind and not _trust.get():
             raise ValueError(f"kind {kind!r} would run foreign code; load it with trust=True if you trust its author")
-        if "." not in kind and kind not in known(cls):
-            raise ValueError(f"unknown kind {kind!r}; known kinds: {', '.join(known(cls))}")
         path = kind if "." in kind else f"{cls.home}.{kind}"
         try:
             module = importlib.import_module(path)

@@ -21,7 +21,7 @@ def pick(name: str = "auto") -> torch.device:
     found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(n for n, there in found.items() if there)
-    kind = name.split(":")[0]
+    kind, numbered, number = name.partition(":")
     if kind not in found:
         raise ValueError(f"unknown device {name!r}; known: auto, {', '.join(found)}")
     if not found[kind]:
@@ -30,7 +30,14 @@ def pick(name: str = "auto") -> torch.device:
         )
     if name == "cuda" and distributed.place()[1] > 1:
         return torch.device("cuda", distributed.local())
-    return torch.device(name)
+    if not numbered:
+        return torch.device(kind)
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if not number.isdecimal() or int(number) >= count:
+        raise ValueError(
+            f"there is no device {name!r}: of {kind} this machine has {count}, numbered from 0; give {kind}:0, or {kind} alone"
+        )
+    return torch.device(kind, int(number))
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:

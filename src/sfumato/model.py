@@ -20,7 +20,7 @@ from sfumato.conditioning.bundle import Bundle
 from sfumato.config import Config, explain, trusting
 from sfumato.diffusion.denoiser import Denoiser, row, thousand
 from sfumato.diffusion.guidance import Branches, guided
-from sfumato.diffusion.prediction import prediction
+from sfumato.diffusion.prediction import blind, prediction
 from sfumato.diffusion.samplers import Denoise
 from sfumato.diffusion.schedule import ScheduleConfig
 from sfumato.nn.compiled import BACKEND, Compile, compile_, wanted
@@ -56,6 +56,15 @@ class DiffusionConfig(Config):
     )
     conditioners: dict[str, ConditionerConfig] = {}
     distilled: DistilledConfig | None = None
+
+    def sighted(self) -> Self:
+        """This configuration. Raises `ValueError` where the prediction says nothing of the picture where sampling begins."""
+        if blind(prediction(self.prediction, self.data_std), self.schedule.build()):
+            raise ValueError(
+                f"prediction {self.prediction} says nothing of the picture where this schedule ends, in noise alone, and "
+                "sampling begins there; choose prediction flow or v, or a schedule of betas without zero_terminal"
+            )
+        return self
 
 
 class LatentDiffusion(nn.Module):

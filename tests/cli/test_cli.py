@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from sfumato import cli
@@ -174,6 +175,9 @@ def test_encode_and_train_from_the_command_line(
             "/x/model; train it first, or",
         ),
         (["train", "emoji-autoencoder", "--device", "tpu"], "unknown device 'tpu'"),
+        (["train", "emoji-autoencoder", "--device", "cpu:one"], "there is no device 'cpu:one'"),
+        (["train", "emoji-autoencoder", "data=./pictures"], "data.kind=folder data.path=./pictures"),
+        (["train", "emoji", "prediction=noise"], "choose prediction flow or v"),
         (["generate", "nowhere", "--prompt", "a"], "there is no model folder nowhere"),
         (["generate", "{model}", "--prompt", ""], "prompt is empty"),
         (["generate", "{model}", "--prompt", "heart " * 4000], "shorten it"),
@@ -210,6 +214,40 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     assert code == 2
     assert text in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("verb", "error", "text"),
+    [
+        ("train", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "training.checkpointing"),
+        ("generate", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."), "smaller --batch"),
+        ("vary", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."), "--batch"),
+        ("encode", MemoryError(), "free some, or use a machine that has more"),
+    ],
+)
+def test_where_memory_ends_it_is_said_what_takes_less(
+    verb: str, error: Exception, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(f"sfumato.cli.{verb}.command", command)
+    code, _, err = call(verb, capsys=capsys)
+    assert code == 2
+    assert err.startswith("sfumato: there is not enough memory: ")
+    assert text in err
+    assert len(err.splitlines()) == 1
+
+
+def test_other_faults_of_torch_are_shown_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command() -> None:
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr("sfumato.cli.encode.command", command)
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        call("encode", capsys=capsys)
 
 
 def test_a_demo_is_not_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

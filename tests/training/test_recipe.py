@@ -56,6 +56,24 @@ def test_faults_are_told_with_their_place(changes: list[str], words: str) -> Non
         recipe.read("emoji", changes)
 
 
+@pytest.mark.parametrize(
+    "schedule",
+    ["linear", "{kind: linear, shift: 2}", "cosine", "sigmoid", "{kind: betas, zero_terminal: true}"],
+)
+def test_noise_is_not_predicted_where_sampling_begins_in_nothing_else(schedule: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"prediction noise says nothing of the picture .* choose prediction flow or v"
+    ):
+        recipe.read("photo-noise", [f"schedule={schedule}"])
+    for other in ("flow", "v", "clean", "edm"):
+        recipe.read("photo-noise", [f"schedule={schedule}", f"prediction={other}"])
+
+
+@pytest.mark.parametrize("schedule", ["betas", "{kind: betas, form: cosine}", "exploding"])
+def test_noise_is_predicted_where_something_of_the_picture_is_left(schedule: str) -> None:
+    assert isinstance(recipe.read("photo-noise", [f"schedule={schedule}"]), recipe.DiffusionRecipe)
+
+
 def test_a_recipe_that_is_not_there_or_not_yaml_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one of emoji, emoji-autoencoder, emoji-codes, emoji-few"):
         recipe.read("emojo")

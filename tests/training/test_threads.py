@@ -83,3 +83,17 @@ def system(root: Path, groups: str | None, told: dict[str, str]) -> None:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:7", "cuda:", "cuda:one", "cuda:-1", "cpu:1", "cpu:one"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    kind = name.split(":")[0]
+    count = {"cuda": 2, "cpu": 1}[kind]
+    with pytest.raises(ValueError, match=f"there is no device '{name}': of {kind} this machine has {count}, numbered"):
+        devices.pick(name)
+    assert devices.pick("cuda:1") == torch.device("cuda", 1)
+    assert devices.pick("cuda:0") == torch.device("cuda", 0)
+    assert devices.pick("cuda") == torch.device("cuda")
+    assert devices.pick("cpu:0") == torch.device("cpu", 0)

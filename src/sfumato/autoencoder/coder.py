@@ -58,6 +58,9 @@ class CoderConfig(Config):
             raise ValueError(
                 f"factor {self.factor} with stem {self.stem} has {self.levels} levels; got {len(self.multipliers)} multipliers"
             )
+        factors = [self.stem * 2**level for level in range(self.levels)]
+        if strange := sorted(set(self.attention) - set(factors)):
+            raise ValueError(f"attention {strange} is at no level; the levels' downsampling factors are {factors}")
         return self
 
     @property

@@ -28,6 +28,11 @@ VERBS = {
     "demo": "Train everything from scratch on emoji and write a page that shows it.",
 }
 HELP = "Train, use and measure latent diffusion models."
+SAMPLING = ("generate", "vary", "inpaint", "upscale", "layout", "semantic", "panorama")
+LESS = {  # what takes less memory, by verb
+    "train": "give training.accumulate=auto, training.checkpointing=[1,2] or a smaller training.batch",
+    **dict.fromkeys(SAMPLING, "give a smaller --batch, or make a smaller picture"),
+}
 
 
 def usage() -> str:
@@ -41,7 +46,7 @@ def usage() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command; ends with exit code 0, 2 (bad input, one sentence), 130 (interrupted)."""
+    """Run one command; ends with exit code 0, 2 (bad input or no memory left, one sentence), 130 (interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("--help", "-h", "help"):
         print(usage(), end="")
@@ -87,6 +92,10 @@ def _run(verb: str, rest: list[str]) -> None:
         sys.exit(1)
     except (ValueError, OSError, FloatingPointError) as error:
         fail(explained(error))
+    except (MemoryError, RuntimeError) as error:
+        if not exhausted(error):
+            raise
+        fail(f"there is not enough memory: {LESS.get(verb, 'free some, or use a machine that has more')}")
 
 
 def _invoke(verb: Callable[[], Any]) -> None:
@@ -128,6 +137,13 @@ def explained(error: Exception) -> str:
 
         return explain(error, "request")
     return str(error)
+
+
+def exhausted(error: Exception) -> bool:
+    """Whether an error says that memory has run out, the machine's or the accelerator's; torch is not imported to ask."""
+    kind: Any = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
+    told = str(error)  # allocators of CPUs and of Apple's GPUs raise no error of their own
+    return isinstance(error, (MemoryError, kind)) or "out of memory" in told or "DefaultCPUAllocator" in told
 
 
 def fail(text: str) -> None:

@@ -129,6 +129,7 @@ class Data(Choice):
     """The recipe of a data set; `kind` is a file of `sfumato/data/`."""
 
     home: ClassVar[str] = "sfumato.data"
+    paths: ClassVar[str] = "; a folder of pictures is given as data.kind=folder data.path={}"
     size: PositiveInt = 64
     degrade: DegradeConfig | None = Field(None, description="makes the field `lowres`: each picture, smaller and worse")
     masks: MasksConfig | None = Field(None, description="makes the field `masked`: each picture, and a hole in it")

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sfumato.diffusion.loss import Weighting
-from sfumato.diffusion.prediction import Prediction
+from sfumato.diffusion.prediction import Prediction, blind
 from sfumato.diffusion.schedule import Scales, Schedule
 
 Clock = Callable[[Tensor], Tensor]
@@ -48,9 +48,7 @@ class Denoiser(nn.Module):
     def __init__(self, network: nn.Module, schedule: Schedule, prediction: Prediction, clock: Clock = thousand) -> None:
         super().__init__()
         self.network, self.schedule, self.prediction, self.clock = network, schedule, prediction, clock
-        scales = schedule(torch.ones((), dtype=torch.float64))
-        _, p, q = prediction(scales)
-        self.blind = bool(q * scales.alpha == p * scales.sigma)  # says nothing of x_0 at t = 1
+        self.blind = blind(prediction, schedule)
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Any = None) -> Tensor:
         """x_t (B, C, h, w), t (B,) -> the estimate of x_0 (B, C, h, w). `cond` passes through unread.

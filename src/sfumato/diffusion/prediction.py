@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sfumato.diffusion.schedule import Scales
+from sfumato.diffusion.schedule import Scales, Schedule
 
 
 class Target(NamedTuple):
@@ -63,3 +63,10 @@ def prediction(name: str, data_std: float = 0.5) -> Prediction:
     if name not in PREDICTIONS:
         raise ValueError(f"unknown prediction {name!r}; known: {', '.join(PREDICTIONS)}")
     return partial(edm, data_std=data_std) if name == "edm" else PREDICTIONS[name]
+
+
+def blind(told: Prediction, schedule: Schedule) -> bool:
+    """Whether a prediction says nothing of x_0 at t = 1, or next to nothing: noise, where the schedule's end is all noise."""
+    scales = schedule(torch.ones((), dtype=torch.float64))
+    _, p, q = told(scales)
+    return bool((q * scales.alpha - p * scales.sigma).abs() < 1e-6)

@@ -225,6 +225,7 @@ class DiffusionRecipe(DiffusionConfig):
     )
     data: Data
     training: TrainingConfig
+    _sighted = model_validator(mode="after")(DiffusionConfig.sighted)
 
 
 class DistillationRecipe(Config):
