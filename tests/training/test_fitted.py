@@ -140,6 +140,39 @@ def test_tokens_that_nobody_would_hear_are_refused(first_stage: Path, tmp_path: 
         made("tokens")
 
 
+def test_one_token_of_every_picture_is_warned_of_where_no_other_is_told(
+    first_stage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = diffusion_recipe(first_stage)
+    data = Data.model_validate({"kind": "folder", "path": str(pictures(tmp_path / "data", "cat", "dog")), "size": 32})
+    for picture in (tmp_path / "data").rglob("*.png"):
+        picture.with_suffix(".txt").write_text("a picture")
+
+    def said(name: str, door: str, more: dict[str, Any] | None = None) -> str:
+        told = {name: {"kind": "label", "width": 8, "door": door}, **(more or {})}
+        conditioners = {n: ConditionerConfig.model_validate(one) for n, one in told.items()}
+        changed = asked.model_copy(update={"conditioners": conditioners, "data": data, "cache": False})
+        caplog.clear()
+        denoising(changed, tmp_path / "run", torch.device("cpu"))
+        return caplog.text
+
+    assert "conditioner 'breed' tells one token of every picture" in said("breed", "tokens")
+    assert "door: vector tells it for less" in said("sort", "tokens")  # it is said once of each name
+    assert "one token" not in said("vector", "vector")
+    words = {"caption": {"kind": "text", "width": 8, "layers": 1, "heads": 2, "vocabulary": 300}}
+    assert "one token" not in said("beside", "tokens", words)
+
+
+def test_what_is_told_by_one_token() -> None:
+    label = ConditionerConfig.model_validate({"kind": "label", "door": "tokens"})
+    assert label.lone([0, "a", [1], [2, 2]])
+    assert not label.lone([0, [1, 2]])
+    assert not label.model_copy(update={"door": "vector"}).lone([0])
+    near = ConditionerConfig.model_validate({"kind": "reference", "door": "tokens"})
+    assert near.learn([np.zeros(4)], ())[0].lone([])
+    assert not near.learn([np.zeros((2, 4))], ())[0].lone([])
+
+
 def test_whether_every_picture_says_a_condition_is_kept_with_the_model(tmp_path: Path) -> None:
     where = folder(tmp_path)
     assert settled(read(where, {"kind": "masked"}, masks={})).always is True

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,13 @@ import yaml
 
 from sfumato import device as devices
 from sfumato import distributed
+from sfumato.autoencoder.coder import Decoder
 from sfumato.cli import main
+from sfumato.features.perceptual import Perceptual
 from sfumato.training import checkpoint, memory
+from sfumato.training.diffusion import Denoising
 from sfumato.training.loop import Loop
-from sfumato.training.recipe import dump, parse
+from sfumato.training.recipe import DecodedConfig, dump, parse
 from sfumato.training.run import _ready, needed, train
 from tests.conftest import CODER, adversarial_recipe, autoencoder_recipe, diffusion_recipe
 
@@ -138,6 +143,28 @@ def test_the_copies_of_lanes_and_processes_are_counted(tmp_path: Path, monkeypat
 def test_levels_that_are_not_there_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"factors \[64\]; the levels here have \[4, 8\]"):
         train(autoencoder_recipe(checkpointing=(64,)), tmp_path / "run", device="cpu", quiet=True)
+
+
+def test_levels_of_a_first_stage_that_nothing_goes_back_through_are_not_there(
+    first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = diffusion_recipe(first_stage, checkpointing=(8,))
+    with pytest.raises(ValueError, match=r"factors \[8\]; the levels here have \[1, 2\]"):
+        train(asked, tmp_path / "run", device="cpu", quiet=True)
+
+    class Plain(Perceptual):
+        def distance(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            return (a - b).square().flatten(1).mean(1)
+
+    monkeypatch.setattr("sfumato.features.torchscript.ScriptConfig.build", lambda self: Plain())
+    perceptual = {"kind": "torchscript", "network": "none.pt"}
+    decoded = DecodedConfig.model_validate({"perceptual": perceptual, "places": 2})
+    objective = _ready(asked.model_copy(update={"decoded": decoded}), tmp_path / "run", CPU, torch.float32)
+    assert isinstance(objective, Denoising)
+    coder = objective.model.codec.autoencoder.get_submodule("decoder")
+    assert isinstance(coder, Decoder)
+    again = [factor for factor, layer in coder.levelled() if isinstance(layer.forward, partial)]
+    assert set(again) == {8}  # its activations are kept for the estimate's gradient, so they can be worked out again
 
 
 def test_a_dry_run_tells_what_is_needed_and_writes_nothing(

@@ -17,7 +17,7 @@ from sfumato.training.loop import Loop
 from sfumato.training.optimizer import Optimizer
 from sfumato.training.recipe import TrainingConfig
 from sfumato.training.run import objective_of, train
-from tests.conftest import adversarial_recipe, diffusion_recipe
+from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
 
 CPU = torch.device("cpu")
 
@@ -112,3 +112,67 @@ def test_a_critic_is_stepped_as_its_recipe_says(tmp_path: Path) -> None:
     assert (own.optimizer, own.rate, own.betas) == ("adamw", critic.rate, critic.betas)
     assert loop.configs["coder"] == read.training
     assert {type(part) for part in loop.optimizers["critic"].parts} == {torch.optim.AdamW}
+
+
+def test_averages_take_in_the_weights_once_a_step_of_all_turns_and_parts(tmp_path: Path) -> None:
+    read = adversarial_recipe(accumulate=3, ema=[0.05, 0.1])
+    loop = Loop(objective_of(read, tmp_path, CPU), read.training, tmp_path, "", CPU, torch.float32, quiet=True)
+    steps, critic, real = list[int](), next(loop.learned["critic"][0].parameters()), loop.averages.update
+    seen: list[torch.Tensor] = []
+
+    def update(step: int) -> None:
+        steps.append(step)
+        seen.append(critic.detach().clone())
+        real(step)
+
+    loop.averages.update = update  # type: ignore[method-assign]
+    for loop.images in (64, 80):  # where the critic learns too
+        loop.step(range(loop.images, loop.images + 16))
+    assert steps == [5, 6]
+    assert torch.equal(seen[-1], critic)  # after the last turn
+    assert not torch.equal(seen[0], seen[1])
+
+
+class Reached(Exception):
+    """A step began."""
+
+
+@pytest.mark.parametrize(
+    ("done", "images", "remedy"),
+    [
+        (100, 117, "training.images=116"),  # steps of 16 and of 1, though 117 is 5 above a multiple of 16
+        (100, 101, "training.images=116"),
+        (100, 113, None),  # one step of 13, though 113 is 1 above a multiple
+        (96, 113, "training.images=112"),
+        (100, 116, None),
+    ],
+)
+def test_every_process_has_an_image_in_every_step_of_a_run_that_goes_on(
+    done: int, images: int, remedy: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = autoencoder_recipe(images=images)
+    loop = Loop(objective_of(read, tmp_path, CPU), read.training, tmp_path, "", CPU, torch.float32, quiet=True)
+
+    def step(positions: range) -> None:
+        raise Reached
+
+    loop.images, loop.step = done, step  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr("sfumato.distributed.place", lambda: (0, 2))
+    if remedy is None:
+        with pytest.raises(Reached):
+            loop.run(resume=False)
+        return
+    with pytest.raises(
+        ValueError, match=rf"fewer images than there are processes \(2\): give {remedy}, or start fewer"
+    ):
+        loop.run(resume=False)
+
+
+def test_a_batch_of_fewer_images_than_processes_is_to_be_larger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = autoencoder_recipe(images=32, batch=2)
+    loop = Loop(objective_of(read, tmp_path, CPU), read.training, tmp_path, "", CPU, torch.float32, quiet=True)
+    monkeypatch.setattr("sfumato.distributed.place", lambda: (0, 3))
+    with pytest.raises(ValueError, match=r"give a larger training.batch, or start fewer"):
+        loop.run(resume=False)

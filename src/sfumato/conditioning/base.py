@@ -280,6 +280,10 @@ class ConditionerConfig(Choice):
     def check_heard(self, values: Sequence[Any], files: Mapping[str, str]) -> None:
         """Raise `ValueError` where one of these values of `beside`, of another part of the data, cannot be read."""
 
+    def lone(self, values: Sequence[Any]) -> bool:
+        """Whether each of these values is one token and no more: cross-attention to one is the same at every place."""
+        return False
+
     def coloured(self, palette: tuple[tuple[int, int, int], ...]) -> "ConditionerConfig":
         """This recipe, told the colours of the field's classes where the data have them."""
         return self

@@ -35,6 +35,9 @@ class LabelConfig(ConditionerConfig):
             index(one, names, self.field)
         return self.model_copy(update={"labels": names}), {}
 
+    def lone(self, values: Sequence[Any]) -> bool:
+        return self.door == "tokens" and all(len(set(several(v))) == 1 for v in values)
+
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Label":
         return Label(self)
 

@@ -48,6 +48,9 @@ class ReferenceConfig(ConditionerConfig):
             )
         return self.model_copy(update={"embedding": width, "usual": several, "most": max(self.most, several)}), {}
 
+    def lone(self, values: Sequence[Any]) -> bool:
+        return self.door == "tokens" and self.usual == 1
+
     def seen(self, network: Path, looks: Description) -> "ReferenceConfig":
         """This recipe, told the network that the embeddings are of. Raises `ValueError` where it knows another."""
         if self.looks not in (None, looks):

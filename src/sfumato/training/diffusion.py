@@ -106,6 +106,9 @@ class Denoising(Objective):
     def learned(self, turn: str) -> Sequence[nn.Module]:
         return [self.model.denoiser, self.model.conditions]
 
+    def through(self) -> Sequence[nn.Module]:
+        return [*super().through(), *([] if self.decoded is None else [self.model.codec.autoencoder])]
+
     def batch(self, positions: Sequence[int]) -> Noisy:
         t = self.recipe.training
         plan = loader.plan(self.train, t.seed, positions, t.flip)

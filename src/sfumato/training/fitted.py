@@ -9,6 +9,7 @@ from sfumato.conditioning.lowres import LowresConfig
 from sfumato.conditioning.reference import ReferenceConfig
 from sfumato.data.base import Part
 from sfumato.data.degrade import DegradeConfig
+from sfumato.data.once import warn
 from sfumato.data.renumbered import renumbered
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.training.readable import readable
@@ -146,3 +147,19 @@ def heard(model: LatentDiffusion) -> None:
             raise ValueError(
                 f"conditioner {name!r} tells tokens, and a network with attend: self hears none; leave attend out"
             )
+
+
+def varied(model: LatentDiffusion, part: Part) -> None:
+    """Warn where all that cross-attention looks at is one token, whatever the picture: it tells every place the same."""
+    readers: dict[str, Any] = dict(model.conditions.conditioners.items())
+    sources = [name for name, reader in readers.items() if reader.sizes.tokens]
+    conditioner = model.config.conditioners[sources[0]] if len(sources) == 1 else None
+    if getattr(conditioner, "door", None) != "tokens":  # others are not asked for all their values again
+        return
+    assert conditioner is not None
+    if conditioner.lone([value for value in present(conditioner, part) if not silent(value)]):
+        warn(
+            __name__,
+            f"conditioner {sources[0]!r} tells one token of every picture, and cross-attention to one token gives every place "
+            "the same; door: vector tells it for less",
+        )

@@ -92,12 +92,7 @@ class Loop:
         there = made.is_file() and published.is_file() and published.read_text() == str(self.images)
         if self.images >= c.images and there:
             return  # what is concluded anew on another machine may differ in a last bit, and others hang on it
-        processes = distributed.place()[1]
-        if min(c.batch, c.images, (c.images % c.batch) or c.batch) < processes:
-            raise ValueError(
-                f"the run's last batch has fewer images than there are processes ({processes}): choose training.images "
-                f"as a multiple of training.batch, {c.batch}, or start fewer processes"
-            )
+        self._shared()
         with (
             Log(self.folder, self.title, c.images, self.images, self.quiet) as log,
             _interrupts() as stopped,
@@ -133,6 +128,18 @@ class Loop:
                 self.objective.publish(self.folder / "model")
                 files.write(published, str(self.images))
         distributed.wait()
+
+    def _shared(self) -> None:
+        """Raise `ValueError` where a step of the run would leave one of several processes without an image."""
+        c, left, processes = self.config, self.config.images - self.images, distributed.place()[1]
+        if left <= 0 or (left % c.batch or c.batch) >= processes:  # steps are counted from where a run goes on
+            return
+        whole = self.images + max(left // c.batch, 1) * c.batch
+        remedy = "a larger training.batch" if c.batch < processes else f"training.images={whole}"
+        raise ValueError(
+            f"the run's last batch has fewer images than there are processes ({processes}): give {remedy}, or start fewer "
+            "processes"
+        )
 
     def _halted(self, stopped: "_Flag", before: int) -> bool:
         """Whether the user stopped the run. Several processes agree on it now and then, since asking costs a meeting."""

@@ -32,6 +32,10 @@ class Objective(ABC):
     def learned(self, turn: str) -> Sequence[nn.Module]:
         """The modules whose weights this turn trains."""
 
+    def through(self) -> Sequence[nn.Module]:
+        """The modules that gradients go through, so that a step keeps their activations: those that it learns, and more."""
+        return [module for turn in self.turns for module in self.learned(turn)]
+
     @abstractmethod
     def batch(self, positions: Sequence[int]) -> Any:
         """The examples at these global positions (counted in images): a pure function of the recipe and the positions."""

@@ -26,7 +26,7 @@ from sfumato.training.card import card
 from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
-from sfumato.training.fitted import fitted, heard, present, seen, shared
+from sfumato.training.fitted import fitted, heard, present, seen, shared, varied
 from sfumato.training.latents import Fresh, Latents, encode
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
@@ -83,7 +83,7 @@ def _ready(recipe: Recipe, folder: Path, where: torch.device, dtype: torch.dtype
     objective = objective_of(recipe, folder, where)
     for module in objective.turns.values():
         module.to(where, torch.float64 if dtype == torch.float64 else None)
-    recompute(objective.turns.values(), recipe.training.checkpointing)
+    recompute(objective.through(), recipe.training.checkpointing)
     return objective
 
 
@@ -111,6 +111,7 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
     config, texts = fitted(recipe, part, apart)
     model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
     heard(model)
+    varied(model, part)
     latents: Latents | Fresh = Fresh(codec, part)
     if recipe.cache:
         latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
