@@ -80,10 +80,11 @@ def test_lpips_is_its_formula(tmp_path: Path) -> None:
     assert torch.equal(made(a, a), torch.zeros(2))
 
 
-def test_maps_of_zeros_are_finite_and_so_are_their_gradients() -> None:
-    made = Lpips()  # all heads, and after the next line all weights, are 0
-    for weight in made.parameters():
-        weight.zero_()
+@pytest.mark.parametrize("bias", [0.0, 1e-30])  # of which the square is 0, and which a ReLU lets gradients through
+def test_maps_of_next_to_nothing_are_finite_and_so_are_their_gradients(bias: float) -> None:
+    made = Lpips()
+    for name, weight in made.named_parameters():
+        weight.fill_(bias if name.endswith("bias") else 0.0)
     made.heads[0].fill_(1)
     picture = torch.zeros(1, 3, 32, 32, requires_grad=True)
     distance = made(picture, torch.ones(1, 3, 32, 32))

@@ -97,6 +97,21 @@ def test_vary_goes_as_far_from_its_picture_as_it_is_told(nothing: Pipeline) -> N
     assert near.info["sfumato"]
 
 
+@pytest.mark.parametrize("strength", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize("sampler", ["ddim", "deis", "dpmpp_2m"])
+def test_vary_asks_the_network_once_a_step_however_short_its_way(
+    nothing: Pipeline, sampler: str, strength: float
+) -> None:
+    asked: list[int] = []
+    network = nothing.model.denoiser.network
+    handle = network.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    try:
+        nothing.vary(picture=noise(32, 32), strength=strength, sampler=sampler, seed=0, steps=5, guidance=1.0)
+    finally:
+        handle.remove()
+    assert asked == [1] * 5
+
+
 def test_vary_takes_any_size_and_gives_it_back(nothing: Pipeline, tmp_path: Path) -> None:
     noise(37, 50).save(tmp_path / "a.png")
     made = nothing.vary(picture=tmp_path / "a.png", seed=0, steps=2, count=3, batch=2)

@@ -78,6 +78,34 @@ def test_recomputed_activations_give_the_same_weights_and_keep_less(
     assert sizes[1] < 0.6 * sizes[0]
 
 
+def test_recomputed_activations_keep_dropout_precision_and_frozen_blocks(first_stage: Path, tmp_path: Path) -> None:
+    """In bfloat16, with dropout, of a network in which a block is frozen, and so is all that the first one is given."""
+    found, before = [], {}
+    for factors in ((), (1, 2)):
+        asked = diffusion_recipe(first_stage, checkpointing=factors, precision="bf16")
+        recipe = asked.model_copy(update={"backbone": asked.backbone.model_copy(update={"dropout": 0.2})})
+        torch.manual_seed(0)
+        objective = _ready(recipe, tmp_path / "run", CPU, torch.bfloat16)
+        assert isinstance(objective, Denoising)
+        network: Any = objective.model.denoiser.network
+        for p in network.parameters():
+            p.data += 0.02  # a fresh network's zeroed branches hide gradients
+        frozen = (network.into, network.time, network.vector, network.down[2], objective.model.conditions)
+        for module in frozen:
+            module.requires_grad_(False)
+        loop = Loop(objective, recipe.training, tmp_path, "", CPU, torch.bfloat16, quiet=True)
+        before = {k: v.clone() for k, v in loop.modules.state_dict().items()}
+        torch.manual_seed(1)  # what the caller draws is not what dropout draws
+        for step in range(3):
+            loop.step(range(16 * step, 16 * step + 16))
+        found.append({k: v.clone() for k, v in loop.modules.state_dict().items()})
+    moved = {name for name, value in found[0].items() if not torch.equal(value, before[name])}
+    assert any("network.down.0." in name for name in moved)
+    assert not any("network.down.2." in name for name in moved)
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
+
+
 # Prints the estimate and the measured peak of some steps, in MiB: first argument, threads.
 PEAK = """
 import ctypes, gc, re, sys
