@@ -93,7 +93,8 @@ def test_published_first_stages_have_their_published_size(name: str, parameters:
     ],
 )
 def test_published_first_stages_learn_as_they_did(name: str, batch: int, steps: int) -> None:
-    """Two batches a step, 4.5e-6 a picture of them, the critic from the published step on, no care for a codebook."""
+    """Two batches a step, 4.5e-6 a picture of them, without warm-up or clipping, the critic from the published step on and
+    with the published bound, no care for a codebook."""
     read = recipe.read(name)
     assert isinstance(read, recipe.AutoencoderRecipe)
     t, critic = read.training, read.objective.critic
@@ -101,9 +102,19 @@ def test_published_first_stages_learn_as_they_did(name: str, batch: int, steps: 
     assert (t.batch, t.accumulate) == (2 * batch, 2)
     assert t.rate == pytest.approx(4.5e-6 * t.batch)
     assert critic.rate == t.rate
+    assert (t.warmup, t.clip) == (0.0, None)
     assert critic.start == steps * t.batch < t.images
     book = getattr(read.autoencoder, "codebook", None)
     assert book is None or (book.decay, book.kmeans, book.patience) == (None, False, None)
+    summed = (
+        3 * read.data.size**2 if book is None else 1
+    )  # values of which the published loss is a sum, where ours is a mean
+    assert critic.largest == pytest.approx(1e4 / summed, rel=1e-3)
+
+
+@pytest.mark.parametrize("channels", [16, 32])
+def test_a_published_first_stage_with_more_channels_differs_in_nothing_else(channels: int) -> None:
+    assert recipe.read(f"kl-f8-c{channels}") == recipe.read("kl-f8", [f"autoencoder.coder.channels={channels}"])
 
 
 def test_the_penalty_is_the_kl_divergence_over_image_values(codec: Codec) -> None:

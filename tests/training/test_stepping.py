@@ -45,7 +45,7 @@ def test_muon_takes_matrices_but_no_tables_and_norms_do_not_decay() -> None:
     assert [group["weight_decay"] for group in adam.param_groups] == [0.1, 0.0]
 
 
-def stepped(first_stage: Path, clip: float) -> float:
+def stepped(first_stage: Path, clip: float | None) -> float:
     """The length of the gradient with which a fresh denoiser's first step is taken."""
     read = diffusion_recipe(first_stage, clip=clip)
     torch.manual_seed(0)
@@ -72,6 +72,7 @@ def stepped(first_stage: Path, clip: float) -> float:
 
 def test_gradients_are_clipped_to_the_length_that_is_asked_for(first_stage: Path) -> None:
     assert stepped(first_stage, 1e-3) == pytest.approx(1e-3, rel=1e-2)
+    assert stepped(first_stage, None) == stepped(first_stage, 1e6) > 1e-2
 
 
 def test_gradients_are_clipped_where_a_device_has_no_kernels_for_many_tensors(

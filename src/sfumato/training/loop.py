@@ -163,7 +163,7 @@ class Loop:
                     accumulate(parameters, gradients)
                 del gradients  # the last lane's would stay while the optimiser works
             distributed.total([measured[name] for name in sorted(measured)])
-            measured["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip)
+            measured["gradient"] = nn.utils.clip_grad_norm_(parameters, self.config.clip or math.inf)
             self.optimizers[turn].step(rate_at(self.images, self.configs[turn]))
             told = self.objective.settle(turn, measured, positions)
             self._note(turn, {**measured, **told})

@@ -68,7 +68,9 @@ class TrainingConfig(Config):
     floor: float = Field(0.02, ge=0, le=1, description="the last rate over the peak rate")
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(0.01, ge=0)
-    clip: PositiveFloat = Field(1.0, description="largest norm of the gradient; longer ones are shortened")
+    clip: PositiveFloat | None = Field(
+        1.0, description="largest norm of the gradient; longer ones are shortened; null: none is"
+    )
     ema: tuple[PositiveFloat, ...] = Field(
         (0.05,),
         min_length=1,
