@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sfumato.data import loader
 from sfumato.data.emoji import EmojiPart
 from sfumato.training import run
 from sfumato.training.ahead import Ahead, next_step, parts, workers
+from sfumato.training.loop import Loop
 from tests.training.test_training import contents, recipe_of
 
 
@@ -59,6 +61,45 @@ def test_a_second_turn_is_given_the_same_batch_and_other_positions_are_made_at_o
         source.begin(range(12, 16))  # somewhere else: what was begun is dropped
         assert source.batch(range(12, 16, 2)) == [12, 14]
     assert source.batch(range(3)) == [0, 1, 2]
+
+
+class Rows(list[int]):
+    """A part that can be looked after: a plain list knows no weak references."""
+
+
+def test_without_workers_a_part_is_made_once_for_all_turns_and_kept_no_longer() -> None:
+    made: list[list[int]] = []
+
+    def make(part: Sequence[int]) -> Rows:
+        made.append(list(part))
+        return Rows(part)
+
+    with ahead(make, 0) as source:
+        first, second = source.begin(range(4))
+        kept = [weakref.ref(source.batch(part, again=True)) for part in (first, second)]
+        alive = [ref() is not None for ref in kept]
+        again = [list(source.batch(part)) for part in (first, second)]
+        assert (alive, again, made) == ([True, True], [[0, 2], [1, 3]], [[0, 2], [1, 3]])
+        assert [ref() for ref in kept] == [None, None]
+        source.batch(first, again=True)
+        source.begin(range(4, 8))  # the next step, though nobody asked again
+        source.batch(first)
+        assert made[2:] == [[0, 2], [0, 2]]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_with_a_critic_reads_every_picture_once(
+    accumulate: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    image = EmojiPart.image
+    monkeypatch.setattr(EmojiPart, "image", lambda self, k: (read.append(k), image(self, k))[1])
+    recipe, device = recipe_of("adversarial", tmp_path, accumulate=accumulate), torch.device("cpu")
+    objective = run.objective_of(recipe, tmp_path, device)
+    loop = Loop(objective, recipe.training, tmp_path, "", device, torch.float32, quiet=True)
+    loop.step(range(32, 48))
+    assert loop.counts["critic_loss"] == 1
+    assert len(read) == 16
 
 
 def test_a_fault_is_raised_in_its_own_step() -> None:

@@ -41,7 +41,7 @@ class Ahead:
     """Within its context, the parts of the next steps are made by `count` threads, of `each` torch threads.
 
     `make` is called with a part, `split` gives the parts of a step, and `after` the step that follows. Outside of the
-    context, or without workers, a part is made when it is asked for.
+    context, or without workers, a part is made when it is first asked for, and kept while its step asks for it again.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Ahead:
         self.make, self.split, self.after, self.count, self.each = make, split, after, count, each
         self._pool: ThreadPoolExecutor | None = None
         self._begun: dict[tuple[int, int, int], Future[Any]] = {}
+        self._kept: dict[tuple[int, int, int], Any] = {}  # parts of the step at hand that a later turn asks for
 
     def __enter__(self) -> Self:
         if self.count:
@@ -65,11 +66,11 @@ class Ahead:
         """Wait for the parts that are being made; those that are not yet begun are dropped."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
-        self._pool, self._begun = None, {}
+        self._pool, self._begun, self._kept = None, {}, {}
 
     def begin(self, step: Sequence[int]) -> list[Sequence[int]]:
         """The parts of the step that is now trained on: what came before is forgotten, what follows is started."""
-        mine = list(self.split(step))
+        mine, self._kept = list(self.split(step)), {}
         if self._pool is None:
             return mine
         wanted: dict[tuple[int, int, int], Future[Any]] = {}
@@ -83,10 +84,15 @@ class Ahead:
         self._begun = wanted
         return mine
 
-    def batch(self, part: Sequence[int]) -> Any:
-        """A part of the step at hand. Raises what making it raised."""
-        begun = self._begun.get(_key(part))
-        return self.make(part) if begun is None else begun.result()
+    def batch(self, part: Sequence[int], again: bool = False) -> Any:
+        """A part of the step at hand; `again` where the step asks for it once more. Raises what making it raised."""
+        key = _key(part)
+        if key in self._begun:
+            return self._begun[key].result()
+        made = self._kept.pop(key) if key in self._kept else self.make(part)
+        if again:
+            self._kept[key] = made
+        return made
 
 
 def _key(part: Sequence[int]) -> tuple[int, int, int]:

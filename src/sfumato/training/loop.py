@@ -150,11 +150,10 @@ class Loop:
     def step(self, positions: Sequence[int]) -> None:
         """One optimiser step of every turn on the examples at these positions."""
         parts = self.ahead.begin(positions)
-        for turn in self.turns:
-            if not self.objective.active(turn, positions):
-                continue
+        active = [turn for turn in self.turns if self.objective.active(turn, positions)]
+        for turn in active:
             parameters = [p for m in self.learned[turn] for p in m.parameters() if p.requires_grad]
-            part = partial(self._part, turn, parameters, len(positions), parts[-1])
+            part = partial(self._part, turn, turn != active[-1], parameters, len(positions), parts[-1])
             measured: dict[str, Tensor] = {}
             for k in range(0, len(parts), self.lanes):
                 for values, gradients in side_by_side(part, parts[k : k + self.lanes], self.lanes):
@@ -170,14 +169,23 @@ class Loop:
         self.averages.update(math.ceil((self.images + len(positions)) / self.config.batch))
 
     def _part(
-        self, turn: str, parameters: list[nn.Parameter], whole: int, last: Sequence[int], positions: Sequence[int]
+        self,
+        turn: str,
+        again: bool,
+        parameters: list[nn.Parameter],
+        whole: int,
+        last: Sequence[int],
+        positions: Sequence[int],
     ) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
-        """This part's share of what its turn measures, and of the gradients; a single lane adds these where they belong."""
+        """This part's share of what its turn measures, and of the gradients; a single lane adds these where they belong.
+
+        `again`: a later turn of the step asks for the same part.
+        """
         share = len(positions) / whole
         module, processes = self.turns[turn], distributed.place()[1]
         if self.dropout:
             torch.manual_seed(int(streams.generator(self.config.seed, "dropout", positions[0]).integers(2**63)))
-        batch = self.ahead.batch(positions)
+        batch = self.ahead.batch(positions, again)
         gradients: Sequence[Tensor | None] = ()
         with distributed.meeting(module, positions is last):
             with devices.cast(self.dtype, self.device):
