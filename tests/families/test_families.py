@@ -28,6 +28,7 @@ from sfumato.streams import Stream
 from sfumato.training import recipe, run
 from sfumato.training.likelihood import each, likelihood, over
 from sfumato.training.log import lines
+from sfumato.training.loop import Loop
 from tests.conftest import CODER, SHORT
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -107,6 +108,25 @@ def test_what_does_not_fit_is_said_in_a_sentence(codes: Path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             config.build(shape, (), None)
+
+
+def test_a_gan_s_own_rate_may_change_when_it_goes_on_and_is_named_where_a_loss_is_not_finite(
+    codes: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, longer = (recipe_of("gan", codes, images=images) for images in (32, 64))
+    run.train(begun, tmp_path, device="cpu", quiet=True)
+    device = torch.device("cpu")
+    for name, told in (("gan", "Lower family.rate, or use"), ("vae", "Lower training.rate, or use")):
+        asked = recipe_of(name, codes)
+        objective = run.objective_of(asked, tmp_path, device)
+        loop = Loop(objective, asked.training, tmp_path, "", device, torch.float32, quiet=True)
+        assert told in str(loop._lost("loss"))
+    gentler = longer.model_copy(update={"family": longer.family.model_copy(update={"rate": 1e-4})})
+    run.train(gentler, tmp_path, device="cpu", quiet=True, resume=True)
+    assert "goes on with family.rate=0.0001; until now it was 0.0002" in caplog.text
+    other = longer.model_copy(update={"family": longer.family.model_copy(update={"r1": 1.0})})
+    with pytest.raises(ValueError, match="another recipe"):
+        run.train(other, tmp_path, device="cpu", quiet=True, resume=True)
 
 
 # gan

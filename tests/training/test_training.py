@@ -254,6 +254,26 @@ def test_nan_stops_with_a_message_and_the_good_checkpoint_intact(
     assert json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])["images"] == gentler.training.images
 
 
+def test_a_critic_s_rate_may_change_too_and_is_named_where_a_loss_is_not_finite(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def with_critic(images: int, **changes: float) -> Recipe:
+        asked = adversarial_recipe(images=images)
+        assert asked.objective.critic is not None
+        critic = asked.objective.critic.model_copy(update=changes)
+        return asked.model_copy(update={"objective": asked.objective.model_copy(update={"critic": critic})})
+
+    begun, device = with_critic(32), torch.device("cpu")
+    train(begun, tmp_path, device="cpu", quiet=True)
+    loop = Loop(objective_of(begun, tmp_path, device), begun.training, tmp_path, "", device, torch.float32, quiet=True)
+    assert "Lower training.rate or objective.critic.rate, or use training.precision=fp32" in str(loop._lost("loss"))
+    train(with_critic(64, rate=1e-4), tmp_path, device="cpu", quiet=True, resume=True)
+    assert "goes on with objective.critic.rate=0.0001; until now it was 0.002" in caplog.text
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["objective"]["critic"]["rate"] == 1e-4
+    with pytest.raises(ValueError, match="another recipe"):
+        train(with_critic(96, rate=1e-4, weight=0.25), tmp_path, device="cpu", quiet=True, resume=True)
+
+
 def test_weights_that_overflow_after_a_finite_loss_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -230,6 +230,9 @@ class Reconstruction(Objective):
             return training
         return training.model_copy(update={"optimizer": "adamw", "rate": critic.rate, "betas": critic.betas})
 
+    def rated(self, turn: str) -> str:
+        return "training.rate" if turn == "coder" else "objective.critic.rate"
+
     def batch(self, positions: Sequence[int]) -> Pictures:
         t = self.recipe.training
         rows = loader.batch(self.train, t.seed, positions, flip=t.flip)

@@ -45,6 +45,9 @@ class Modelling(Objective):
     def tuned(self, turn: str, training: TrainingConfig) -> TrainingConfig:
         return training.model_copy(update=dict(self.family.tuned(turn)))
 
+    def rated(self, turn: str) -> str:
+        return "family.rate" if "rate" in self.family.tuned(turn) else "training.rate"
+
     def batch(self, positions: Sequence[int]) -> Drawn:
         t = self.recipe.training
         rows = loader.batch(self.train, t.seed, positions, flip=t.flip)

@@ -218,9 +218,10 @@ class Loop:
         """The error that says what is not finite, and how to go on."""
         kept = checkpoint.found(self.folder / "state")
         last = f"the last good checkpoint is {kept[-1]}" if kept else "there is no checkpoint yet"
+        rates = " or ".join(dict.fromkeys(self.objective.rated(turn) for turn in self.turns))
         return FloatingPointError(
             f"{what} before image {self.images:,}; {last}. "
-            "Lower training.rate, or use training.precision=fp32, and start again with --resume"
+            f"Lower {rates}, or use training.precision=fp32, and start again with --resume"
         )
 
     def _report(self, log: Log) -> None:

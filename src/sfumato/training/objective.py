@@ -48,6 +48,10 @@ class Objective(ABC):
         """The optimiser's settings for this turn."""
         return training
 
+    def rated(self, turn: str) -> str:
+        """The recipe's setting from which this turn has its rate, as the command line names it."""
+        return "training.rate"
+
     def active(self, turn: str, positions: Sequence[int]) -> bool:
         """Whether this turn has begun at the step of these positions."""
         return True

@@ -7,6 +7,7 @@ import platform
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -225,7 +226,7 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
         if written.data.masks and recipe.data.masks and "all" not in (fields["data"].get("masks") or {}):
             written, recipe = (_whole(one, 0.0) for one in (written, recipe))
         free = {name: getattr(recipe.training, name) for name in FREE}
-        stored = _with(written, **free)
+        stored = _own_rates(_with(written, **free), recipe)
         if recipe.training.precision != "auto":  # what to do after a NaN is to go on with a lower rate, or in float32
             stored = _with(stored, precision=recipe.training.precision)
         chosen = recipe.model_copy(update={"training": _precise(recipe, stored.training.precision)})
@@ -269,11 +270,35 @@ def _long_enough(recipe: Recipe, folder: Path) -> None:
         )
 
 
+def _own_rates(stored: Recipe, recipe: Recipe) -> Recipe:
+    """`stored` with the rates of `recipe` that are not the training's: a first stage's critic's, and a family's own."""
+    if isinstance(stored, AutoencoderRecipe) and isinstance(recipe, AutoencoderRecipe):
+        critic, given = stored.objective.critic, recipe.objective.critic
+        if critic is None or given is None:
+            return stored
+        critic = critic.model_copy(update={"rate": given.rate})
+        return stored.model_copy(update={"objective": stored.objective.model_copy(update={"critic": critic})})
+    if isinstance(stored, FamilyRecipe) and isinstance(recipe, FamilyRecipe):
+        rate = getattr(recipe.family, "rate", None)
+        if rate is None or "rate" not in type(stored.family).model_fields:
+            return stored
+        return stored.model_copy(update={"family": stored.family.model_copy(update={"rate": rate})})
+    return stored
+
+
 def _tell(before: Recipe, after: Recipe) -> None:
     """Say which settings a resumed run goes on with in place of its first ones."""
-    one, other = before.training.model_dump(), after.training.model_dump()
+    one, other = _flat(before.model_dump()), _flat(after.model_dump())
     for name in (n for n in one if one[n] != other[n]):
-        log.warning("goes on with training.%s=%s; until now it was %s", name, other[name], one[name])
+        log.warning("goes on with %s=%s; until now it was %s", name, other[name], one[name])
+
+
+def _flat(fields: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """Settings by their whole names, as the command line takes them."""
+    found: dict[str, Any] = {}
+    for name, value in fields.items():
+        found |= _flat(value, f"{place}{name}.") if isinstance(value, dict) else {f"{place}{name}": value}
+    return found
 
 
 def _precise(recipe: Recipe, name: str) -> object:
