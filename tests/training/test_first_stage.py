@@ -86,7 +86,7 @@ def test_one_way_back_through_the_critic_is_the_gradient_of_the_sum(critic: dict
     coder.perceptual = Blur()
     balance.lengths.copy_(torch.tensor([2.0, 0.5]))
     balance.log_variance.data.fill_(0.3)
-    batch = objective.batch(range(8, 14))._replace(heed=torch.linspace(0, 1, 6))
+    batch = objective.batch(range(8, 14))._replace(heed=torch.linspace(0, 1, 6), heeded=True)
     found = coder(batch)
     found["loss"].backward()
     got = gradients([objective.codec.autoencoder, balance])
@@ -123,7 +123,7 @@ def test_the_adversarial_share_of_the_gradient_follows_the_ramp() -> None:
         coder.balance.lengths.zero_()
         at: list[Tensor] = []
         for listened in (heed, heed, 0.0):  # the first only measures, the second has a weight, the third no critic
-            found = coder(whole._replace(heed=torch.full((6,), listened)))
+            found = coder(whole._replace(heed=torch.full((6,), listened), heeded=listened > 0))
             if "slope" in found:
                 coder.balance.settle(found["slope"], found["push"])
             at += torch.autograd.grad(found["loss"], last)
@@ -187,6 +187,16 @@ def test_nothing_is_paid_before_the_critic_begins(monkeypatch: pytest.MonkeyPatc
     assert loop.counts["critic_loss"] == 1
     heed = [float(loop.objective.batch([p]).heed) for p in (0, 32, 64, 79, 96, 1000)]
     assert heed == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
+
+
+def test_whether_the_critic_is_heeded_is_told_where_the_batch_is_made() -> None:
+    """An accelerator that is asked for it has to be waited for, in every step."""
+    objective = objective_of(autoencoder_recipe({"critic": {**CRITIC, "start": 16, "ramp": 32}}))
+    assert [objective.batch([p]).heeded for p in (0, 16, 31, 32, 100)] == [False, False, False, True, True]
+    unread = objective.batch(range(4))._replace(heed=torch.empty(4, device="meta"))  # whose values nobody can tell
+    found = objective.coder(unread)
+    assert "adversarial" not in found
+    assert bool(found["loss"].isfinite())
 
 
 def test_the_adaptive_weight_is_finite_and_bounded() -> None:

@@ -45,6 +45,7 @@ class Pictures(NamedTuple):
     begun: bool  # whether the critic learns in this step
     positions: tuple[int, ...]  # (B,), places in the run
     moved: tuple[int, int] = (0, 0)  # places a side that latents are made small to, 0: not at all; quarter turns
+    heeded: bool = False  # whether any of `heed` is above 0: an accelerator would have to be waited for to tell
 
 
 class Balance(nn.Module):
@@ -93,7 +94,7 @@ class Coder(nn.Module):
             assert encoded.moments is not None
             assert encoded.codes is not None
             found |= book.tally(encoded.moments, encoded.codes)
-        if self.critic is None or not batch.heed.any():
+        if self.critic is None or not batch.heeded:
             error = self.compare(rebuilt, batch.images, found)
         else:
             error = self.judged(rebuilt, batch, found)
@@ -237,10 +238,10 @@ class Reconstruction(Objective):
         t = self.recipe.training
         rows = loader.batch(self.train, t.seed, positions, flip=t.flip)
         noise = streams.normal(self.shape, t.seed, "posterior", positions)
-        heed = torch.tensor([self._heed(p) for p in positions])
+        told = [self._heed(p) for p in positions]
         begun = self._since(positions[0]) >= 0
-        images, noise, heed = (x.to(self.device, self.dtype) for x in (rows.images, noise, heed))
-        return Pictures(images, noise, heed, begun, tuple(positions), self._moved(positions[0]))
+        images, noise, heed = (x.to(self.device, self.dtype) for x in (rows.images, noise, torch.tensor(told)))
+        return Pictures(images, noise, heed, begun, tuple(positions), self._moved(positions[0]), any(told))
 
     def _moved(self, position: int) -> tuple[int, int]:
         """How the latents of a step are made smaller and turned: the same for all parts of it."""
