@@ -52,9 +52,10 @@ def test_a_compiled_network_trains_to_the_same_losses(
 
 def test_only_what_is_gone_through_as_a_whole_is_compiled(first_stage: Path, tmp_path: Path) -> None:
     judged = run.reconstruction(adversarial_recipe(), CPU).turns.values()
+    moved = run.reconstruction(autoencoder_recipe({"equivariance": 0.5}), CPU).turns.values()  # sizes without end
     alone = run.reconstruction(autoencoder_recipe(), CPU).turns.values()
-    names = [[type(m).__name__ for m in compiled.networks(turns)] for turns in (judged, alone)]
-    assert names == [["Encoder"], ["Encoder", "Decoder"]]
+    names = [[type(m).__name__ for m in compiled.networks(turns)] for turns in (judged, moved, alone)]
+    assert names == [["Encoder"], ["Encoder"], ["Encoder", "Decoder"]]
     denoising = run.denoising(diffusion_recipe(first_stage), tmp_path / "run", CPU)
     (network,) = compiled.networks(denoising.turns.values())
     assert isinstance(network, Backbone)

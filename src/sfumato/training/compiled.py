@@ -2,7 +2,8 @@
 
 The networks, and not the turns around them, since a turn reads texts and draws times. A decoder that a critic judges is
 gone back through several times a step, for the adaptive weight, which a compiled network cannot do in parts; critics need
-gradients of gradients. Both stay eager.
+gradients of gradients. One that decodes moved latents meets another size at most steps, and would be compiled anew for
+each. They stay eager.
 """
 
 from collections.abc import Iterable, Iterator
@@ -23,9 +24,9 @@ def networks(turns: Iterable[nn.Module]) -> Iterator[nn.Module]:
     """The networks that some turns train, each once, and that are gone through forwards and backwards as a whole."""
     seen: set[int] = set()
     for turn in turns:
-        judged = isinstance(turn, Coder) and turn.critic is not None
+        eager = isinstance(turn, Coder) and (turn.critic is not None or turn.weights.equivariance > 0)
         for module in turn.modules():
-            whole = isinstance(module, Backbone | Encoder | Transformer) or (isinstance(module, Decoder) and not judged)
+            whole = isinstance(module, Backbone | Encoder | Transformer) or (isinstance(module, Decoder) and not eager)
             if whole and id(module) not in seen and any(p.requires_grad for p in module.parameters()):
                 seen.add(id(module))
                 yield module
