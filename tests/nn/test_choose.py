@@ -6,10 +6,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato import paths
+from sfumato.autoencoder.base import FirstStage
 from sfumato.nn import choose
 from sfumato.nn.attention import attend
 from sfumato.nn.conv import Conv2d
 from sfumato.nn.norm import GroupNorm
+from sfumato.training.discriminator import PatchDiscriminator
+from tests.conftest import CODER
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +93,16 @@ def test_weight_gradients_by_parts_are_those_of_the_whole(kernel: dict[str, int]
     for mine, theirs, true in zip(found, plain, exact, strict=True):
         assert mine.dtype == theirs.dtype
         near(mine, true, theirs)
+
+
+@pytest.mark.parametrize("kind", ["kl", "vq", "tiny", "critic"])
+def test_first_stages_and_their_critic_have_these_convolutions(kind: str) -> None:
+    """All of them: one of torch's own would take most of a step in half precision."""
+    sizes = {"width": 8} if kind == "tiny" else {"coder": {**CODER, "attention": [8]}}
+    made = FirstStage.model_validate({"kind": kind, **sizes}).build() if kind != "critic" else PatchDiscriminator(3, 8)
+    found = [m for m in made.modules() if isinstance(m, nn.Conv2d)]
+    assert len(found) > 4
+    assert [m for m in found if not isinstance(m, Conv2d)] == []
 
 
 def test_a_convolution_by_parts_has_a_second_gradient() -> None:

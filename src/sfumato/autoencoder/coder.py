@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sfumato.autoencoder.tiling import Contracting, Expanding
 from sfumato.config import Config
 from sfumato.nn.attention import MapAttention
-from sfumato.nn.conv import Down, Downsample, ResBlock, Up, Upsample, smooth_, zeroed
+from sfumato.nn.conv import Conv2d, Down, Downsample, ResBlock, Up, Upsample, smooth_, zeroed
 from sfumato.nn.norm import GroupNorm
 from sfumato.nn.recompute import levels
 
@@ -94,7 +94,7 @@ class CoderConfig(Config):
 
 
 def _finish(config: CoderConfig, width: int, out: int) -> list[nn.Module]:
-    return [GroupNorm(width, config.groups, eps=1e-6), nn.SiLU(), nn.Conv2d(width, out, 3, padding=1)]
+    return [GroupNorm(width, config.groups, eps=1e-6), nn.SiLU(), Conv2d(width, out, 3, padding=1)]
 
 
 class Encoder(Contracting):
@@ -103,7 +103,7 @@ class Encoder(Contracting):
     def __init__(self, config: CoderConfig, out: int) -> None:
         widths, width = config.widths, config.widths[0]
         layers: list[nn.Module] = [nn.PixelUnshuffle(config.stem)] if config.stem > 1 else []
-        layers.append(nn.Conv2d(config.image_channels * config.stem**2, width, 3, padding=1))
+        layers.append(Conv2d(config.image_channels * config.stem**2, width, 3, padding=1))
         fine = len(layers)
         for level, wide in enumerate(widths):
             for _ in range(config.blocks):
@@ -128,7 +128,7 @@ class Decoder(Expanding):
 
     def __init__(self, config: CoderConfig) -> None:
         widths, width = config.widths, config.widths[-1]
-        layers: list[nn.Module] = [nn.Conv2d(config.channels, width, 3, padding=1), config.middle(width)]
+        layers: list[nn.Module] = [Conv2d(config.channels, width, 3, padding=1), config.middle(width)]
         coarse = 0
         for level in reversed(range(config.levels)):
             for _ in range(config.decoder_blocks or config.blocks + 1):
@@ -162,9 +162,9 @@ class Refine(nn.Module):
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
-        self.out = nn.Conv2d(channels, out, 3, padding=1)
+        self.conv1 = Conv2d(channels, channels, 3, padding=1)
+        self.conv2 = zeroed(Conv2d(channels, channels, 3, padding=1))
+        self.out = Conv2d(channels, out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         h = x + self.conv2(F.silu(self.conv1(F.silu(x))))

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.autoencoder.coder import CoderConfig, Decoder, Encoder
 from sfumato.device import at_least_single
+from sfumato.nn.conv import Conv2d
 
 
 class KLConfig(FirstStage):
@@ -25,8 +26,8 @@ class KLAutoencoder(Autoencoder):
         coder, c = config.coder, config.coder.channels
         self.factor, self.channels, self.image_channels = coder.factor, c, coder.image_channels
         self.encoder, self.decoder = Encoder(coder, 2 * c), Decoder(coder)
-        self.into = nn.Conv2d(2 * c, 2 * c, 1) if config.bottleneck else nn.Identity()
-        self.out = nn.Conv2d(c, c, 1) if config.bottleneck else nn.Identity()
+        self.into = Conv2d(2 * c, 2 * c, 1) if config.bottleneck else nn.Identity()
+        self.out = Conv2d(c, c, 1) if config.bottleneck else nn.Identity()
 
     def moments(self, images: Tensor) -> Tensor:
         """Mean and log-variance, (B, 2 * channels, h, w), in float32: a posterior needs its small variances."""

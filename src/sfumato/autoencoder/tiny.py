@@ -21,6 +21,7 @@ from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.tiling import Contracting, Expanding
 from sfumato.device import at_least_single
+from sfumato.nn.conv import Conv2d
 
 SIDES: tuple[str, ...] = ("factor", "channels", "image_channels")
 
@@ -60,7 +61,7 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        convolutions = [nn.Conv2d(width, width, 3, padding=1) for _ in range(3)]
+        convolutions = [Conv2d(width, width, 3, padding=1) for _ in range(3)]
         self.conv = nn.Sequential(convolutions[0], nn.ReLU(), convolutions[1], nn.ReLU(), convolutions[2])
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,15 +87,15 @@ class Tiny(Autoencoder):
         self._teacher: tuple[Codec, ...] = ()  # in a tuple: no part of our weights
         self.factor, self.channels, self.image_channels = config.factor, config.channels, config.image_channels
         levels, wide, blocks = int(math.log2(config.factor)), config.width, config.blocks
-        down: list[nn.Module] = [nn.Conv2d(config.image_channels, wide, 3, padding=1), Block(wide)]
-        up: list[nn.Module] = [Squash(), nn.Conv2d(config.channels, wide, 3, padding=1), nn.ReLU()]
+        down: list[nn.Module] = [Conv2d(config.image_channels, wide, 3, padding=1), Block(wide)]
+        up: list[nn.Module] = [Squash(), Conv2d(config.channels, wide, 3, padding=1), nn.ReLU()]
         for _ in range(levels):
-            down += [nn.Conv2d(wide, wide, 3, padding=1, stride=2, bias=False), *(Block(wide) for _ in range(blocks))]
+            down += [Conv2d(wide, wide, 3, padding=1, stride=2, bias=False), *(Block(wide) for _ in range(blocks))]
             up += [*(Block(wide) for _ in range(blocks)), nn.Upsample(scale_factor=2)]
-            up.append(nn.Conv2d(wide, wide, 3, padding=1, bias=False))
-        last = [nn.Conv2d(wide, config.channels, 3, padding=1)]
+            up.append(Conv2d(wide, wide, 3, padding=1, bias=False))
+        last = [Conv2d(wide, config.channels, 3, padding=1)]
         self.encoder = nn.Identity() if self.whitened else Contracting(config.factor, down, last)
-        up += [Block(wide), nn.Conv2d(wide, config.image_channels, 3, padding=1)]
+        up += [Block(wide), Conv2d(wide, config.image_channels, 3, padding=1)]
         self.decoder = Expanding(config.factor, up[:3], up[3:])
 
     def teacher(self, device: torch.device) -> Codec:

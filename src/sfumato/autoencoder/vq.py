@@ -12,6 +12,7 @@ from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.autoencoder.codebook import Codebook, CodebookConfig
 from sfumato.autoencoder.coder import CoderConfig, Decoder, Encoder
 from sfumato.device import at_least_single
+from sfumato.nn.conv import Conv2d
 
 
 class VQConfig(FirstStage):
@@ -34,8 +35,8 @@ class VQAutoencoder(Autoencoder):
         self.factor, self.channels, self.image_channels = coder.factor, c, coder.image_channels
         self.encoder, self.decoder = Encoder(coder, c), Decoder(coder)
         self.codebook = Codebook(config.codebook, c)
-        self.into = nn.Conv2d(c, c, 1) if config.bottleneck else nn.Identity()
-        self.out = nn.Conv2d(c, c, 1) if config.bottleneck else nn.Identity()
+        self.into = Conv2d(c, c, 1) if config.bottleneck else nn.Identity()
+        self.out = Conv2d(c, c, 1) if config.bottleneck else nn.Identity()
 
     def sample(self, moments: Tensor, noise: Tensor | None = None) -> Tensor:
         """The raw latent as it is: there is no posterior to draw from."""

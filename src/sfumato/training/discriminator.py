@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato.device import at_least_single
+from sfumato.nn.conv import Conv2d
 
 GanLoss = Literal["hinge", "logistic", "non_saturating"]
 
@@ -22,17 +23,17 @@ class PatchDiscriminator(nn.Sequential):
     """
 
     def __init__(self, channels: int = 3, width: int = 64, layers: int = 3) -> None:
-        parts: list[nn.Module] = [nn.Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
+        parts: list[nn.Module] = [Conv2d(channels, width, 4, 2, 1), nn.LeakyReLU(0.2)]
         wide = width
         for layer in range(1, layers + 1):
             before, wide = wide, min(width * 2**layer, width * 8)
             stride = 2 if layer < layers else 1
             parts += [
-                nn.Conv2d(before, wide, 4, stride, 1, bias=False),
+                Conv2d(before, wide, 4, stride, 1, bias=False),
                 nn.GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if wide % g == 0), wide),
                 nn.LeakyReLU(0.2),
             ]
-        super().__init__(*parts, nn.Conv2d(wide, 1, 4, 1, 1))
+        super().__init__(*parts, Conv2d(wide, 1, 4, 1, 1))
         self.smallest = 2 ** (layers + 2)  # pixels a side below which no logit is left
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
