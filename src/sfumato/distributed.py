@@ -9,6 +9,7 @@ not training (encoding, sampling, measuring) is cut into pieces that do not depe
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -17,6 +18,9 @@ from torch import distributed as dist
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+# How long processes wait at a meeting. One of them may work alone for hours (a batch measured, latents joined) while the
+# others wait; one that dies is told by its connection and by `torchrun`, not by this.
+PATIENCE = timedelta(days=1)
 _alone = 0
 
 
@@ -56,9 +60,9 @@ def joined() -> Iterator[None]:
     # two backends: pictures and features meet on the CPU even where gradients meet on the accelerators
     if torch.cuda.is_available():
         torch.cuda.set_device(local())
-        dist.init_process_group("cpu:gloo,cuda:nccl")
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", timeout=PATIENCE)
     try:
         yield
         dist.barrier()  # nobody closes the door while another still talks

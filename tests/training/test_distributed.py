@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,22 @@ def whole(first_stage: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     trained(recipes(first_stage, "fp64"), folder)
     trained({f"{n}-fp32": r for n, r in recipes(first_stage, "fp32").items()}, folder)
     return folder
+
+
+def test_processes_wait_for_one_that_works_alone_for_hours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It measures a batch, or joins a cache; torch's own patience ends after 10 or 30 minutes."""
+    begun: list[timedelta] = []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("barrier", "destroy_process_group"):
+        monkeypatch.setattr(torch.distributed, name, lambda: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda how, timeout: begun.append(timeout))
+    with distributed.joined():
+        assert begun == [timedelta(days=1)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    with distributed.joined():
+        assert begun == 2 * [timedelta(days=1)]
 
 
 @pytest.mark.slow
