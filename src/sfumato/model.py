@@ -23,6 +23,7 @@ from sfumato.diffusion.guidance import Branches, guided
 from sfumato.diffusion.prediction import blind, prediction
 from sfumato.diffusion.samplers import Denoise
 from sfumato.diffusion.schedule import ScheduleConfig
+from sfumato.nn import draws
 from sfumato.nn.compiled import BACKEND, Compile, compile_, wanted
 
 PredictionName = Literal["clean", "noise", "v", "flow", "edm"]
@@ -172,7 +173,8 @@ class LatentDiffusion(nn.Module):
                 config = DiffusionConfig.model_validate(kept)
         except ValidationError as error:
             raise ValueError(explain(error, str(folder / "model.yaml"))) from None
-        model = cls(codec, config, fields["size"], _texts(folder / "conditioners"))
+        with draws.skipped():
+            model = cls(codec, config, fields["size"], _texts(folder / "conditioners"))
         try:
             model.denoiser.load_state_dict(files.load_tensors(folder / "denoiser.safetensors"))
             model.conditions.load_state_dict(files.load_tensors(folder / "conditioners.safetensors"))

@@ -19,6 +19,7 @@ from sfumato.autoencoder.base import Autoencoder, Encoded, FirstStage
 from sfumato.config import trusting
 from sfumato.device import fine
 from sfumato.lanes import rows_side_by_side
+from sfumato.nn import draws
 
 WEIGHTS = "weights.safetensors"
 AT_ONCE = 2**19  # pixels of the pictures that go through whole and together, where nothing is learned from them
@@ -190,7 +191,7 @@ class Codec(nn.Module):
     def load(cls, folder: Path, trust: bool = False) -> Self:
         """Open an autoencoder's model folder. Raises `ValueError` where a file is missing, damaged or foreign."""
         fields = files.opened(folder, "autoencoder")
-        with trusting(trust):
+        with trusting(trust), draws.skipped():
             codec = cls(FirstStage.model_validate(fields["autoencoder"]))
         try:
             codec.load_state_dict(files.load_tensors(folder / WEIGHTS))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfumato import files, streams
 from sfumato.autoencoder.codec import Codec
 from sfumato.config import Choice, explain, trusting
+from sfumato.nn import draws
 from sfumato.streams import Stream
 
 WEIGHTS = "weights.safetensors"
@@ -129,7 +130,8 @@ def load(folder: Path, device: str | torch.device = "cpu", trust: bool = False) 
     except ValidationError as error:
         raise ValueError(explain(error, str(folder / "model.yaml"))) from None
     codec = Codec.load(folder / "autoencoder", trust) if (folder / "autoencoder" / "model.yaml").is_file() else None
-    family = config.build(Shape(**fields["shape"]), tuple(fields["labels"]), codec)
+    with draws.skipped():
+        family = config.build(Shape(**fields["shape"]), tuple(fields["labels"]), codec)
     try:
         family.load_state_dict(files.load_tensors(folder / WEIGHTS))
     except RuntimeError as error:

@@ -19,6 +19,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data, Part
 from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
+from sfumato.nn import draws
 from sfumato.nn.recompute import recompute
 from sfumato.training import checkpoint, compiled
 from sfumato.training import recipe as recipes
@@ -99,12 +100,14 @@ def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Objective
     return denoising(recipe, folder, where)
 
 
+@draws.wanted()
 def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruction:
     """The first stage's objective, with fresh weights."""
     part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
     return Reconstruction(Codec(recipe.autoencoder).to(where), recipe, part, apart, where)
 
 
+@draws.wanted()
 def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Denoising:
     """The second stage's objective: its conditioners fitted to the data, its latents encoded where they are not yet."""
     codec = Codec.load(there(recipe.autoencoder, recipe.data)).to(where)
@@ -141,6 +144,7 @@ def held_out(data: Data, needed: bool = False) -> Part | None:
         return None
 
 
+@draws.wanted()
 def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     """The objective of another family, with fresh weights."""
     part = recipe.data.open("train")
@@ -156,6 +160,7 @@ def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     return Modelling(family, recipe, part, where, card(recipe, labels), apart)
 
 
+@draws.wanted()
 def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) -> Distilling:
     """The objective of a distillation.
 
