@@ -1,5 +1,6 @@
 """How the command ends and how its options may be written."""
 
+import importlib
 import inspect
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 
 from sfumato import cli
 from sfumato.cli import doors
@@ -80,6 +82,18 @@ def test_every_field_of_a_request_is_an_option_with_its_description() -> None:
     for name, field in Generate.model_fields.items():
         assert field.description
         assert made[name].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+@pytest.mark.parametrize("verb", ["generate", "vary", "inpaint", "upscale", "layout", "semantic", "panorama"])
+def test_options_have_other_programs_names_too_and_none_twice(verb: str) -> None:
+    app = typer.Typer(add_completion=False)
+    app.command()(importlib.import_module(f"sfumato.cli.{verb}").command)
+    told = {p.name: [*p.opts, *p.secondary_opts] for p in typer.main.get_command(app).params}
+    flags = [flag for several in told.values() for flag in several]
+    assert len(flags) == len(set(flags))
+    wanted = {"sampler": "--sampling-method", "grid": "--scheduler", "count": "--batch-count", "picture": "--init-img"}
+    assert [name for name, flag in wanted.items() if flag not in told.get(name, [flag])] == []
+    assert {"sampler", "grid", "count"} <= told.keys()
 
 
 def test_a_reader_that_leaves_early_is_no_error() -> None:

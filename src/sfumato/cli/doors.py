@@ -13,9 +13,12 @@ SHORT = {"prompt": "-p", "negative": "-n", "seed": "-s", "count": "-c"}
 ALIASES = {
     "negative": ["--negative-prompt"],
     "guidance": ["--cfg-scale"],
+    "sampler": ["--sampling-method"],
+    "grid": ["--scheduler"],
+    "count": ["--batch-count"],
     "width": ["-W"],
     "height": ["-H"],
-    "picture": ["--image", "-i"],
+    "picture": ["--image", "--init-img", "-i"],
     "boxes": ["--box", "-b"],
 }
 
