@@ -76,8 +76,8 @@ class Choice(Config):
     @classmethod
     def of(cls, kind: str) -> type[Self]:
         """The subclass that `kind` names. Raises `ValueError` with the known kinds."""
-        words = kind.split(".")
-        if not all(word.isidentifier() for word in words) or (len(words) == 1 and kind not in known(cls)):
+        relative = not all(kind.split(".")) or bool({"/", "\\", "~"} & set(kind))
+        if relative or ("." not in kind and kind not in known(cls)):
             remedy = cls.paths.format(kind) if {".", "/", "\\", "~"} & set(kind) else ""
             raise ValueError(f"unknown kind {kind!r}; known kinds: {', '.join(known(cls))}{remedy}")
         if "." in kind and not _trust.get():

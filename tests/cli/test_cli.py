@@ -174,6 +174,10 @@ def test_encode_and_train_from_the_command_line(
             ["train", "gan", "autoencoder={tmp}/x/model", "--run", "{tmp}/f"],
             "/x/model; train it first, or",
         ),
+        (
+            ["train", "emoji-autoencoder", "autoencoder.coder.attention=[64]", "--run", "{tmp}/g"],
+            "attention [64] is at no level",
+        ),
         (["train", "emoji-autoencoder", "--device", "tpu"], "unknown device 'tpu'"),
         (["train", "emoji-autoencoder", "--device", "cpu:one"], "there is no device 'cpu:one'"),
         (["train", "emoji-autoencoder", "data=./pictures"], "data.kind=folder data.path=./pictures"),

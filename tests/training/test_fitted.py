@@ -188,7 +188,7 @@ def test_whether_every_picture_says_a_condition_is_kept_with_the_model(tmp_path:
 
 def test_so_is_whether_every_picture_has_a_map_or_a_pair(tmp_path: Path) -> None:
     where = folder(tmp_path, maps=True)
-    semantic, pair = {"kind": "map", "width": 2}, {"kind": "lowres", "width": 2, "field": "pair"}
+    semantic, pair = {"kind": "map", "width": 2, "classes": 2}, {"kind": "lowres", "width": 2, "field": "pair"}
     assert settled(read(where, semantic)).always is True
     rows = [json.loads(line) for line in (where / "metadata.jsonl").read_text().splitlines()]
     for row in rows:
@@ -209,11 +209,9 @@ def test_small_pictures_that_were_made_worse_are_known_as_such(tmp_path: Path) -
 @pytest.mark.parametrize(("name", "more"), [("photo-text", {}), ("photo-layout", {"boxes": True})])
 def test_recipes_of_words_and_boxes_fit_pictures_of_ones_own(name: str, more: dict[str, bool], tmp_path: Path) -> None:
     where = folder(tmp_path, **more)
-    if not more:
-        rows = [
-            json.loads(line) | {"text": "a picture"} for line in (where / "metadata.jsonl").read_text().splitlines()
-        ]
-        (where / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    told = (where / "metadata.jsonl").read_text().replace('"label": 3', '"label": "thing"')
+    rows = [json.loads(line) | {"text": "a picture"} for line in told.splitlines()]
+    (where / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     asked = recipe.read(name, [f"data.path={where}", "data.held_out=0.3"])
     assert isinstance(asked, recipe.DiffusionRecipe)
     config, _ = fitted(asked, asked.data.open("train"), asked.data.open("held_out"))

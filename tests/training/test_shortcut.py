@@ -541,6 +541,8 @@ def test_every_task_of_a_shortcut_works(shortcut: Path, monkeypatch: pytest.Monk
     for resample in (1, 2):
         assert pipeline.inpaint(picture=start, mask=mask, seed=0, resample=resample)[0].size == (32, 32)
     assert set(seen) == {0.5}
+    with pytest.raises(ValueError, match="got 'deis'"):  # which was asked for, as the flow that it would be
+        pipeline.inpaint(picture=start, mask=mask, seed=0, sampler="deis", steps=4)
     seen.clear()
     request = Generate(seed=0, steps=2, guidance=1.0, sampler="euler", grid="even")
     part = Data.model_validate({"kind": "emoji", "size": 32}).open("train")

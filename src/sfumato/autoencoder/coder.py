@@ -58,10 +58,16 @@ class CoderConfig(Config):
             raise ValueError(
                 f"factor {self.factor} with stem {self.stem} has {self.levels} levels; got {len(self.multipliers)} multipliers"
             )
+        return self
+
+    def attended(self) -> None:
+        """Raise `ValueError` where `attention` names a factor that is no level's, and would do nothing.
+
+        Asked before a training alone: older model folders that hold such a one are opened as they are.
+        """
         factors = [self.stem * 2**level for level in range(self.levels)]
         if strange := sorted(set(self.attention) - set(factors)):
             raise ValueError(f"attention {strange} is at no level; the levels' downsampling factors are {factors}")
-        return self
 
     @property
     def levels(self) -> int:

@@ -15,7 +15,6 @@ from sfumato.tasks.requests import Request
 P = inspect.Parameter
 MADE = re.compile(r"(\d{5,7})-\d+\.png")  # names of pictures that were made
 READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
-SQUARE = "cut to their centred square"  # which data are, and what is handed in is not
 
 
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
@@ -78,7 +77,7 @@ def converted(request: Request, channels: int) -> list[str]:
                 continue
             said = [*contact.noticed(done, field if field in READ else "map", channels)]
             if field == "picture":  # references are cut, as training's pictures are
-                said = [name for name in said if name != SQUARE]
+                said = [name for name in said if name != contact.SQUARE]
             if field == "mask":
                 said = [name for name in said if name != contact.UNSEEN] + read_as(path)
             if said:

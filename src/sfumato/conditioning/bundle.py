@@ -53,6 +53,11 @@ class Bundle(nn.Module):
         return frozenset(self._get(name).field for name in self.conditioners if self._get(name).beside)
 
     @property
+    def unframed(self) -> frozenset[str]:
+        """Fields that are read but for those of which square is shown: unsaid, whole pictures are asked for."""
+        return frozenset(self.fields.values()) - {*self.asked("frame")}
+
+    @property
     def besides(self) -> list[str]:
         """The second fields of conditioners that read two."""
         return [beside for name in self.conditioners if (beside := self._get(name).beside)]

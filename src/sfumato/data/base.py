@@ -63,10 +63,14 @@ class Part(ABC):
         """Examples that between them show all that a field holds: what is learned of it is learned from them."""
         return range(len(self))
 
+    @property
+    def derived(self) -> frozenset[str]:
+        """Fields that are made of a picture, by a derivation or by a network."""
+        return frozenset(d.field for d in self.derivations) | {*(self.embeddings.fields if self.embeddings else ())}
+
     def every(self, field: str) -> bool | None:
         """Whether every example has a field, as far as that is known without reading them all; else None."""
-        made = {derive.field for derive in self.derivations} | set(self.embeddings.fields if self.embeddings else ())
-        return True if field in made else None
+        return True if field in self.derived else None
 
     def numbers(self, field: str) -> Mapping[int, str]:
         """The class numbers in the maps of a field, each with what shows it; {} where they are not known ahead."""

@@ -25,6 +25,7 @@ WORDS = LINES * LINE + 4
 LOOKED = 20_000  # pictures whose files are looked at for what is changed on the way
 MAPPED = 0.45  # how much of a map's colour lies over its picture
 CLEAR, TURNED, FIRST = "transparent, seen over white", "turned as their EXIF says", "first frame of an animation"
+SQUARE = "cut to their centred square"  # which data are, and what is handed in is not
 UNSEEN = "transparent, read as if it were not"  # of a map
 BESIDE = ("pair", "lowres", "masked")  # fields that are pictures, each drawn to the right of its own
 
@@ -185,6 +186,6 @@ def _changed(opened: Image.Image) -> list[str]:
         CLEAR: opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info,
         "deeper than 8 bits": deep,
         FIRST: getattr(opened, "n_frames", 1) > 1,
-        "cut to their centred square": opened.width != opened.height,
+        SQUARE: opened.width != opened.height,
     }
     return [name for name, done in told.items() if done]

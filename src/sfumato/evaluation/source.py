@@ -180,7 +180,7 @@ class Sampled(Source):
         self.model, self.request, self.count, self.part = model.eval(), request, count, part
         self.dtype = next(model.denoiser.network.parameters()).dtype
         # what a planner draws is left to it, as for a prompt, and pictures are asked for whole, as by `generate`
-        wanted = {*model.conditions.fields.values()} - model.conditions.tellable - {*model.conditions.asked("frame")}
+        wanted = model.conditions.unframed - model.conditions.tellable
         if wanted and part is None:
             raise ValueError(f"this model wants {' and '.join(sorted(wanted))}; give a data set that has them")
         self.wanted = sorted(wanted)

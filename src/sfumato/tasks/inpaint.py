@@ -62,7 +62,8 @@ def inpaint(model: LatentDiffusion, request: Inpaint, tell: Progress | None = No
 def resampled(model: LatentDiffusion, request: Inpaint) -> Inpaint:
     """The request as steps that are taken again carry it out. Raises `ValueError` for a sampler that they do not know."""
     few = model.config.distilled
-    if request.sampler not in ("ddim", Inpaint.model_fields["sampler"].default, few.sampler if few else None):
+    own = (Inpaint.model_fields["sampler"].default,) if "sampler" not in request.model_fields_set else ()
+    if request.sampler not in ("ddim", few.sampler if few else "ddim", *own):
         raise ValueError(
             f"a model that was not made for holes takes each step again, by ddim; got {request.sampler!r}: leave the sampler "
             "out, or give resample 1 with it"

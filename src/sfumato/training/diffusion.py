@@ -177,7 +177,7 @@ class Denoising(Objective):
 
     def _previewed(self) -> dict[str, list[Any]]:
         """The recipe's prompts, or the conditions of the first training examples, of whole pictures."""
-        wanted = {*self.model.conditions.fields.values()} - {*self.model.conditions.asked("frame")}
+        wanted = self.model.conditions.unframed
         if self.recipe.prompts and "caption" in wanted:
             return self.model.conditions.imagined({"caption": list(self.recipe.prompts)}, len(self.recipe.prompts))
         plan = loader.plan(self.train, self.recipe.training.seed, range(PREVIEWS), 0.0)

@@ -74,8 +74,7 @@ def present(conditioner: ConditionerConfig, part: Part, beside: str = "") -> lis
         if all(silent(v) for v in found):
             raise ValueError(absent(conditioner, field))
         return found
-    made = {derive.field for derive in part.derivations} | set(part.embeddings.fields if part.embeddings else ())
-    read = part.told if field in made else part.fields
+    read = part.told if field in part.derived else part.fields
     first = next((v for k in range(len(part)) if not silent(v := read(k).get(field))), None)
     if first is None:
         raise ValueError(absent(conditioner, field))

@@ -16,6 +16,7 @@ import yaml
 from sfumato import __version__, distributed, files
 from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.coder import CoderConfig
 from sfumato.data.base import Data, Part
 from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
@@ -103,6 +104,9 @@ def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Objective
 @draws.wanted()
 def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruction:
     """The first stage's objective, with fresh weights."""
+    coder = getattr(recipe.autoencoder, "coder", None)
+    if isinstance(coder, CoderConfig):
+        coder.attended()
     part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
     return Reconstruction(Codec(recipe.autoencoder).to(where), recipe, part, apart, where)
 
