@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfumato.studies import cost, energy, guidance, limits
+from sfumato.studies import compression, cost, energy, guidance, limits
 from sfumato.studies.judge import Judge, first
 from sfumato.studies.measure import Row, sharpness, spread
 from sfumato.studies.verdict import (
@@ -94,6 +94,19 @@ def test_a_claim_of_so_much_asks_for_so_much() -> None:
     assert better(sure(60.0), sure(100.0), by=0.375) == HOLDS
     assert better(sure(65.0), sure(100.0), by=0.375) == FAILS
     assert better(sure(1.3), sure(1.0), lower=False, by=0.5) == FAILS
+
+
+def test_kinds_of_first_stages_are_compared_factor_by_factor() -> None:
+    def claim(*distances: float, kinds: tuple[str, ...] = ("kl", "vq")) -> list[str]:
+        pairs = [(kind, f) for f in (4, 8) for kind in kinds]
+        several = [compression.Trained(kind, f, Path(), Path(), 1, 1.0) for kind, f in pairs]
+        found = {t.name: Spread(d, 1.0, 3) for t, d in zip(several, distances, strict=True)}
+        return [c.outcome for c in compression.easier(several, found)]
+
+    assert claim(60.0, 50.0, 70.0, 65.0) == [HOLDS]
+    assert claim(60.0, 50.0, 70.0, 70.5) == [OPEN]
+    assert claim(60.0, 70.0, 70.0, 80.0) == [FAILS]
+    assert claim(60.0, 70.0, kinds=("kl",)) == []
 
 
 def test_latents_are_sooner_only_in_all_samplings() -> None:
