@@ -42,8 +42,7 @@ def study(desk: Desk) -> Result:
     texts["frozen"] = {"caption": {**texts["trained"]["caption"], "trained": False}}
     models, rows, found, heard = {}, {}, {}, {}
     for name in TOLD:
-        # attention at every level, so that a word's map has as many places as the latents
-        fields = recipes.denoiser(stage, texts[name], attention=(1, 2), mean=MEAN)
+        fields = recipes.denoiser(stage, texts[name], mean=MEAN)
         models[name] = desk.trained(f"text-{name}", fields, desk.budget(f"text-{name}", fields, hours))
         scales = (1.0,) if name == "none" else (1.0, GUIDANCE)
         rows[name] = {s: generated(desk, f"text-{name}-{s:g}", models[name], guidance=s) for s in scales}
