@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from sfumato import distributed
 
+ASSUMED = 1 << 32  # bytes of memory that are free where the system does not say
+
 
 def pick(name: str = "auto") -> torch.device:
     """`auto` takes cuda, then mps, then cpu; the CPU's threads are settled too. Raises `ValueError` where it is not there."""
@@ -178,7 +180,8 @@ def free(device: torch.device, root: Path = Path("/")) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     lines = _read(root / "proc/meminfo").splitlines()
     if not lines:  # not Linux: half of what pages there are
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+        pages = getattr(os, "sysconf", None)  # which Windows has not
+        return ASSUMED if pages is None else int(pages("SC_PAGE_SIZE") * pages("SC_PHYS_PAGES") // 2)
     found = next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable")), 0)
     for group in _groups("memory", root):
         for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):

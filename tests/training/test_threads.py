@@ -74,6 +74,11 @@ def test_memory_is_what_every_group_leaves(groups: str, told: dict[str, str], ex
     assert devices.free(torch.device("cpu"), tmp_path) == expected
 
 
+def test_where_the_system_tells_no_memory_some_is_assumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sysconf")
+    assert devices.free(torch.device("cpu"), tmp_path) == devices.ASSUMED
+
+
 def system(root: Path, groups: str | None, told: dict[str, str]) -> None:
     """The files of a system under `root`: what groups hold this process, and what these say."""
     facts = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable: 1000 kB\n"}

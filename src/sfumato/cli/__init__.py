@@ -30,7 +30,7 @@ VERBS = {
 HELP = "Train, use and measure latent diffusion models."
 SAMPLING = ("generate", "vary", "inpaint", "upscale", "layout", "semantic", "panorama")
 LESS = {  # what takes less memory, by verb
-    "train": "give training.accumulate=auto, training.checkpointing=[1,2] or a smaller training.batch",
+    "train": 'give training.accumulate=auto, "training.checkpointing=[1,2]" or a smaller training.batch',
     **dict.fromkeys(SAMPLING, "give a smaller --batch, or make a smaller picture"),
 }
 
