@@ -1,11 +1,13 @@
 """A study goes on where it was stopped, and says so where it cannot."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from sfumato.data.picked import Picked
@@ -13,7 +15,7 @@ from sfumato.features import network
 from sfumato.studies import bits
 from sfumato.studies.desk import Desk, whole
 from sfumato.studies.result import Result, Table
-from sfumato.studies.run import begun, joined, study
+from sfumato.studies.run import begun, enough, joined, study
 from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim
 from sfumato.training import run as runs
 from sfumato.training.loop import Interrupted
@@ -201,6 +203,29 @@ def test_fewer_bits_are_better_likelihood(
     assert set(asked.values()) == {bits.SIDE}
     assert [row[1] for row in table.rows] == ["8", "8", "32"]
     assert table.rows[0][4].startswith(f"{told + 0.35:.2f}")
+
+
+def of_folder(desk: Desk, folder: Path, size: int) -> Desk:
+    """A study of forty pictures."""
+    for k in range(40):
+        Image.effect_noise((16, 16), 10 + k).convert("RGB").save(folder / f"{k}.png")
+    data = {"kind": "folder", "path": str(folder), "size": size, "held_out": 0.2}
+    return replace(desk, data=data, folder=desk.folder.parent / f"other-{size}", images=512)
+
+
+def test_what_a_study_cannot_train_is_said_before_it_trains(desk: Desk, tmp_path: Path) -> None:
+    odd = of_folder(desk, tmp_path, 24)
+    with pytest.raises(ValueError, match="power of two"):
+        study("families", odd, "")
+    with pytest.raises(ValueError, match=r"f = 8, which does not divide pictures of 20 pixels; give --size 16"):
+        study("cost", of_folder(desk, tmp_path, 20), "")
+    assert not (odd.folder / "runs").exists()
+
+
+def test_no_more_pictures_are_drawn_than_half_of_a_set(desk: Desk, tmp_path: Path) -> None:
+    few = of_folder(desk, tmp_path, 16)
+    assert enough(few).images == len(few.shown) // 2 < 20
+    assert enough(desk) is desk
 
 
 @pytest.mark.slow

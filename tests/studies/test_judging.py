@@ -109,6 +109,17 @@ def test_kinds_of_first_stages_are_compared_factor_by_factor() -> None:
     assert claim(60.0, 70.0, kinds=("kl",)) == []
 
 
+def test_times_that_differ_are_not_equal() -> None:
+    near, far = Spread(100.0, 1.0, 3), Spread(200.0, 1.0, 3)
+    assert [cost.as_near(4, near, far, longer).outcome for longer in (1.0, 1.04, 1.06, 0.9)] == [
+        HOLDS,
+        HOLDS,
+        OPEN,
+        OPEN,
+    ]
+    assert "in 1.06 times the seconds" in cost.as_near(4, near, far, 1.06).measured
+
+
 def test_latents_are_sooner_only_in_all_samplings() -> None:
     def after(*seconds: float | None, latest: bool = False) -> Claim:
         return cost.sooner(8, [None if s is None else cost.Reached(s, latest) for s in seconds], 60.0)
@@ -117,6 +128,7 @@ def test_latents_are_sooner_only_in_all_samplings() -> None:
     assert after(10.0, None, 12.0).outcome == OPEN
     assert after(None, None, None).outcome == FAILS
     assert after(100.0, 101.0, 102.0).outcome == FAILS
+    assert after(100.0, 101.0, 102.0, latest=True).outcome == OPEN  # they may have been there before
     assert after(10.0, 11.0, 12.0).measured == "after 11.0 ± 1.0 s of 60 s: 5.5 times"
     assert after(10.0, 11.0, 12.0, latest=True).measured == "after at most 11.0 ± 1.0 s of 60 s: at least 5.5 times"
 

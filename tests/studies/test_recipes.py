@@ -28,7 +28,7 @@ def test_denoisers_are_of_one_size_on_pixels_and_on_latents() -> None:
 
 @pytest.mark.parametrize(
     ("size", "factor", "channels"),
-    [(16, 2, 2), (32, 2, 2), (64, 4, 3), (96, 4, 3), (128, 8, 4), (256, 16, 16), (2048, 32, 64)],
+    [(16, 2, 2), (32, 2, 2), (64, 4, 3), (96, 4, 3), (132, 4, 3), (128, 8, 4), (256, 16, 16), (2048, 32, 64)],
 )
 def test_shared_latents_have_sixteen_places_a_side(size: int, factor: int, channels: int) -> None:
     coder = FirstStage.model_validate(recipes.latents(size)["autoencoder"]).coder

@@ -144,5 +144,5 @@ def merged(pieces: Sequence[str], maps: Tensor) -> tuple[list[str], Tensor]:
             rows.append(one)
         else:
             said[-1], rows[-1] = said[-1] + piece, rows[-1] + one
-    kept = [k for k, word in enumerate(said) if any(c.isalnum() for c in word)]
+    kept = [k for k, word in enumerate(said) if any(c.isalnum() for c in word)] or list(range(len(said)))
     return [said[k] for k in kept], torch.stack([rows[k] for k in kept])

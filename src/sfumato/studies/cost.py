@@ -24,12 +24,14 @@ from sfumato.training.run import objective_of
 FACTORS = (1, 4, 8)
 FIRST_SHARE, MEASURING = 0.1, 0.3  # of the hours
 PAPER_SPEED, PAPER_QUALITY = 2.7, 1.6  # table 6
+EQUAL = 0.05  # by which seconds may differ that are called equal
 CURVE = 4  # of the curve along training each seed draws so many times fewer images than of the table
 Curve = list[tuple[float, float]]  # (seconds, distance)
 
 
 def study(desk: Desk, watts: float | None = None, grid: float = GRID) -> Result:
     """Train what is not there, measure, judge."""
+    desk.dividing(*FACTORS)
     several = compression.trained(desk, FACTORS, ("kl",), FIRST_SHARE, MEASURING)
     name, energy = distance(desk), {t.factor: power(desk, t, watts) for t in several}
     rows = {t.factor: generated(desk, f"cost-{compression.slug(t)}", t.model) for t in several}
@@ -167,15 +169,24 @@ def claims(
             Pair(speeds[f], speeds[1], lower=False, by=PAPER_SPEED - 1),
         ))  # fmt: skip
         one, other = (excess(desk, rows[k][name]) for k in (f, 1))
-        made.append(judged(
-            f"LDM-{f}'s distance is at least {PAPER_QUALITY:g} times as near to that of as many real pictures, after equal time "
-            "of the denoiser",
-            f"{one.told()} above it against {other.told()}: {other.value / max(one.value, 1e-9):.2f} times",
-            Pair(one, other, by=1 - 1 / PAPER_QUALITY),
-        ))  # fmt: skip
+        seconds = next(desk.seconds(t.run.name) for t in several if t.factor == f)
+        made.append(as_near(f, one, other, seconds / max(pixels, 1e-9)))
         there = [None if s is None else Reached(s.seconds + before[f], s.latest) for s in reached[f]]
         made.append(sooner(f, there, pixels))
     return made
+
+
+def as_near(factor: int, one: Spread, other: Spread, longer: float) -> Claim:
+    """Whether latents come so much nearer than pixels in equal time, theirs being so many times as long as pixels'."""
+    claim = judged(
+        f"LDM-{factor}'s distance is at least {PAPER_QUALITY:g} times as near to that of as many real pictures, after equal "
+        "time of the denoiser",
+        f"{one.told()} above it against {other.told()}: {other.value / max(one.value, 1e-9):.2f} times",
+        Pair(one, other, by=1 - 1 / PAPER_QUALITY),
+    )
+    if abs(longer - 1) <= EQUAL:
+        return claim
+    return Claim(claim.text, OPEN, f"{claim.measured}, in {longer:.2f} times the seconds")
 
 
 def sooner(factor: int, reached: Sequence["Reached | None"], pixels: float) -> Claim:
@@ -189,7 +200,10 @@ def sooner(factor: int, reached: Sequence["Reached | None"], pixels: float) -> C
             outcome,
             f"reached in {len(there)} of {len(reached)} samplings, in {pixels:,.0f} s of pixels' training",
         )
-    found = Spread.of([s.seconds for s in there])
-    most, least = ("at most ", "at least ") if any(s.latest for s in there) else ("", "")
+    found, bounds = Spread.of([s.seconds for s in there]), sum(s.latest for s in there)
+    most, least = ("at most ", "at least ") if bounds else ("", "")
     told = f"after {most}{found.told()} s of {pixels:,.0f} s: {least}{pixels / max(found.value, 1e-9):.1f} times"
-    return judged(text, told, Pair(found, Spread(pixels, 0.0, max(found.count, 2))))
+    claim = judged(text, told, Pair(found, Spread(pixels, 0.0, max(found.count, 2))))
+    if bounds and claim.outcome == FAILS:  # it may have been sooner than the bound
+        return Claim(text, OPEN, told)
+    return claim

@@ -24,6 +24,7 @@ from sfumato.data.base import Data, Part
 from sfumato.data.picked import one_each
 from sfumato.evaluation.gather import Gathered, gather
 from sfumato.evaluation.source import Chosen, PartPictures
+from sfumato.families.base import Shape
 from sfumato.features.network import FeatureNetwork
 from sfumato.studies import recipes
 from sfumato.studies.judge import Judge, classes_of
@@ -32,11 +33,12 @@ from sfumato.training.autoencoder import stack
 from sfumato.training.log import lines
 from sfumato.training.loop import Interrupted
 from sfumato.training.rate import rates
-from sfumato.training.recipe import Recipe, parse
+from sfumato.training.recipe import FamilyRecipe, Recipe, parse
 from sfumato.training.run import environment, objective_of, train
 
 say = Console(stderr=True)
 Fields = dict[str, Any]
+PROBE, PROBED = 15.0, 0.01  # seconds of a training by which its pace is told, and at most which share of the hours
 SEEDS = (0, 1_000_000, 2_000_000)  # of the first picture of each sampling; the next count up
 
 
@@ -96,8 +98,8 @@ class Desk:
 
     @property
     def captioned(self) -> bool:
-        """Whether pictures have captions: one of the first hundred, for some may lack theirs."""
-        return any(self.train.field(k, "caption") for k in range(min(len(self.train), 100)))
+        """Whether pictures have captions: one of a hundred all over the part, for some may lack theirs."""
+        return any(self.train.field(k, "caption") for k in range(0, len(self.train), max(len(self.train) // 100, 1)))
 
     @cached_property
     def real(self) -> Gathered:
@@ -118,6 +120,20 @@ class Desk:
         if not self.labelled:
             return None
         return Judge.trained(self.real["pooled"], classes_of(self.shown), len(self.shown.labels))
+
+    def dividing(self, *factors: int) -> None:
+        """Raise `ValueError` where a factor of the study does not divide the pictures, before anything is trained."""
+        if gone := [f for f in factors if self.train.size % f]:
+            raise ValueError(
+                f"this study trains first stages of f = {', '.join(map(str, gone))}, which does not divide pictures of "
+                f"{self.train.size} pixels; give --size {max(round(self.train.size / max(gone)), 2) * max(gone)}"
+            )
+
+    def drawable(self, fields: Mapping[str, Any]) -> None:
+        """Raise `ValueError` where a family cannot draw pictures of this size, before anything is trained."""
+        recipe = self.recipe("family", fields, 64)
+        assert isinstance(recipe, FamilyRecipe)
+        recipe.family.build(Shape(self.train.channels, self.train.size), tuple(self.train.labels), None)
 
     def run(self, name: str) -> Path:
         """The folder of a run."""
@@ -158,7 +174,8 @@ class Desk:
         kept = self.plan("rates")
         if name not in kept:
             recipe = self.recipe(name, fields, 1_000_000)
-            several = rates(objective_of(recipe, self.run(name), self.device), recipe.training, self.device)
+            seconds = min(PROBE, 3600 * PROBED * self.hours)
+            several = rates(objective_of(recipe, self.run(name), self.device), recipe.training, self.device, seconds)
             kept[name] = [round(one, 3) for one in several]
             self.keep_plan("rates", kept)
         found: list[float] = kept[name]

@@ -40,6 +40,7 @@ TEACHER, EACH, STAGES, DENOISERS, UPSCALE = (
 GUIDANCE = 2.0  # of the teacher, baked into its students
 WITHIN = 45.0  # dB
 FACTOR = 4  # of super-resolution
+DEEP = 8  # of the first stages whose channels are compared
 # 16 places a side, which make better pictures, leave a student few steps in its minutes; not tried here
 LATENTS = {"places": 8, "channels": 4}
 FIFTH = 0.2  # of what the teacher's distance lies above that of as many real pictures
@@ -47,6 +48,8 @@ FIFTH = 0.2  # of what the teacher's distance lies above that of as many real pi
 
 def study(desk: Desk) -> Result:
     """All three parts."""
+    desk.drawable(recipes.gan())
+    desk.dividing(DEEP)
     result = Result(
         "limits", "Past the paper's limits",
         f"Few-step sampling, channels of the latents, and exact super-resolution on {desk.name} at {desk.train.size} pixels.",
@@ -150,7 +153,7 @@ def channels(desk: Desk, result: Result) -> None:
     rows, stages = {}, {}
     for c, e in pairs:
         title = f"f8-c{c}{'-eq' if e else ''}"
-        first = recipes.first("kl", 8, c, equivariance=e)
+        first = recipes.first("kl", DEEP, c, equivariance=e)
         hours = STAGES * desk.hours / len(pairs)
         stages[c, e] = desk.trained(f"first-{title}", first, desk.budget(f"first-{title}", first, hours))
         fields = recipes.denoiser(stages[c, e], cond, width=128, multipliers=(1, 1))

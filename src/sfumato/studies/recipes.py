@@ -35,13 +35,13 @@ def first(kind: str, factor: int, channels: int | None = None, *, equivariance: 
 
 def latents(size: int, places: int = PLACES, channels: int | None = None) -> Fields:
     """The first stage that studies share: of the largest published factor that leaves so many places a side of pictures of
-    `size` pixels, 2 at the least.
+    `size` pixels and divides them, 2 at the least.
 
     At 32 pixels 16 places a side made the best pictures in equal time, as the paper's f = 16 leaves of 256; 8 were behind by
     a tenth to a fifth (`compression`, `families`), and 4 x 4 x 16 by more (`docs/experiments.md`).
     """
     factor = 2
-    while 2 * factor * places <= size and 2 * factor in CHANNELS["kl"]:
+    while 2 * factor * places <= size and 2 * factor in CHANNELS["kl"] and size % (2 * factor) == 0:
         factor *= 2
     return first("kl", factor, channels)
 

@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from safetensors import safe_open
 
-from sfumato.studies.desk import Desk
+from sfumato.studies.desk import Desk, say
 from sfumato.studies.names import HOURS
 from sfumato.studies.result import Figure, Result, Table
 from sfumato.studies.verdict import Claim, together
+
+LEAST = 8  # images a sampling
 
 
 def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: Any) -> tuple[Result, Path]:
@@ -27,6 +29,7 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
         raise ValueError(f"there is no study {name!r}; known: {', '.join(HOURS)}")
     run: Callable[..., Result] = importlib.import_module(f"sfumato.studies.{name}").study
     begun(desk, trainings)
+    desk = enough(desk)
     found = list[Result]()
     for k in range(trainings):
         folder = desk.folder / f"again-{k}" if k else desk.folder
@@ -40,6 +43,16 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
         found.append(clocked(share, run, **more))
     result = joined(found)
     return result, result.write(desk.folder, command)
+
+
+def enough(desk: Desk) -> Desk:
+    """The desk with no more images a sampling than half of what training shows: more of a small set would be as many real
+    pictures, all of them, against themselves."""
+    most = max(len(desk.shown) // 2, LEAST)
+    if desk.images <= most:
+        return desk
+    say.print(f"{most} images a sampling seed rather than {desk.images}, for the set is small", highlight=False)
+    return dataclasses.replace(desk, images=most)
 
 
 def begun(desk: Desk, trainings: int) -> None:

@@ -13,6 +13,8 @@ from sfumato.training.loop import Loop
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import TrainingConfig
 
+WARM = 2  # calls
+
 
 def rate(objective: Objective, config: TrainingConfig, device: torch.device, seconds: float = 2.0) -> float:
     """Images a second of an objective's training, from a short run of it; its weights are changed by this."""
@@ -35,12 +37,12 @@ def rates(objective: Objective, config: TrainingConfig, device: torch.device, se
 
 
 def seconds_of_steps(step: Callable[[int], None], seconds: float) -> list[float]:
-    """The times of at least four calls, after two that warm up."""
+    """The times of at least four calls, so many seconds in all, after two that warm up, or compile."""
     taken: list[float] = []
     for number in range(10_000):
         begin = time.perf_counter()
         step(number)
         taken.append(time.perf_counter() - begin)
-        if number >= 6 and sum(taken) > seconds:
+        if number >= 6 and sum(taken[WARM:]) > seconds:
             break
-    return taken[2:]
+    return taken[WARM:]
