@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.data.picked import Picked
 from sfumato.features import network
-from sfumato.studies import bits
+from sfumato.studies import bits, recipes
 from sfumato.studies.desk import Desk, whole
 from sfumato.studies.result import Result, Table
 from sfumato.studies.run import begun, enough, joined, study
@@ -74,6 +74,10 @@ def test_a_study_with_other_hours_is_refused(desk: Desk) -> None:
     desk.hours, desk.device = 0.0003, torch.device("meta")
     with pytest.raises(ValueError, match="holds this study with --device cpu"):
         begun(desk, 1)
+    desk.device, desk.precision = torch.device("cpu"), "fp32"
+    with pytest.raises(ValueError, match="holds this study with --precision auto"):
+        begun(desk, 1)
+    assert desk.recipe("one", recipes.gan(), 64).training.precision == "fp32"
 
 
 def test_an_unknown_study_is_refused(desk: Desk) -> None:
@@ -182,7 +186,7 @@ def test_fewer_bits_are_better_likelihood(
     told: float, outcome: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The VAE tells a picture in about 5 bits a dimension, the transformer in `told`; each was trained at 8 pixels."""
-    from sfumato.studies import bits
+    from sfumato.studies import bits, recipes
 
     asked: dict[str, int] = {}
 

@@ -48,6 +48,7 @@ def command(
         float | None, typer.Option(help="of `cost`: stated power of this machine, where nothing measures it")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
+    precision: Annotated[str, typer.Option(help="of trainings: auto, the faster; fp32; bf16")] = "auto",
     quiet: Annotated[bool, typer.Option("--quiet", help="no progress lines")] = False,
 ) -> None:
     """Train what is not there yet, measure, and write the page."""
@@ -68,11 +69,12 @@ def command(
     from sfumato.studies.run import study
 
     where = devices.pick(device)
+    devices.precision(precision, where)  # whether there is such a one
     wanted = {"kind": "emoji", "size": size} if data == "emoji" else {"kind": "folder", "path": data, "size": size}
     title = f"{Path(data).resolve().name if data != 'emoji' else data}-{size}"
     desk = Desk(
         out / title / name, wanted, network.opened(features).to(where), where, hours, images, steps,
-        [k * (SEEDS[1] - SEEDS[0]) for k in range(seeds)], scale=scale, features=out / title / "features", quiet=quiet,
+        [k * (SEEDS[1] - SEEDS[0]) for k in range(seeds)], scale=scale, precision=precision, features=out / title / "features", quiet=quiet,
     )  # fmt: skip
     said = shlex.join(["sfumato", "study", *sys.argv[2:]]) if sys.argv[1:2] == ["study"] else f"sfumato study {name}"
     more = {"watts": watts} if name == "cost" and watts else {}

@@ -56,6 +56,7 @@ class Desk:
     seeds: Sequence[int] = SEEDS  # of sampling
     seed: int = 0  # of training
     scale: float = 1.0  # by which all networks are wider than on two cores
+    precision: str = "auto"  # of trainings
     features: Path | None = None  # where features of real pictures are kept for all studies; in `folder` where None
     quiet: bool = False
 
@@ -143,7 +144,7 @@ class Desk:
         """A whole recipe: the study's data, and so many images with few previews."""
         training = {
             "ema": [0.05], "preview": max(images // 2, 1), "report": max(images // 40, 1),
-            "checkpoint": max(images // 4, 1), "keep": 1, "seed": self.seed, **fields.get("training", {}), "images": images,
+            "checkpoint": max(images // 4, 1), "keep": 1, "seed": self.seed, "precision": self.precision, **fields.get("training", {}), "images": images,
         }  # fmt: skip
         return parse({"data": self.data, **recipes.wider(fields, self.scale), "training": training}, name)
 
@@ -160,7 +161,7 @@ class Desk:
             raise Interrupted(f"stopped while {name} was trained; the same command goes on") from None
         except FloatingPointError as error:
             raise FloatingPointError(
-                f"{name}: {str(error).split(';')[0]}; delete {run}, and try it in float32"
+                f"{name}: {str(error).split(';')[0]}; give another folder with --out, and --precision fp32"
             ) from None
         except ValueError as error:
             if "another recipe" not in str(error):

@@ -57,7 +57,13 @@ def enough(desk: Desk) -> Desk:
 
 def begun(desk: Desk, trainings: int) -> None:
     """Note what budgets hang on. Raises `ValueError` where the study was begun with another: trainings hang on it already."""
-    asked = {"--hours": desk.hours, "--trainings": trainings, "--scale": desk.scale, "--device": desk.device.type}
+    asked = {
+        "--hours": desk.hours,
+        "--trainings": trainings,
+        "--scale": desk.scale,
+        "--device": desk.device.type,
+        "--precision": desk.precision,
+    }
     kept = desk.plan("asked")
     for option, value in asked.items():
         if kept.get(option, value) != value:
