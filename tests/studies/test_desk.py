@@ -186,7 +186,6 @@ def test_fewer_bits_are_better_likelihood(
     told: float, outcome: str, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The VAE tells a picture in about 5 bits a dimension, the transformer in `told`; each was trained at 8 pixels."""
-    from sfumato.studies import bits, recipes
 
     asked: dict[str, int] = {}
 
