@@ -86,7 +86,6 @@ def test_an_unknown_study_is_refused(desk: Desk) -> None:
 
 
 def test_what_is_trained_is_not_trained_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    from sfumato.studies import recipes
 
     fields = recipes.first("kl", 8)
     folder = desk.trained("stage", fields, 128)
@@ -106,7 +105,6 @@ def test_a_training_from_another_seed_is_another(desk: Desk) -> None:
 
 
 def test_wider_networks_are_wider_and_fit_their_heads(desk: Desk) -> None:
-    from sfumato.studies import recipes
 
     fields = recipes.denoiser(desk.folder, width=64)
     assert recipes.wider(fields, 1.0) == fields

@@ -111,12 +111,9 @@ def test_kinds_of_first_stages_are_compared_factor_by_factor() -> None:
 
 def test_times_that_differ_are_not_equal() -> None:
     near, far = Spread(100.0, 1.0, 3), Spread(200.0, 1.0, 3)
-    assert [cost.as_near(4, near, far, longer).outcome for longer in (1.0, 1.04, 1.06, 0.9)] == [
-        HOLDS,
-        HOLDS,
-        OPEN,
-        OPEN,
-    ]
+    times = (1.0, 1.04, 1.06, 0.9)
+    assert [cost.as_near(4, near, far, longer).outcome for longer in times] == [HOLDS, HOLDS, OPEN, HOLDS]
+    assert [cost.as_near(4, far, near, longer).outcome for longer in times] == [FAILS, FAILS, FAILS, OPEN]
     assert "in 1.06 times the seconds" in cost.as_near(4, near, far, 1.06).measured
 
 

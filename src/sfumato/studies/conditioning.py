@@ -36,6 +36,7 @@ def study(desk: Desk) -> Result:
         raise ValueError(
             f"{desk.name} has no captions, which this study is about; give --data emoji or a folder with captions"
         )
+    desk.dividing(2)
     stage = desk.latents(FIRST_SHARE * desk.hours)
     hours = (1 - FIRST_SHARE - MEASURING) * desk.hours / len(TOLD)
     texts: dict[str, Any] = {"trained": recipes.by_words(pooled=False), "none": {}}

@@ -17,7 +17,7 @@ from sfumato.studies.desk import Desk
 from sfumato.studies.energy import GRID, Energy, kwh, metered
 from sfumato.studies.measure import Row, cell, distance, excess, generated, real, reals, short
 from sfumato.studies.result import Figure, Result, Table, plot
-from sfumato.studies.verdict import FAILS, OPEN, Claim, Outcome, Pair, Spread, judged
+from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim, Outcome, Pair, Spread, judged
 from sfumato.training.rate import rate
 from sfumato.training.run import objective_of
 
@@ -186,7 +186,11 @@ def as_near(factor: int, one: Spread, other: Spread, longer: float) -> Claim:
     )
     if abs(longer - 1) <= EQUAL:
         return claim
-    return Claim(claim.text, OPEN, f"{claim.measured}, in {longer:.2f} times the seconds")
+    measured = f"{claim.measured}, in {longer:.2f} times the seconds"
+    easier = HOLDS if longer > 1 else FAILS  # the verdict that the difference helps to
+    return (
+        dataclasses.replace(claim, measured=measured) if claim.outcome != easier else Claim(claim.text, OPEN, measured)
+    )
 
 
 def sooner(factor: int, reached: Sequence["Reached | None"], pixels: float) -> Claim:

@@ -38,7 +38,10 @@ from sfumato.training.run import environment, objective_of, train
 
 say = Console(stderr=True)
 Fields = dict[str, Any]
-PROBE, PROBED = 15.0, 0.01  # seconds of a training by which its pace is told, and at most which share of the hours
+PROBE, PROBED = (
+    15.0,
+    0.002,
+)  # seconds of a training by which its pace is told, and at most which share of the hours each
 SEEDS = (0, 1_000_000, 2_000_000)  # of the first picture of each sampling; the next count up
 
 
@@ -160,9 +163,9 @@ class Desk:
         except Interrupted:
             raise Interrupted(f"stopped while {name} was trained; the same command goes on") from None
         except FloatingPointError as error:
-            raise FloatingPointError(
-                f"{name}: {str(error).split(';')[0]}; give another folder with --out, and --precision fp32"
-            ) from None
+            half = devices.precision(recipe.training.precision, self.device) == torch.bfloat16
+            remedy = "give another folder with --out, and --precision fp32" if half else "give other --hours and --out"
+            raise FloatingPointError(f"{name}: {str(error).split(';')[0]}; {remedy}") from None
         except ValueError as error:
             if "another recipe" not in str(error):
                 raise
@@ -257,7 +260,7 @@ class Desk:
             "distances": f"against {len(self.shown):,} pictures, one of each family of the training part", "images a seed": self.images, "sampling seeds": list(self.seeds),
             "training seed": self.seed, "sampler": Generate.model_fields["sampler"].default, "steps": self.steps, "guidance": 1.0,
             "hours": self.hours, "device": str(self.device), "precision of sampling": str(self.dtype).removeprefix("torch."),
-            "width of networks": self.scale, **more,
+            "width of networks": self.scale, "precision of training": self.precision, **more,
         }  # fmt: skip
 
 

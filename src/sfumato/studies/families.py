@@ -71,8 +71,8 @@ def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
 
 def study(desk: Desk) -> Result:
     """Train six models for equal seconds, measure, judge."""
-    desk.drawable(recipes.gan())
     desk.dividing(4)
+    desk.drawable(recipes.gan())
     hours = (1 - MEASURING) * desk.hours / 6
     stage, vq = desk.latents(FIRST * hours), recipes.first("vq", 4, 4)
     codes = desk.trained("first-codes", vq, desk.budget("first-codes", vq, FIRST * hours))

@@ -27,6 +27,7 @@ def study(desk: Desk) -> Result:
         raise ValueError(
             f"{desk.name} has neither classes nor captions to guide by; give --data emoji or a folder with some"
         )
+    desk.dividing(2)
     stage = desk.latents(FIRST_SHARE * desk.hours)
     hours = (1 - FIRST_SHARE - MEASURING) * desk.hours / len(kinds)
     result = Result(

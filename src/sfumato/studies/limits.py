@@ -48,8 +48,8 @@ FIFTH = 0.2  # of what the teacher's distance lies above that of as many real pi
 
 def study(desk: Desk) -> Result:
     """All three parts."""
-    desk.drawable(recipes.gan())
     desk.dividing(DEEP)
+    desk.drawable(recipes.gan())
     result = Result(
         "limits", "Past the paper's limits",
         f"Few-step sampling, channels of the latents, and exact super-resolution on {desk.name} at {desk.train.size} pixels.",
