@@ -57,12 +57,8 @@ class Lowres(Conditioner):
     def __init__(self, config: LowresConfig) -> None:
         super().__init__()
         self.field, self.dropout, self.channels = config.field, config.dropout, config.channels or 3
-        self.noise, self.level, self.side, self.plain = (
-            config.noise,
-            config.level,
-            config.side,
-            config.plain is not False,
-        )
+        self.noise, self.level, self.side = config.noise, config.level, config.side
+        self.plain = config.plain is not False  # older models did not say, and have been upscaled as if it were so
         self.sizes = Sizes(vector=config.told, image=config.width)
         self.rescale = Rescaler(self.channels, config.width, config.stages)
         self.tell = TimeEmbedding(config.told, config.told)

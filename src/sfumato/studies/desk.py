@@ -38,10 +38,8 @@ from sfumato.training.run import environment, objective_of, train
 
 say = Console(stderr=True)
 Fields = dict[str, Any]
-PROBE, PROBED = (
-    15.0,
-    0.002,
-)  # seconds of a training by which its pace is told, and at most which share of the hours each
+PROBE = 15.0  # seconds of a training by which its pace is told
+PROBED = 0.004  # of the hours, which that takes at most
 SEEDS = (0, 1_000_000, 2_000_000)  # of the first picture of each sampling; the next count up
 
 
