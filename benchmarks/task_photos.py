@@ -186,19 +186,22 @@ def upscale(asked: argparse.Namespace) -> Rows:
 
 
 def inpaint(asked: argparse.Namespace) -> Rows:
-    """The perceptual distance to the original of what fills the hole: the model, Telea's method, any model without training."""
+    """The perceptual distance to the original of what fills the hole: the model, Telea's method, any model without training.
+
+    Every hole has something around it, and what it hides is blackened before any method sees it: where all is hole Telea's
+    method has nothing to draw inwards and hands back what it was given.
+    """
     import cv2
 
     pipeline = Pipeline.load(asked.runs / "photo-inpaint")
-    free = (
-        Pipeline.load(asked.runs / "photo-label") if (asked.runs / "photo-label/model/model.yaml").is_file() else None
-    )
+    free = Pipeline.load(asked.runs / asked.free) if asked.free else None
     held = opened(asked.data, pipeline.model.size, "held_out")
     look = ScriptConfig(network=asked.perceptual).build()
-    order, whole = shown(held, asked.count)
+    whole = shown(held, asked.count)[1]
     size = pipeline.model.size
-    holes = [MasksConfig().mask(size, size, streams.generator(1, "holes", k)) for k in range(len(whole))]
-    pictures, masks = image.to_pil(whole), image.to_pil(torch.stack(holes)[:, None] * 2 - 1)
+    holes = [MasksConfig(all=0.0).mask(size, size, streams.generator(1, "holes", k)) for k in range(len(whole))]
+    there = torch.stack(holes)[:, None]
+    pictures, masks = image.to_pil(torch.where(there > 0, -1.0, whole)), image.to_pil(there * 2 - 1)
     several: dict[str, list[Tensor]] = {
         "Telea (OpenCV)": [
             image.to_tensor(cv2.inpaint(np.array(p), (h.numpy() * 255).astype(np.uint8), 3, cv2.INPAINT_TELEA))
@@ -211,10 +214,9 @@ def inpaint(asked: argparse.Namespace) -> Rows:
             for k, (p, m) in enumerate(zip(pictures, masks, strict=True))
         ]
     if free is not None:
-        names = [held.labels[held.fields(k)["label"]] for k in order]
-        several["without training, by the model of classes"] = [
-            image.to_tensor(free.inpaint(picture=p, mask=m, seed=k, steps=asked.steps[-1], label=n, guidance=1.5)[0])
-            for k, (p, m, n) in enumerate(zip(pictures, masks, names, strict=True))
+        several[f"{asked.free}, not trained for it"] = [
+            image.to_tensor(free.inpaint(picture=p, mask=m, seed=k, steps=asked.steps[-1], method="free")[0])
+            for k, (p, m) in enumerate(zip(pictures, masks, strict=True))
         ]
     rows: Rows = {}
     for title, made in several.items():
@@ -224,7 +226,7 @@ def inpaint(asked: argparse.Namespace) -> Rows:
             about = torch.cat(
                 [look(*(p[None, :, *boxed(h)] for p in pair)) for *pair, h in zip(whole, filled, holes, strict=True)]
             )
-        known = torch.stack(holes)[:, None].expand_as(whole) == 0
+        known = there.expand_as(whole) == 0
         kept = bool((image.to_uint8(filled)[known] == image.to_uint8(whole)[known]).all())
         inside = [float((a - b).square()[:, h > 0].mean()) for a, b, h in zip(whole, filled, holes, strict=True)]
         rows[title] = {
@@ -232,8 +234,12 @@ def inpaint(asked: argparse.Namespace) -> Rows:
             "perceptual, the hole's box": float(about.mean()),
             "PSNR in the hole": float(np.mean([10 * np.log10(4 / max(e, 1e-9)) for e in inside])), "known pixels equal": float(kept),
         }  # fmt: skip
+        if asked.features:  # another network than a first stage or `decoded` may have been taught with
+            net = networks.opened(asked.features)
+            apart = 1 - F.cosine_similarity(features(net, whole), features(net, filled))
+            rows[title] |= {"features": float(apart.mean()), "± of their mean": float(apart.std() / len(apart) ** 0.5)}
         print(title, rows[title], flush=True)
-    gray = torch.where(torch.stack(holes)[:, None] > 0, torch.zeros(()), whole)
+    gray = torch.where(there > 0, 0.0, whole)
     sheet([whole, gray, *(torch.stack(v[:SHOWN]) for v in several.values())], asked.out / "inpaint.png")
     return rows
 
@@ -450,6 +456,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path)
     parser.add_argument("--kodak", type=Path)
     parser.add_argument("--kodak-count", type=int, default=24)
+    parser.add_argument("--free", help="run whose model fills holes without training, in the last of the steps")
     parser.add_argument("--count", type=int, default=128, help="pictures that are measured")
     parser.add_argument("--steps", type=int, nargs="*", default=[25])
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0, 5.0])

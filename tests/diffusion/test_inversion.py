@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sfumato.diffusion import grid
 from sfumato.diffusion.inversion import inversion
-from sfumato.diffusion.likelihood import log_likelihood
+from sfumato.diffusion.likelihood import discrete, log_likelihood
 from sfumato.diffusion.samplers import ddim, last
 from sfumato.diffusion.schedule import Betas, Cosine, Exploding, Linear, Schedule
 from sfumato.streams import Stream
@@ -103,3 +103,28 @@ def test_a_likelihood_does_not_depend_on_the_batch() -> None:
     alone = log_likelihood(mixture(Exploding()), x_0[1:], g, Stream([2]))
     torch.testing.assert_close(both.log_p[1:], alone.log_p)
     torch.testing.assert_close(both.error[1:], alone.error)
+
+
+@pytest.mark.parametrize("ratio", [0.2, 2.0])
+def test_the_bound_on_levels_is_their_entropy_where_the_blur_is_small(ratio: float) -> None:
+    """Independent values on four levels, whose posterior means are exact: the bound is the entropy where the blur parts the
+    levels, above it where it does not, and never under it."""
+    levels = torch.tensor([-1.5, -0.5, 0.5, 1.5], dtype=torch.float64)
+    often = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    schedule = Linear()
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        alpha, sigma = (s[:, None, None, None, None] for s in schedule(t))
+        near = often.log() - (x_t[..., None] - alpha * levels).square() / (2 * sigma**2)
+        return (near.softmax(-1) * levels).sum(-1)
+
+    count = 512
+    draws = torch.multinomial(often, count * 48, True, generator=torch.Generator().manual_seed(0))
+    x_0 = levels[draws].view(count, 3, 4, 4)
+    exact = -often[draws].log2().view(count, 48).mean(1)
+    g = grid.exponential(schedule, 30, end=ratio)
+    found = discrete(denoise, x_0, levels.expand(3, 4), g, Stream(range(count)), probes=2).bits_per_value(48)
+    loose, error = float((found - exact).mean()), float((found - exact).std() / count**0.5)
+    assert loose > -3 * error
+    assert abs(loose) < 0.01 + 3 * error if ratio < 1 else loose > 0.05 + 3 * error, (loose, error)
+    assert error < 0.01

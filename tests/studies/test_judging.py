@@ -2,11 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from sfumato.studies import compression, cost, energy, guidance, limits
+from sfumato.studies import compression, conditioning, cost, energy, guidance, limits
 from sfumato.studies.judge import Judge, first
 from sfumato.studies.measure import Row, sharpness, spread
 from sfumato.studies.verdict import (
@@ -243,3 +244,21 @@ def test_the_judge_sees_classes_and_misses_what_is_missing() -> None:
     assert part["classes covered"] == 0.5
     assert part["class score"] < 2.3
     assert judge.score(features, labels[1:] + labels[:1])["agreement"] < 0.1
+
+
+def test_captions_of_two_models_are_compared_one_by_one() -> None:
+    """Six of forty captions gained and none lost is no chance, which two shares, 36 and 30 of 40, would not tell."""
+    well, worse = [0] * 36 + [50] * 4, [9] * 30 + [10] * 10
+
+    def found(ranks: list[int]) -> dict[str, Any]:
+        share = sum(r < 10 for r in ranks) / len(ranks)
+        return {"train ranks": ranks, "train10": share, "train10 ±": (share * (1 - share) / len(ranks)) ** 0.5}
+
+    heard = {name: {"own": [1.0, 1.1], "others": [1.2, 1.4]} for name in ("trained", "frozen", "none")}
+    told = conditioning.claims({"trained": found(well), "frozen": found(worse)}, heard)[-1]
+    assert told.outcome == HOLDS
+    assert "15.0 ± 5.7 points" in told.measured
+    same = conditioning.claims({"trained": found(worse), "frozen": found(worse)}, heard)[-1]
+    assert same.outcome == OPEN
+    shares = [Spread.of([float(r < 10) for r in ranks]) for ranks in (well, worse)]
+    assert better(*shares, lower=False) == OPEN

@@ -70,14 +70,17 @@ class Matcher:
         return [self.where[part.fields(k)["name"]] for k in indices]
 
     def match(self, part: Part, draw: Draw, codec: Codec, count: int) -> dict[str, Any]:
-        """The row of a part: sampled, ceiling and baseline."""
+        """The row of a part: sampled, ceiling and baseline. `ranks` are how many pictures are nearer than the own one, of each
+        caption in the order of `chosen`, so that two models can be compared caption by caption."""
         indices = chosen(part, count)
         own = self.own(part, indices)
         captions = [part.fields(k)["caption"][0] for k in indices]
         originals = torch.stack([part.image(k) for k in indices]).float() / 127.5 - 1.0
         ceiling = torch.cat([rebuilt(codec, rows) for rows in torch.split(originals, 64)])
+        found = ranks(draw(captions), self.reference, own)
         return {
-            **shares(ranks(draw(captions), self.reference, own)),
+            **shares(found),
+            "ranks": found.tolist(),
             "ceiling": shares(ranks(ceiling, self.reference, own)),
             "baseline": shares(ranks(self.baseline(part, indices, captions), self.reference, own)),
             "chance": {"top1": 1 / len(self.where), "top10": NEAR / len(self.where)},

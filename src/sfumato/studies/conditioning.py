@@ -6,13 +6,14 @@ Compared are the denoising loss on pictures that were not trained on, with their
 caption's picture looks like its own, and where single words are looked at.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sfumato import files
 from sfumato.data.base import Part
+from sfumato.evaluation.captions import NEAR
 from sfumato.evaluation.run import evaluate_model
 from sfumato.model import LatentDiffusion
 from sfumato.studies import recipes
@@ -104,10 +105,11 @@ def matched(desk: Desk, name: str, model: Path) -> dict[str, Any]:
             if cell:
                 found |= {part: cell["top1"], f"{part}10": cell["top10"]}
                 found |= {f"{part} ±": cell["top1_error"], f"{part}10 ±": cell["top10_error"]}
+                found |= {f"{part} ranks": cell["ranks"]}
         return found
 
     kept: dict[str, Any] = desk.once(
-        f"text-match-{name}", [files.sha256(model / "model.yaml"), CAPTIONS, desk.steps], make
+        f"text-match-{name}", [files.sha256(model / "model.yaml"), CAPTIONS, desk.steps, "with ranks"], make
     )
     return kept
 
@@ -131,18 +133,19 @@ def claims(found: Mapping[str, dict[str, Any]], heard: Mapping[str, Losses]) -> 
         ),
     ]
     if "train10" in found["trained"]:
-        one, other = (proportion(found[n], "train10") for n in ("trained", "frozen"))
+        gains = gained(*(found[n]["train ranks"] for n in ("trained", "frozen")))
         made.append(judged(
             "Captions' pictures are nearer to their own with a trained text encoder",
-            f"own picture among the ten nearest: {_share(found['trained'], 'train10')} against {_share(found['frozen'], 'train10')}",
-            Pair(one, other, lower=False),
+            f"own picture among the ten nearest: {_share(found['trained'], 'train10')} against {_share(found['frozen'], 'train10')}, "
+            f"{100 * gains.value:.1f} ± {100 * gains.error:.1f} points, caption by caption",
+            Pair(gains, Spread(0.0, 0.0, max(gains.count, 2)), lower=False),
         ))  # fmt: skip
     return made
 
 
-def proportion(found: Mapping[str, Any], key: str) -> Spread:
-    """A share of captions as a mean over them."""
-    return Spread(found[key], found[f"{key} ±"] * CAPTIONS**0.5, CAPTIONS)
+def gained(one: Sequence[int], other: Sequence[int]) -> Spread:
+    """How much oftener the first of two models has a caption's own picture among the ten nearest, of the same captions."""
+    return Spread.of([float(a < NEAR) - float(b < NEAR) for a, b in zip(one, other, strict=True)])
 
 
 def attended(desk: Desk, folder: Path) -> list[Figure]:

@@ -144,6 +144,7 @@ def power(desk: Desk, t: Trained, watts: float | None) -> Energy:
     def measure() -> dict[str, object]:
         recipe = desk.recipe("power", compression.denoiser(desk, t.factor, t.first), 1_000_000)
         objective = objective_of(recipe, desk.run(f"denoiser-{t.kind}-f{t.factor}"), desk.device)
+        rate(objective, recipe.training, desk.device, seconds=0.0)  # what compiles and warms up is not the training's
         with metered(desk.device, watts) as found:
             rate(objective, recipe.training, desk.device, seconds=10.0)
         return dataclasses.asdict(found)

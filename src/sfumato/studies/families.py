@@ -1,6 +1,7 @@
-"""`families`: a GAN, a VAE, two autoregressive models, diffusion of pixels, and latent diffusion, at equal training time.
+"""`families`: a GAN, a VAE, autoregressive models, diffusion of pixels, and latent diffusion, at equal training time.
 
-The time of the two that need a first stage holds their first stage's training. All sample in float32.
+The time of those that need a first stage holds their first stage's training. All sample in float32. The transformer over
+codes is trained at two factors: what it comes to where compression falls, at the size that it has.
 
 What the paper says of each in its introduction and related work: GANs are sharp, miss modes and are hard to train; VAEs
 cover and blur; autoregressive models have good likelihoods, are slow and stay small; diffusion of pixels is good and
@@ -8,6 +9,7 @@ costly; two stages of transformers need many parameters where codes are many.
 """
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from sfumato.families.base import FamilyConfig, Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.studies import bits, recipes
+from sfumato.studies.bits import PIXELS, VAE
 from sfumato.studies.desk import Desk
 from sfumato.studies.measure import SHARP, Row, cell, distance, drawing, floor, generated, real, reals, short
 from sfumato.studies.recipes import wider
@@ -32,17 +35,14 @@ from sfumato.tasks.walk import walk
 Fields = dict[str, Any]
 SMALL = 16  # pixels a side that the transformer over pixels draws at most: four times the pictures in its time that 32 allow
 MEASURING = 0.25  # of the hours
-BITS = 0.04  # of the hours, of MEASURING's part: each of the two whose bits are compared
+MODELS = 7
+BITS = 0.03  # of the hours, of MEASURING's part: each of the three whose bits are compared
 FIRST = 0.3  # of the time of a model with a first stage
 SIDES = (16, 32, 64)  # of the curve of seconds against resolution
-LDM, PIXELS, GAN, VAE, AR, TWO = (
-    "latent diffusion",
-    "pixel diffusion",
-    "GAN",
-    "VAE",
-    "pixel transformer",
-    "VQ + transformer",
-)
+CODES = 4  # the factor of the codes that a transformer draws
+FINER = 2  # and that where compression falls: four times the codes
+LDM, GAN, AR = "latent diffusion", "GAN", "pixel transformer"
+TWO, FINE = "VQ + transformer", f"VQ + transformer, f = {FINER}"
 
 
 def small(desk: Desk) -> int:
@@ -50,8 +50,8 @@ def small(desk: Desk) -> int:
     return min(desk.train.size, SMALL)
 
 
-def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
-    """All six, of two to seven million weights that draw on two cores."""
+def fields(desk: Desk, stage: Path, codes: dict[str, Path]) -> dict[str, Fields]:
+    """All of them, of two to seven million weights that draw on two cores; `codes` are the first stages of the transformers."""
     side = small(desk)
     cond = recipes.by_class() if desk.labelled else None
     return {
@@ -60,9 +60,12 @@ def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
         AR: recipes.family(
             "autoregressive", tokens="palette", side=side, colours=256, width=256, depth=6, heads=4, batch=8
         ),
-        TWO: {
-            **recipes.family("autoregressive", tokens="codes", width=256, depth=6, heads=4),
-            "autoencoder": str(codes),
+        **{
+            name: {
+                **recipes.family("autoregressive", tokens="codes", width=256, depth=6, heads=4),
+                "autoencoder": str(path),
+            }
+            for name, path in codes.items()
         },
         PIXELS: recipes.denoiser(desk.pixels(), cond, **recipes.fitting(desk.train.size)),
         LDM: recipes.denoiser(stage, cond),
@@ -70,33 +73,32 @@ def fields(desk: Desk, stage: Path, codes: Path) -> dict[str, Fields]:
 
 
 def study(desk: Desk) -> Result:
-    """Train six models for equal seconds, measure, judge."""
-    desk.dividing(4)
+    """Train all models for equal seconds, measure, judge."""
+    desk.dividing(CODES)
     desk.drawable(recipes.gan())
-    hours = (1 - MEASURING) * desk.hours / 6
-    stage, vq = desk.latents(FIRST * hours), recipes.first("vq", 4, 4)
-    codes = desk.trained("first-codes", vq, desk.budget("first-codes", vq, FIRST * hours))
+    hours = (1 - MEASURING) * desk.hours / MODELS
+    stage, codes = desk.latents(FIRST * hours), coded(desk, FIRST * hours)
     wanted = fields(desk, stage, codes)
     models, rows = dict[str, Path](), dict[str, Row]()
     for name, one in wanted.items():
-        run = f"family-{name.replace(' ', '-').replace('+-', '')}"
-        images = desk.budget(run, one, hours * (1 - FIRST) if name in (LDM, TWO) else hours)
+        run = "-".join(["family", *re.findall(r"\w+", name)])
+        images = desk.budget(run, one, hours * (1 - FIRST) if name in (LDM, *codes) else hours)
         models[name] = desk.trained(run, one, images)
         rows[name] = generated(desk, run, models[name], guidance=1.0, judge=desk.judge, dtype=torch.float32)
     side = small(desk)
     result = Result(
         "families", "The other families",
-        f"Six models of {desk.name} at {desk.train.size} pixels, each trained about {hours * 60:.0f} minutes on this machine, "
+        f"{len(wanted)} models of {desk.name} at {desk.train.size} pixels, each trained about {hours * 60:.0f} minutes on this machine, "
         f"{FIRST:.0%} of which are the first stage's where there is one. "
         + (f"The transformer over pixels draws {side} a side, its pictures are enlarged. " if side < desk.train.size else ""),
         protocol={**desk.protocol(**{"minutes each": hours * 60}), "precision of sampling": "float32"}, claims=claims(desk, rows),
     )  # fmt: skip
-    before = {n: desk.seconds(p.parent.name) for n, p in ((LDM, stage), (TWO, codes))}
+    before = {n: desk.seconds(p.parent.name) for n, p in {LDM: stage, **codes}.items()}
     result.tables.append(table(desk, wanted, models, rows, before))
     likely, told = bits.compared(desk, BITS * desk.hours, models[VAE])
     result.tables.append(likely)
     result.claims += told
-    result.tables.append(bits.known(desk, {name: models[name] for name in (AR, TWO)}))
+    result.tables.append(bits.known(desk, {name: models[name] for name in (AR, *codes)}))
     curves = desk.once(
         "family-seconds", [list(SIDES), desk.train.size, desk.steps, str(desk.device)], lambda: seconds(desk, wanted)
     )
@@ -110,10 +112,19 @@ def study(desk: Desk) -> Result:
     return result
 
 
+def coded(desk: Desk, hours: float) -> dict[str, Path]:
+    """The first stages whose codes transformers draw, each trained so long."""
+    found = {}
+    for name, factor in ((TWO, CODES), (FINE, FINER)):
+        run, vq = "first-codes" if factor == CODES else f"first-codes-f{factor}", recipes.first("vq", factor, 4)
+        found[name] = desk.trained(run, vq, desk.budget(run, vq, hours))
+    return found
+
+
 def table(
     desk: Desk, wanted: dict[str, Fields], models: dict[str, Path], rows: dict[str, Row], before: dict[str, float]
 ) -> Table:
-    """What the six took and came to; `before` are the seconds of the first stages."""
+    """What all took and came to; `before` are the seconds of the first stages."""
     measures = [distance(desk), *(short(desk, m) for m in ("KID", "precision", "recall", "coverage"))]
     measures += [m for m in ("classes covered", "agreement") if m in rows[LDM].measures]
     least = floor(desk)
@@ -202,6 +213,15 @@ def claims(desk: Desk, rows: dict[str, Row]) -> list[Claim]:
         for other, what in ((GAN, "a GAN"), (VAE, "a VAE"), (AR, "a transformer over pixels"), (PIXELS, "diffusion of pixels"),
                             (TWO, "a transformer over codes"))
     ]  # fmt: skip
+    made.append(
+        beats(
+            TWO,
+            FINE,
+            fid,
+            f"A transformer over codes of the same size is worse at f = {FINER} than at {CODES}, in equal time",
+        )
+    )
+    made.append(beats(LDM, FINE, fid, f"Latent diffusion is better than a transformer over codes of f = {FINER}"))
     made.append(beats(LDM, GAN, coverage, "A GAN misses pictures that latent diffusion comes near", lower=False))
     made.append(beats(VAE, GAN, coverage, "A VAE covers what a GAN misses", lower=False))
     made.append(
