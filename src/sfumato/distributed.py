@@ -137,6 +137,11 @@ def some(flag: bool) -> bool:
     return bool(told)
 
 
+def all_of(flag: bool) -> bool:
+    """Whether every process says so."""
+    return not some(not flag)
+
+
 def spread(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
     """`function(item)` for every item, in order and for every process, each worked out by one of them.
 

@@ -218,7 +218,7 @@ def test_a_model_is_measured_with_its_protocol(model_folder: Path) -> None:
     found = run.evaluate_model(model, EmojiData(size=32), captions=4, steps=2)
     assert set(found["caption_match"]) == {"train", "held_out", "held_out_bases"}
     row = found["caption_match"]["train"]
-    assert row["top10"] == sum(rank < captions.NEAR for rank in row["ranks"]) / 4
+    assert row["top10"] == sum(rank < captions.NEAR for rank in found["caption_ranks"]["train"]) / 4
     assert found["denoising"]["loss"] > 0
     assert found["protocol"]["samples"]["steps"] == 2
     assert found["subject"]["autoencoder"] == model.codec.fingerprint()

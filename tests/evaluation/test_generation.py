@@ -16,6 +16,7 @@ from sfumato.data.base import Data
 from sfumato.data.emoji import EmojiData
 from sfumato.evaluation import generation, protocol, run
 from sfumato.evaluation.gather import gather, key
+from sfumato.evaluation.outside import Outside
 from sfumato.evaluation.report import report, text
 from sfumato.evaluation.source import Chosen, FolderPictures, PartPictures, Rebuilt, Sampled, Source
 from sfumato.features import inception
@@ -58,6 +59,10 @@ def test_features_are_computed_once_and_kept_by_content(tmp_path: Path, monkeypa
     torch.testing.assert_close(first["pooled"], torch.cat([net(source.pictures([k]))["pooled"] for k in range(40)]))
     monkeypatch.setattr(Small, "forward", None)
     assert torch.equal(gather(net, source, cache=tmp_path / "cache")["pooled"], first["pooled"])
+    with monkeypatch.context() as patch:  # where another process has none, all work together
+        patch.setattr("sfumato.distributed.all_of", lambda flag: False)
+        with pytest.raises(TypeError):
+            gather(net, source, cache=tmp_path / "cache")
     other = FeatureNetwork(Small(), Description(name="Small", size=16, resize="bilinear"))
     image.to_pil(torch.zeros(1, 3, 16, 16))[0].save(tmp_path / "a" / "000.png")
     keys = {key(net, source), key(other, source), key(net, FolderPictures(tmp_path / "a")), key(net, Chosen(source, 9))}
@@ -233,7 +238,7 @@ def test_samples_stand_beside_reconstructions_and_real_images(model_folder: Path
         "reconstructions",
         "real, one half against the other",
     ]
-    assert [row["count"] for row in found["features"]] == [12, 12, 15]
+    assert [row["count"] for row in found["features"]] == [12, 12, 12]
     assert found["subject"]["samples"]["steps"] == 1
     assert found["protocol"]["features"]["name"] == "Small"
     near = found["pictures"]  # every sample's nearest training picture
@@ -270,8 +275,7 @@ def test_clip_scores_know_own_captions_from_others(monkeypatch: pytest.MonkeyPat
     rows, _ = run.aligned({"images": few}, run.Looking(clip=(net, Reads(table))))
     assert (rows[0]["count"], rows[0]["CLIP score (C)"]) == (10, pytest.approx(100))
     monkeypatch.setattr(few, "caption", lambda k: None)
-    with pytest.raises(ValueError, match="none of the 20 images has a caption"):
-        run.aligned({"images": few}, run.Looking(clip=(net, Reads(table))))
+    assert run.aligned({"images": few}, run.Looking(clip=(net, Reads(table))))[0] == []
     flipped = {c: -v for c, v in table.items()}
     assert run.aligned({"images": source}, run.Looking(clip=(net, Reads(flipped))))[0][0]["CLIP score (C)"] == 0
 
@@ -296,3 +300,40 @@ def test_a_model_that_is_told_squares_is_measured_by_whole_pictures(tmp_path: Pa
     source = Sampled(model, request, 3, data.open("train"))
     made = next(iter(generate(model, request.model_copy(update={"count": 3})))).pictures
     torch.testing.assert_close(torch.stack(source.pictures(range(3))), made)
+
+
+def test_real_images_cover_as_the_best_of_models_would() -> None:
+    rows = torch.randn(1200, 4, generator=torch.Generator().manual_seed(0))
+    made = torch.randn(300, 4, generator=torch.Generator().manual_seed(1))
+    one, two = generation.halves({"pooled": rows})
+    best = generation.against({"pooled": rows}, {"pooled": made}, network().description)["coverage (Small)"]
+    found = generation.apart(two, one, 300, 1200, network().description)["coverage (Small)"]
+    assert best == pytest.approx(1 - 1.25**-5, abs=0.05)
+    assert found == pytest.approx(best, abs=0.06)
+    assert generation.against(two, one, network().description)["coverage (Small)"] > 0.9
+
+
+def test_images_are_asked_for_captions_before_they_are_looked_at(tmp_path: Path) -> None:
+    look = run.Looking(network(), clip=(network(), Reads({})))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="none of the 4 images has a caption"):
+        run.evaluate_images(FolderPictures(folder(tmp_path / "a", 4)), emoji(8), look)
+
+
+def test_pictures_of_several_sizes_tell_all_scales(tmp_path: Path, codec: Codec) -> None:
+    folder(tmp_path / "a", 2, 48)
+    image.to_pil(torch.zeros(1, 3, 200, 200))[0].save(tmp_path / "a" / "large.png")
+    source = FolderPictures(tmp_path / "a", multiple=8)
+    assert source.sides() == {(48, 48), (200, 200)}
+    assert run._compared(source, run.Looking())["pairs"]["ms_ssim_scales"] == [3, 5]
+    assert run._compared(Chosen(source, 1), run.Looking())["pairs"]["ms_ssim_scales"] == 3
+
+
+def test_samples_are_held_against_pictures_of_their_own_kind(model_folder: Path, tmp_path: Path) -> None:
+    """Whether a model repeats its training part does not hang on what else it is measured on."""
+    model, data = LatentDiffusion.load(model_folder), EmojiData(size=32)
+    other = Outside(path=folder(tmp_path / "noise", 8, 32), trained=data, size=32)
+    found = [
+        run.evaluate_model(model, d, captions=1, steps=1, images=8, look=run.Looking(network()))["memorising"]
+        for d in (data, other)
+    ]
+    assert found[0] == found[1]

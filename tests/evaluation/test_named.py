@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sfumato import cli, files
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
+from sfumato.data.emoji import EmojiData
 from sfumato.evaluation import doors, run
 from sfumato.evaluation.doors import Asked
 from sfumato.evaluation.reconstruction import Perceptual
@@ -140,6 +141,22 @@ def test_a_family_of_codes_has_its_reconstructions_as_a_ceiling(codec: Codec) ->
     rows = doors._family(asked, Stub(codec), recipe, looking(), lambda said: None)[0]["features"]
     assert [row["images"] for row in rows] == ["images", "reconstructions", "real, one half against the other"]
     assert [row["count"] for row in rows[:2]] == [8, 8]
+    told = [
+        doors._family(dataclasses.replace(asked, guidance=g), Stub(codec), recipe, looking(), lambda said: None)[0][
+            "protocol"
+        ]
+        for g in (1.0, 3.0)
+    ]
+    assert [t["samples"]["guidance"] for t in told] == [1.0, 3.0]
+    assert told[0]["likelihood"]["held_out"] == EmojiData(size=32).open("held_out").fingerprint
+
+
+def test_a_size_that_nothing_has_is_refused() -> None:
+    asked = Asked(Path("runs/x"), size=128)
+    with pytest.raises(ValueError, match="makes pictures of 32 pixels; leave it out"):
+        doors._side(asked, 32)
+    assert doors._side(dataclasses.replace(asked, reference="emoji"), 32) == 128
+    assert doors._side(Asked(Path("runs/x")), 32) == 32
 
 
 def test_a_family_is_measured_where_nothing_is_held_out(codec: Codec, tmp_path: Path) -> None:

@@ -165,6 +165,9 @@ def test_the_published_inception_is_known_by_its_hash_alone(tmp_path: Path, monk
             block = whole.layers.mixed_6.conv(whole.layers.conv(values))
             torch.testing.assert_close(found["spatial"][k], block[0, :7].flatten())
     assert found["spatial"].shape == (2, 7 * 19 * 19)
+    path.with_suffix(".yaml").write_text("name: mine")
+    with pytest.raises(ValueError, match="says otherwise what the published Inception wants"):
+        opened(path)
 
 
 def test_an_inception_that_is_built_otherwise_gives_its_pooled_output(

@@ -96,7 +96,11 @@ def command(
     if report is not None:
         typer.echo(f"The page is there: {show(report)}", err=True)
     typer.echo(text(found), err=True)
-    print(json.dumps({k: v for k, v in found.items() if k != "pictures"}, indent=1, ensure_ascii=False))
+    print(
+        json.dumps(
+            {k: v for k, v in found.items() if k not in ("pictures", "caption_ranks")}, indent=1, ensure_ascii=False
+        )
+    )
     if earlier is not None and against is not None:
         for place, (now, then) in protocol.compared(found, earlier, (str(model), str(against))).items():
             typer.echo(f"{place}: {now:.5g}, was {then:.5g}", err=True)

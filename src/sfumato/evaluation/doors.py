@@ -23,7 +23,7 @@ from sfumato.families.base import Family
 from sfumato.features import network as networks
 from sfumato.model import LatentDiffusion
 from sfumato.training.fitted import classes
-from sfumato.training.likelihood import likelihood
+from sfumato.training.likelihood import LIMIT, likelihood
 from sfumato.training.run import held_out
 
 Show = Callable[[Path], Path]  # writes the page
@@ -144,6 +144,15 @@ def _originals(asked: Asked, codec: Codec, recipe: dict[str, Any] | None) -> Sou
     return run.held_out(_data(asked, recipe, size or 64, codec.image_channels))
 
 
+def _side(asked: Asked, size: int) -> int:
+    """Pixels a side of a model's reference. Raises `ValueError` where a size is asked for and nothing has it."""
+    if asked.size and asked.size != size and asked.data is None and asked.reference is None:
+        raise ValueError(
+            f"--size is of --data, --reference and pictures, and this model makes pictures of {size} pixels; leave it out"
+        )
+    return asked.size or size
+
+
 def _pictures(folder: Path) -> bool:
     return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))
 
@@ -191,7 +200,8 @@ def _family(
 ) -> tuple[dict[str, Any], Show]:
     shape = family.shape
     data = _data(asked, recipe, shape.size, shape.channels, family.labels)
-    reference = real(asked.reference, shape.size, shape.channels, asked.each) if asked.reference is not None else None
+    side = _side(asked, shape.size)
+    reference = real(asked.reference, side, shape.channels, asked.each) if asked.reference is not None else None
     shown = run.trained(data, asked.each)
     against = reference or shown
     guidance = 3.0 if asked.guidance is None else asked.guidance
@@ -200,6 +210,10 @@ def _family(
     apart = held_out(data, needed=asked.data is not None and not _same(asked.data, recipe))
     found = run.evaluate_images(samples, against, look, tell, codec)
     found["likelihood"] = None if apart is None else likelihood(family, apart)
+    found["protocol"] |= {
+        "samples": {"guidance": guidance, "seed": run.SEED, "conditions_of": shown.part.fingerprint},
+        "likelihood": None if apart is None else {"held_out": apart.fingerprint, "limit": LIMIT},
+    }
     return found, lambda path: report(path, found, title=str(asked.target), images=samples, reference=against)
 
 
@@ -208,7 +222,8 @@ def _model(
 ) -> tuple[dict[str, Any], Show]:
     channels = model.codec.image_channels
     data = _data(asked, recipe, model.size, channels, classes(model))
-    reference = real(asked.reference, model.size, channels, asked.each) if asked.reference is not None else None
+    side = _side(asked, model.size)
+    reference = real(asked.reference, side, channels, asked.each) if asked.reference is not None else None
     found = run.evaluate_model(
         model,
         data,

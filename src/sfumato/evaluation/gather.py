@@ -36,7 +36,7 @@ def gather(
     if not len(source):
         raise ValueError("there are no images to look at; give a folder or a data set that has some")
     path = cache / f"{key(network, source)}.safetensors" if cache is not None else None
-    if path is not None and path.is_file():
+    if path is not None and distributed.all_of(path.is_file()):  # machines may have no disk together
         return files.load_tensors(path)
     parts: dict[str, list[Tensor]] = {}
     done = 0
@@ -47,7 +47,7 @@ def gather(
         if tell is not None:
             tell(done)
     gathered = {name: torch.cat(rows) for name, rows in parts.items()}
-    if path is not None and distributed.chief():
+    if path is not None and distributed.local() == 0:
         files.save_tensors(path, gathered)
     distributed.wait()  # the cache is there for all, or for none
     return gathered

@@ -137,9 +137,9 @@ class _Same(Rebuilt):
 
 def _compared(source: Source, look: Looking) -> dict[str, Any]:
     """The protocol's part on comparisons of pairs."""
-    height, width = source.pictures([0])[0].shape[1:]
+    several = sorted({scales(height, width) for height, width in source.sides()})
     return {
-        "pairs": {"rounded": "8 bits", "ms_ssim_scales": scales(height, width)},
+        "pairs": {"rounded": "8 bits", "ms_ssim_scales": several[0] if len(several) == 1 else several},
         "perceptual": look.perceptual.told if look.perceptual is not None else None,
     }
 
@@ -160,6 +160,8 @@ def evaluate_images(
     """
     if look.network is None:
         raise ValueError("a folder of images is measured through a feature network; give its file with --features")
+    if look.clip is not None and not any(images.caption(k) for k in range(len(images))):
+        raise ValueError(f"none of the {len(images)} images has a caption to be compared with; leave --clip out")
     found: dict[str, Any] = {"subject": {}}
     subjects: dict[str, Source] = {"images": images}
     if codec is not None:
@@ -219,6 +221,7 @@ def evaluate_model(
             return torch.cat([made.pictures.cpu() for made in drawn])
 
         found["caption_match"] = dict(_matches(matcher, data, draw, model.codec, captions, say))
+        found["caption_ranks"] = {part: row.pop("ranks") for part, row in found["caption_match"].items()}
         extra["parts"] |= {name: data.open(name).fingerprint for name in ("train", "combinations", "all")}
         extra["caption_match"] = {"captions": captions, "side": SIDE, "near": NEAR}
     if look.network is not None or look.clip is not None:
@@ -265,8 +268,11 @@ def _generated(
     if look.network is not None:
         measures = table(look.network, real, subjects, cache=look.cache, workers=look.workers, tell=tell)
         extra |= _apart(found, measures)
-        apart = held_out(data)
-        if len(apart):
+        own = (
+            data.trained if isinstance(data, Outside) else data
+        )  # pictures of another kind lie far from the training part
+        apart = held_out(own) if "held_out" in own.parts else None
+        if apart is not None and len(apart):
             seen: dict[str, Source] = {"samples": subjects["samples"], "held_out": apart, "train": whole}
             features = {
                 name: gather(look.network, source, cache=look.cache, workers=look.workers)
@@ -289,7 +295,7 @@ def _near(row: dict[str, Any], seen: dict[str, Source]) -> dict[str, Any]:
 
 def aligned(subjects: dict[str, Source], look: Looking) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Rows of CLIP scores of the subjects' pictures that have captions, `count` of them, each with captions half the set
-    away beside, and their protocol. Raises `ValueError` where the first subject has none."""
+    away beside, and their protocol."""
     assert look.clip is not None
     network, read = look.clip
     rows: list[dict[str, Any]] = []
@@ -297,8 +303,6 @@ def aligned(subjects: dict[str, Source], look: Looking) -> tuple[list[dict[str, 
         words = [source.caption(k) for k in range(len(source))]
         known, said = torch.tensor([bool(w) for w in words]), [w for w in words if w]
         if not said:
-            if not rows:
-                raise ValueError(f"none of the {len(words)} images has a caption to be compared with")
             continue
         seen = gather(network, source, cache=look.cache, workers=look.workers)["pooled"][known]
         score = alignment(seen, said, read)
@@ -308,7 +312,8 @@ def aligned(subjects: dict[str, Source], look: Looking) -> tuple[list[dict[str, 
         rows.append(
             {"images": title, "count": len(said), name: score.value, f"{name}, captions of others": other.value}
         )
-    return rows, {"clip": network.told()}
+    others = {title: source.told() for title, source in list(subjects.items())[1:]}
+    return rows, {"clip": network.told(), "aligned": {"images": len(next(iter(subjects.values()))), **others}}
 
 
 def _matches(

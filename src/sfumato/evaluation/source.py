@@ -42,6 +42,11 @@ class Source(ABC):
     def pictures(self, indices: Sequence[int]) -> list[Tensor]:
         """Pictures (C, H, W) in [-1, 1], on the CPU."""
 
+    def sides(self) -> set[tuple[int, int]]:
+        """(height, width) of its pictures, all that there are; one where a source has one."""
+        height, width = self.pictures([0])[0].shape[1:]
+        return {(height, width)}
+
     def name(self, index: int) -> str:
         """What a report calls a picture."""
         return str(index)
@@ -112,6 +117,14 @@ class FolderPictures(Source):
 
     def pictures(self, indices: Sequence[int]) -> list[Tensor]:
         return [self._picture(self.entries[k].file) for k in indices]
+
+    def sides(self) -> set[tuple[int, int]]:
+        if self.size is not None:
+            return {(self.size, self.size)}
+        several = (image.sides(entry.file) for entry in self.entries)
+        return {
+            (high // self.multiple * self.multiple, wide // self.multiple * self.multiple) for wide, high in several
+        }
 
     def _picture(self, path: Path) -> Tensor:
         if self.size is not None:

@@ -183,8 +183,15 @@ def description(path: Path, sha256: str) -> Description:
     if not beside.is_file():
         return KNOWN.get(sha256) or NAMED.get(path.stem) or Description(name=path.stem)
     try:
-        return Description.model_validate(yaml.safe_load(beside.read_text(encoding="utf-8")))
+        found = Description.model_validate(yaml.safe_load(beside.read_text(encoding="utf-8")))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{beside} is not YAML ({str(error).splitlines()[0]}); mend it or remove it") from None
     except ValidationError as error:
         raise ValueError(explain(error, str(beside))) from None
+    known = KNOWN.get(sha256)
+    named_as = {"name": known.name, "sha256": known.sha256} if known is not None else {}
+    if sha256 == inception.SHA256 and found.model_copy(update=named_as) != known:
+        raise ValueError(
+            f"{beside} says otherwise what the published Inception wants, whose numbers bear known names; remove it"
+        )
+    return found

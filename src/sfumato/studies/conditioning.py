@@ -13,6 +13,7 @@ from typing import Any
 
 from sfumato import files
 from sfumato.data.base import Part
+from sfumato.data.picked import one_each
 from sfumato.evaluation.captions import NEAR
 from sfumato.evaluation.run import evaluate_model
 from sfumato.model import LatentDiffusion
@@ -73,9 +74,10 @@ def study(desk: Desk) -> Result:
 
 
 def unseen(desk: Desk) -> tuple[str, Part]:
-    """Pictures that were not trained on but whose words were, where the data have such; else the held-out part."""
+    """Pictures that were not trained on but whose words were, where the data have such; else the held-out part: one of each
+    family, for twins are no two pictures to a mean."""
     name = "combinations" if "combinations" in desk.opened.parts else "held_out"
-    return name, desk.opened.open(name)
+    return name, one_each(desk.opened.open(name))
 
 
 def measured(desk: Desk, name: str, model: Path) -> Losses:
@@ -85,7 +87,9 @@ def measured(desk: Desk, name: str, model: Path) -> Losses:
         own, others = losses(LatentDiffusion.load(model, desk.device), unseen(desk)[1])
         return {"own": own, "others": others}
 
-    kept: Losses = desk.once(f"text-losses-{name}", files.sha256(model / "model.yaml"), make)
+    kept: Losses = desk.once(
+        f"text-losses-{name}", [files.sha256(model / "model.yaml"), unseen(desk)[1].fingerprint], make
+    )
     return kept
 
 
@@ -97,19 +101,22 @@ def matched(desk: Desk, name: str, model: Path) -> dict[str, Any]:
         if name == "none" or "all" not in desk.opened.parts:
             return found
         opened = LatentDiffusion.load(model, desk.device)
-        match = evaluate_model(
+        whole = evaluate_model(
             opened, desk.opened, captions=CAPTIONS, guidance=GUIDANCE, steps=desk.steps, dtype=desk.dtype
-        )["caption_match"]
+        )
+        match, ranks = whole["caption_match"], whole["caption_ranks"]
         for part in ("train", "held_out"):
             cell = match.get(part)
             if cell:
                 found |= {part: cell["top1"], f"{part}10": cell["top10"]}
                 found |= {f"{part} ±": cell["top1_error"], f"{part}10 ±": cell["top10_error"]}
-                found |= {f"{part} ranks": cell["ranks"]}
+                found |= {f"{part} ranks": ranks[part]}
         return found
 
     kept: dict[str, Any] = desk.once(
-        f"text-match-{name}", [files.sha256(model / "model.yaml"), CAPTIONS, desk.steps, "with ranks"], make
+        f"text-match-{name}",
+        [files.sha256(model / "model.yaml"), CAPTIONS, desk.steps, desk.held_out.fingerprint],
+        make,
     )
     return kept
 

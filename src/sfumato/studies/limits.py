@@ -214,7 +214,7 @@ def exact(desk: Desk, result: Result) -> None:
         "data": data,
     }  # fmt: skip
     model = desk.trained("upscale", fields, desk.budget("upscale", fields, UPSCALE * desk.hours))
-    key = [files.sha256(model / "model.yaml"), desk.steps]
+    key = [files.sha256(model / "model.yaml"), desk.steps, desk.held_out.fingerprint]
     found = desk.once("upscale-exact", key, lambda: shrunk_again(desk, model, data))
     values = found["consistent"]
     kinds = {"plain": "as the model makes it", "consistent": "with the correction, the default",

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from sfumato import device as devices
 from sfumato import files, image, streams
 from sfumato.autoencoder.codec import Codec
-from sfumato.evaluation.generation import against, halves, named
+from sfumato.evaluation.generation import against, apart, halves, named
 from sfumato.evaluation.reconstruction import measured, summary
 from sfumato.evaluation.source import Modelled, PartPictures, Rebuilt, Sampled, Source
 from sfumato.families.base import Family
@@ -186,24 +186,23 @@ def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
 def real(desk: Desk, judge: Judge | None = None) -> Row:
     """As many pictures of one half of what training shows as are generated, against the other half, and a sheet of held-out
     ones: what fresh pictures of the same kind come to. A model that repeats the pictures it was trained on can be nearer.
-    The reference is half as large as a model's, which costs a little. How often a class is right is of held-out pictures,
+    The reference is half as large as a model's, which raises the Fréchet distance a little. How often a class is right is of held-out pictures,
     which the judge was not trained on."""
 
     def make() -> Any:
         one, two = halves(desk.real)
-        one = {n: rows[: desk.images] for n, rows in one.items()}  # halves are shuffled
-        found = {k: v for k, v in against(two, one, desk.network.description).items() if not k.endswith("±")}
+        found = apart(two, one, desk.images, len(desk.shown), desk.network.description)
+        found = {k: v for k, v in found.items() if not k.endswith("±")}
         source = PartPictures(desk.held_out, "held out")
         if judge is not None:
-            found |= judge.score(one["pooled"], None)
+            found |= judge.score(one["pooled"][: desk.images], None)
             right = judge.score(desk.seen(source)["pooled"], classes_of(desk.held_out))
             found |= {"agreement": right["agreement"]} if "agreement" in right else {}
         sheet = drawn(desk, "real", source.pictures(spread(len(source))))
         return {"rows": [found], "rates": [0.0], "sheet": str(sheet.relative_to(desk.folder))}
 
-    return read(
-        desk, desk.once("real", [desk.shown.fingerprint, desk.images, desk.network.told(), judge is not None], make)
-    )
+    parts = [desk.shown.fingerprint, desk.held_out.fingerprint]
+    return read(desk, desk.once("real", [*parts, desk.images, desk.network.told(), judge is not None], make))
 
 
 REAL = "real, from one half against the other"
@@ -253,7 +252,8 @@ def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, float]:
         drawn(desk, name, Rebuilt(codec, held).pictures(spread(len(held))))
         return found
 
-    key = [files.sha256(folder / "model.yaml"), desk.shown.fingerprint, desk.images, desk.network.told()]
+    parts = [desk.shown.fingerprint, desk.held_out.fingerprint]
+    key = [files.sha256(folder / "model.yaml"), *parts, desk.images, desk.network.told()]
     kept: dict[str, float] = desk.once(name, key, make)
     return kept
 

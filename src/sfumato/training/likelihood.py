@@ -17,7 +17,8 @@ def likelihood(family: Family, part: Part, limit: int = LIMIT) -> dict[str, floa
     found = each(family, part, limit)
     if found is None:
         return None
-    return {"bits": float(found.mean()), "±": float(found.std() / len(found) ** 0.5), "count": len(found)}
+    error = float(found.std() / len(found) ** 0.5) if len(found) > 1 else 0.0
+    return {"bits": float(found.mean()), "±": error, "count": len(found)}
 
 
 def each(family: Family, part: Part, limit: int = LIMIT) -> Tensor | None:
