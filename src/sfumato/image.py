@@ -115,12 +115,32 @@ def sides(path: Path) -> tuple[int, int]:
             high, wide = np.load(path, mmap_mode="r", allow_pickle=False).shape[:2]
             return wide, high
         with Image.open(path) as opened:
-            turned = opened.getexif().get(0x0112, 1) >= 5 and opened.format != "TIFF"  # whose sides Pillow turns itself
+            if opened.format == "PNG" and not _late(path):
+                told = Image.Image.getexif(
+                    opened
+                )  # Pillow's own of PNG decodes the picture, for what may stand behind it
+            else:
+                told = opened.getexif()
+            turned = told.get(0x0112, 1) >= 5 and opened.format != "TIFF"  # whose sides Pillow turns itself
             return (opened.height, opened.width) if turned else (opened.width, opened.height)
     except Exception as error:  # of damaged files anything, as in `_opened`
         what = "an array" if path.suffix.lower() == ".npy" else "a picture"
         reason = str(error) or type(error).__name__
         raise ValueError(f"{path} cannot be read as {what} ({reason}); replace or remove it") from None
+
+
+def _late(path: Path) -> bool:
+    """Whether a PNG file says something of itself behind its pixels."""
+    with path.open("rb") as file:
+        file.seek(8)
+        pixels = False
+        while len(head := file.read(8)) == 8:
+            kind = head[4:]
+            if pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
+                return True
+            pixels = pixels or kind == b"IDAT"
+            file.seek(int.from_bytes(head[:4], "big") + 4, 1)
+    return False
 
 
 def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name: str, knows: str) -> Pixels:

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, overload
@@ -18,7 +18,11 @@ from sfumato.data.embed import EmbedConfig, Embeddings
 from sfumato.data.masks import MasksConfig
 from sfumato.image import Stored
 
-SIDED = re.compile(r"\b(left|right|clockwise|counterclockwise|anticlockwise)(wards?)?\b", re.IGNORECASE)
+SIDED = re.compile(
+    r"(?<![a-z])((left|right)(wards?|most|hand(ed)?|side)?|clockwise|counterclockwise|anticlockwise)(?![a-z])",
+    re.IGNORECASE,
+)
+HUMPS = re.compile(r"(?<=[a-z])(?=[A-Z])")  # of TurnLeft
 
 
 class Derivation(Protocol):
@@ -80,16 +84,24 @@ class Part(ABC):
         """Which pictures of the data set look like another one, for people; empty where none does, or none is compared."""
         return ""
 
-    def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
+    def few(self, index: int, read: Collection[str]) -> dict[str, Any]:
+        """`fields`, of which those in files of their own may be left out where they are not among those `read`."""
+        return self.fields(index)
+
+    def told(
+        self, index: int, seed: int = 0, position: int | None = None, read: Collection[str] | None = None
+    ) -> dict[str, Any]:
         """`fields`, what a network says of the picture, and what is derived of it as it is shown at this position, which is
-        its index where None."""
-        found = self.fields(index)
-        if self.embeddings is not None:
+        its index where None. What costs a file or a picture is left out where it is not among the fields that are `read`,
+        all of them where None."""
+        found = self.fields(index) if read is None else self.few(index, read)
+        wanted = self.derived if read is None else self.derived & {*read}
+        if self.embeddings is not None and wanted & {*self.embeddings.fields}:
             found = {**found, **self.embeddings(index)}
-        if self.derivations:
+        if made := [derive for derive in self.derivations if derive.field in wanted]:
             picture = self.image(index)
             at = index if position is None else position
-            for derive in self.derivations:
+            for derive in made:
                 found = {**found, derive.field: derive(picture, streams.generator(seed, f"derived/{derive.field}", at))}
         return found
 
@@ -108,7 +120,7 @@ class Part(ABC):
         groups = self.field(index, "group") or ()
         said += [groups] if isinstance(groups, str) else groups
         said += [name for name, *_ in self.field(index, "boxes") or () if isinstance(name, str)]
-        return not any(SIDED.search(one.replace("_", " ")) for one in said)
+        return not any(SIDED.search(HUMPS.sub(" ", one)) for one in said)
 
 
 class Singles(Sequence[Sequence[int]]):

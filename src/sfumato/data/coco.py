@@ -105,26 +105,31 @@ def _told(path: Path, stamp: int) -> tuple[dict[str, Told], tuple[str, ...]]:
             boxed = bool(row.get("bbox")) and not row.get("iscrowd")
             if row.get("image_id") not in pictures:
                 faults["are of pictures that the file does not list and left out"] += 1
-            elif row.get("caption"):
+            elif row.get("caption") and not boxed:  # beside a box it is of what is in that
                 captions[row["image_id"]].append(str(row["caption"]).strip())
             elif boxed:
                 spot, fault = _spot(categories.get(row.get("category_id")), row["bbox"], pictures[row["image_id"]])
                 boxes[row["image_id"]] += [spot] if spot else []
                 faults[fault] += 1
+        names = {key: PurePosixPath(row["file_name"].replace("\\", "/")).as_posix() for key, row in pictures.items()}
+        often = Counter(names.values())
+        doubled = sum(len(boxes[key]) + len(captions[key]) for key, name in names.items() if often[name] > 1)
+        faults["are of pictures of one name, listed several times, and left out"] += doubled
         found = {
-            PurePosixPath(row["file_name"].replace("\\", "/")).as_posix(): Told(
+            names[key]: Told(
                 tuple(boxes[key]) if categories else None,
                 tuple(captions[key]),
                 (float(row["width"]), float(row["height"])) if boxes[key] else None,
             )
             for key, row in pictures.items()
+            if often[names[key]] == 1
         }
     except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
         raise ValueError(
             f"{path} is not of COCO's form ({type(error).__name__}: {error}); it wants images, annotations, categories: "
             "give it another name where it is something else"
         ) from None
-    if text := ", ".join(f"{count} {fault}" for fault, count in sorted(faults.items()) if fault):
+    if text := ", ".join(f"{count} {fault}" for fault, count in sorted(faults.items()) if fault and count):
         log.warning("%s: of %d annotations %s", path, len(whole["annotations"]), text)
     return found, tuple(categories[key] for key in sorted(categories))
 

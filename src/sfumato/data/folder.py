@@ -11,7 +11,7 @@ bits are read in 8 (by Pillow): store those as arrays.
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sfumato.data.base import Data, Part
 from sfumato.data.beside import NO_CLASSES, Classes
 from sfumato.data.frame import Frame, centred, drawn
 from sfumato.data.layout import Entry, categories, folders, labels, listed, parted, unwrapped
+from sfumato.data.once import warn
 from sfumato.data.survey import Seen, surveyed
 
 
@@ -51,10 +52,10 @@ class FolderData(Data):
             raise ValueError(f"there is no folder {self.path}; give the folder of your pictures as data.path")
         root = unwrapped(self.path)
         entries, known = listed(root), beside.classes(root, *folders(root))
-        seen = surveyed(root, entries, self.channels, known)
-        kept = [entry for entry in entries if entry.name in seen]
-        out = self._out(root, kept, seen)
-        chosen = [entry for entry in kept if (entry.name in out) == (part == "held_out")]
+        looked = surveyed(root, entries, self.channels, known)
+        kept = _within(root, [(entry, one) for entry, one in zip(entries, looked, strict=True) if one is not None])
+        out = self._out(root, kept)
+        chosen = [(entry, one) for entry, one in kept if (entry.name in out) == (part == "held_out")]
         if not chosen:
             raise ValueError(
                 f"no picture of {self.path} is left for the part {part!r}: {len(kept)} can be read, {len(out)} are held "
@@ -62,28 +63,43 @@ class FolderData(Data):
             )
         crops = self.crops if part == "train" else 1
         names = categories(root, entries)
-        found = FolderPart(chosen, labels(entries), seen, self.size, self.channels, crops, self.closest, known, names)
+        found = FolderPart(chosen, labels(entries), self.size, self.channels, crops, self.closest, known, names)
         if part == "train":
-            looks = tuple(seen[e.name].looks for e in kept)
-            found.compared = partial(_alike, [e.name for e in kept], looks, out)
+            looks = tuple(one.looks for _, one in kept)
+            found.compared = partial(_alike, [entry.name for entry, _ in kept], looks, out)
         return found
 
-    def _out(self, root: Path, entries: Sequence[Entry], seen: dict[str, Seen]) -> set[str]:
+    def _out(self, root: Path, kept: Sequence[tuple[Entry, Seen]]) -> set[str]:
         """Names of the pictures that are held out. Those that look the same are on one side, and others move none across."""
         parts = parted(root)
         if parts is not None and parts.aside is not None:
-            train = f"{parts.train.relative_to(root).as_posix()}/"
-            return {entry.name for entry in entries if not entry.name.startswith(train)}
+            aside = f"{parts.aside.relative_to(root).as_posix()}/"
+            return {entry.name for entry, _ in kept if entry.name.startswith(aside)}
         if self.held_out == 0:
             return set()
-        digests, numbers = [seen[e.name].digest for e in entries], _grouped(tuple(seen[e.name].looks for e in entries))
+        digests, numbers = [one.digest for _, one in kept], _grouped(tuple(one.looks for _, one in kept))
         twins.crowded(root, numbers)
-        first = dict(zip((e.name for e in entries), twins.deciding(digests, numbers), strict=True))
+        first = dict(zip((entry.name for entry, _ in kept), twins.deciding(digests, numbers), strict=True))
         if len(set(first.values())) == 1:  # all look alike: then by their files
             first = dict(zip(first, digests, strict=True))
         lowest = min(first.values())
         share = {name for name, digest in first.items() if int(digest[:16], 16) < self.held_out * 2**64}
         return share or {name for name, digest in first.items() if digest == lowest}
+
+
+def _within(root: Path, kept: list[tuple[Entry, Seen]]) -> list[tuple[Entry, Seen]]:
+    """The pictures of the parts, where there are two: a table beside them may name others, which are told and left out."""
+    parts = parted(root)
+    if parts is None or parts.aside is None:
+        return kept
+    of = tuple(f"{folder.relative_to(root).as_posix()}/" for folder in (parts.train, parts.aside))
+    if gone := [entry.name for entry, _ in kept if not entry.name.startswith(of)]:
+        warn(
+            __name__,
+            f"{root}: {len(gone)} pictures of its table are neither in {of[0]} nor in {of[1]}, and are not read; the first: "
+            f"{gone[0]}",
+        )
+    return [pair for pair in kept if pair[0].name.startswith(of)]
 
 
 class FolderPart(Part):
@@ -94,9 +110,8 @@ class FolderPart(Part):
 
     def __init__(
         self,
-        entries: list[Entry],
+        looked: Sequence[tuple[Entry, Seen]],
         labels: tuple[str, ...],
-        seen: Mapping[str, Seen],
         size: int,
         channels: int = 3,
         crops: int = 1,
@@ -104,17 +119,17 @@ class FolderPart(Part):
         known: Classes = NO_CLASSES,
         categories: tuple[str, ...] = (),
     ) -> None:
-        self.entries, self.labels, self.known = entries, labels, known
+        self.entries, self.seen = [entry for entry, _ in looked], [one for _, one in looked]
+        self.labels, self.known = labels, known
         self.channels, self.size, self.crops, self.closest = channels, size, crops, closest
         self.class_names = {field: names for field, names in (("map", known.names), ("boxes", categories)) if names}
         self.palettes = {"map": known.palette} if known.palette else {}
         self.compared: Callable[[], str] = str
-        self.seen = [seen[e.name] for e in entries]
-        self.families = [range(k * crops, (k + 1) * crops) for k in range(len(entries))]
-        told = [(e.name, seen[e.name].digest, e.captions, e.group) for e in entries]
+        self.families = [range(k * crops, (k + 1) * crops) for k in range(len(looked))]
+        told = [(e.name, one.digest, e.captions, e.group) for e, one in looked]
         more: list[Any] = [channels] if channels != 3 else []
         more += [[crops, closest, *(["sharp"] if closest < 0.5 else [])]] if crops > 1 else []
-        more += [[seen[e.name].beside, e.boxes] for e in entries if e.map or e.pair or e.boxes]
+        more += [[one.beside, e.boxes] for e, one in looked if e.map or e.pair or e.boxes]
         ratios = [one.ratio for one in self.seen]
         more += [ratios] if set(ratios) != {1} else []
         self.fingerprint = hashlib.sha256(json.dumps([size, labels, told, *more]).encode()).hexdigest()
@@ -165,8 +180,11 @@ class FolderPart(Part):
         return {name: path for name, path in (("map", entry.map), ("pair", entry.pair)) if path is not None}
 
     def fields(self, index: int) -> dict[str, Any]:
+        return self.few(index, ("pair", "map"))
+
+    def few(self, index: int, read: Collection[str]) -> dict[str, Any]:
         found = self._said(index)
-        for name in ("pair", "map"):
+        for name in (n for n in ("pair", "map") if n in read):
             if (value := self.field(index, name)) is not None:
                 found[name] = value
         return found

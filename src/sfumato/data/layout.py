@@ -7,6 +7,7 @@ beside each picture, folders `maps` and `pairs` beside `images`, and COCO as it 
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ SUFFIXES = {
     ".npy",
 }
 UNREAD = {".heic", ".heif"}  # pictures that Pillow does not read by itself: they are named, and none of a folder's
+PROSE = {"", ".md", ".txt", ".rst", ".html", ".pdf"}  # of a README or a licence beside a folder
 TABLES = ("metadata.jsonl", "metadata.csv")
 OURS = ("recipe.yaml", "model.yaml")  # which a run's folder and a model's hold
 CAPTIONS = ("caption", "captions", "text", "prompt")
@@ -67,7 +69,7 @@ def listed(root: Path) -> list[Entry]:
     Raises `ValueError` where there is none, or where a table is not what it should be.
     """
     several = {folder: _listed(folder, root) for folder in folders(root)}
-    unread = [path for path in root.rglob("*") if path.suffix.lower() in UNREAD]
+    unread = [path for path in walked(root) if path.suffix.lower() in UNREAD]
     if unread:
         warn(
             __name__,
@@ -91,9 +93,11 @@ def folders(root: Path) -> list[Path]:
 
 def unwrapped(path: Path) -> Path:
     """The folder itself, or the only folder in it where that has parts or a table: archives often add one."""
-    inner = [p for p in path.iterdir() if not p.name.startswith(".")]
-    if len(inner) == 1 and inner[0].is_dir() and (parted(inner[0]) or _table(inner[0])):
-        return inner[0]
+    inner = [p for p in path.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX"]
+    inside = [p for p in inner if p.is_dir()]
+    told = all(p.suffix.lower() in PROSE for p in inner if p not in inside)
+    if len(inside) == 1 and told and (parted(inside[0]) or _table(inside[0])):
+        return inside[0]
     return path
 
 
@@ -104,7 +108,11 @@ def parted(root: Path) -> Parts | None:
     last year that is there; in the folder itself, or in its `images`.
     """
     for folder in (root, root / "images"):
-        found = {p.name: p for p in (folder.iterdir() if folder.is_dir() else ()) if _names_part(p.name) and p.is_dir()}
+        found = {
+            p.name.lower(): p
+            for p in (folder.iterdir() if folder.is_dir() else ())
+            if _names_part(p.name) and p.is_dir()
+        }
         aside = next((found[name] for name in HELD_OUT if name in found), None)
         if "train" in found and (aside or (folder == root and not _beside_train(root))):
             if unread := sorted(p.name for p in found.values() if p not in (found["train"], aside)):
@@ -113,7 +121,7 @@ def parted(root: Path) -> Parts | None:
         years = sorted(name for name in found if coco.YEAR.fullmatch(name))  # all of train before all of val
         train, val = ([found[name] for name in years if name.startswith(part)] for part in ("train", "val"))
         if train:
-            same = found.get(train[-1].name.replace("train", "val"))
+            same = found.get(train[-1].name.lower().replace("train", "val"))
             return Parts(train[-1], same or (val[-1] if val else None))
         if val:
             return Parts(val[-1], None)
@@ -129,6 +137,7 @@ def _beside_train(root: Path) -> bool:
 
 
 def _names_part(name: str) -> bool:
+    name = name.lower()
     return name == "train" or name in HELD_OUT or coco.YEAR.fullmatch(name) is not None
 
 
@@ -212,18 +221,45 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
         )
         for path, name in inside
     ]
-    return _accompanied(entries, images, companions, all_of_them=True)
+    return _accompanied(_told(entries, folder, root), images, companions, all_of_them=True)
+
+
+def _told(entries: list[Entry], folder: Path, root: Path) -> list[Entry]:
+    """The entries with what the tables in folders below say of them; what these leave unsaid stays. Rows of other pictures
+    are entries of their own."""
+    sources = {source for path in walked(folder) if path.name in TABLES and (source := _table(path.parent))}
+    rows = [_row(s, number, row, root) for s in sorted(sources) for number, row in enumerate(table(s), 1)]
+    said = {row.file: row for row in rows}
+    found = []
+    for entry in entries:
+        row = said.pop(entry.file, Entry(entry.file, entry.name))
+        more = {name: value for name, value in row._asdict().items() if value not in (None, ())}
+        found.append(entry._replace(**more))
+    return [*found, *said.values()]
 
 
 def pictures(folder: Path) -> Iterator[Path]:
     """The picture files under a folder, in no order, but hidden ones and those of runs and models that lie in it."""
-    there = list(folder.rglob("*"))
+    there = list(walked(folder))
     ours = {path.parent for path in there if path.name in OURS and path.parent != folder and _ours(path.parent)}
     for path in there:
         if path.suffix.lower() not in SUFFIXES or any(p.startswith(".") for p in path.relative_to(folder).parts):
             continue
         if not ours or not ours.intersection(path.parents):
             yield path
+
+
+def walked(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
+    """All files under a folder, those of linked folders too, but of one that leads back to where it lies."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    with os.scandir(folder) as inside:
+        for one in inside:
+            if one.is_dir():
+                yield from walked(folder / one.name, (*above, real))
+            else:
+                yield folder / one.name
 
 
 def _ours(folder: Path) -> bool:
@@ -285,9 +321,24 @@ def _row(source: Path, number: int, row: Any, root: Path) -> Entry:
     for path in more.values():
         if not path.is_file():
             raise ValueError(f"{source}, line {number}: there is no file {path}")
-    if isinstance(row.get("boxes"), list):
-        more["boxes"] = beside.spots(row["boxes"], f"{source}, line {number}")
-    return Entry(file, _within(file, root) or name, tuple(captions), group, **more)
+    if (boxes := _listing(row.get("boxes"))) is not None:
+        if not isinstance(boxes, list):
+            raise ValueError(
+                f"{source}, line {number}: boxes are a list of objects with `label` and `box`; got {boxes!r}"
+            )
+        more["boxes"] = beside.spots(boxes, f"{source}, line {number}")
+    captions = tuple(caption for caption in captions if caption.strip())
+    return Entry(file, _within(file, root) or name, captions, group, **more)
+
+
+def _listing(said: Any) -> Any:
+    """A value, or what a text of JSON holds, as tables of texts alone have it; None where nothing is said."""
+    if not isinstance(said, str):
+        return said
+    try:
+        return json.loads(said) if said.strip() else None
+    except ValueError:
+        return said
 
 
 def _group(said: Any, where: str) -> str | tuple[str, ...] | None:

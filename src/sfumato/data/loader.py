@@ -5,7 +5,7 @@ Nothing here keeps state, so a run can start at any position, on any number of p
 one would.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -85,14 +85,17 @@ def draw(part: Part, seed: int, position: int) -> int:
     return family[int(streams.generator(seed, "variant", position).integers(len(family)))]
 
 
-def plan(part: Part, seed: int, positions: Sequence[int], flip: float = 0.0) -> Plan:
-    """Examples, mirroring and captions at these positions; `flip` is the share shown mirrored where that is allowed."""
+def plan(
+    part: Part, seed: int, positions: Sequence[int], flip: float = 0.0, read: Collection[str] | None = None
+) -> Plan:
+    """Examples, mirroring and captions at these positions; `flip` is the share shown mirrored where that is allowed. Fields
+    that are not among those `read` may be missing, which spares the files that they are in; all are there where None."""
     indices = [draw(part, seed, p) for p in positions]
     flips = [False] * len(indices)
     if flip > 0:
         draws = streams.uniform((), seed, "flip", positions).tolist()
         flips = [d < flip and part.mirrors(k) for d, k in zip(draws, indices, strict=True)]
-    rows = [{"frame": WHOLE, **part.told(k, seed, p)} for k, p in zip(indices, positions, strict=True)]
+    rows = [{"frame": WHOLE, **part.told(k, seed, p, read)} for k, p in zip(indices, positions, strict=True)]
     names = sorted({name for row in rows for name in row})
     fields = {name: [row.get(name) for row in rows] for name in names}
     if "caption" in fields:
@@ -108,9 +111,11 @@ def _one(captions: Sequence[str] | None, seed: int, position: int) -> str | None
     return captions[int(streams.generator(seed, "caption", position).integers(len(captions)))]
 
 
-def batch(part: Part, seed: int, positions: Sequence[int], flip: float = 0.0) -> Batch:
-    """The examples at these positions, with their pictures."""
-    planned = plan(part, seed, positions, flip)
+def batch(
+    part: Part, seed: int, positions: Sequence[int], flip: float = 0.0, read: Collection[str] | None = None
+) -> Batch:
+    """The examples at these positions, with their pictures; the rest is as for `plan`."""
+    planned = plan(part, seed, positions, flip, read)
     pictures = [part.image(k) for k in planned.indices]
     pictures = [p.flip(-1) if f else p for p, f in zip(pictures, planned.flips, strict=True)]
     images = torch.stack(pictures).float() / 127.5 - 1.0

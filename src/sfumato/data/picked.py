@@ -1,7 +1,7 @@
 """Some examples of a part, as a part of their own."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,13 @@ class Picked(Part):
     def field(self, index: int, name: str) -> Any:
         return self.part.field(self.indices[index], name)
 
-    def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
-        return self.part.told(self.indices[index], seed, position)
+    def few(self, index: int, read: Collection[str]) -> dict[str, Any]:
+        return self.part.few(self.indices[index], read)
+
+    def told(
+        self, index: int, seed: int = 0, position: int | None = None, read: Collection[str] | None = None
+    ) -> dict[str, Any]:
+        return self.part.told(self.indices[index], seed, position, read)
 
     def every(self, field: str) -> bool | None:
         return self.part.every(field)

@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sfumato.data.base import Part
@@ -29,15 +29,22 @@ class Renumbered(Picked):
             )  # fmt: skip
 
     def fields(self, index: int) -> dict[str, Any]:
-        found = super().fields(index)
+        return self._numbered(super().fields(index))
+
+    def few(self, index: int, read: Collection[str]) -> dict[str, Any]:
+        return self._numbered(super().few(index, read))
+
+    def _numbered(self, found: dict[str, Any]) -> dict[str, Any]:
         return {**found, "label": self._number(found["label"])} if "label" in found else found
 
     def field(self, index: int, name: str) -> Any:
         found = super().field(index, name)
         return self._number(found) if name == "label" and found is not None else found
 
-    def told(self, index: int, seed: int = 0, position: int | None = None) -> dict[str, Any]:
-        return Part.told(self, index, seed, position)
+    def told(
+        self, index: int, seed: int = 0, position: int | None = None, read: Collection[str] | None = None
+    ) -> dict[str, Any]:
+        return Part.told(self, index, seed, position, read)
 
     def _number(self, label: Any) -> Any:
         if isinstance(label, list | tuple):

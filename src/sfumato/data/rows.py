@@ -100,14 +100,14 @@ def _groups(path: Path, format: str) -> dict[str, list[Path]]:
         return {name: [path / name] for name in names}
     if format == "folder":
         # COCO's parts have the year in their names: of several the last is read
-        folders = [(coco.YEAR.fullmatch(p.name), p) for p in sorted(path.iterdir()) if p.is_dir()]
-        parts = [(year[1] if year else p.name, p) for year, p in folders]
+        folders = [(coco.YEAR.fullmatch(p.name.lower()), p) for p in sorted(path.iterdir()) if p.is_dir()]
+        parts = [(year[1] if year else p.name.lower(), p) for year, p in folders]
         named = {name: [p] for name, p in parts if name in ("train", *HELD_OUT)}
         return named if "train" in named else {"": [path]}
     groups: dict[str, list[Path]] = {}
     for file in [path] if path.is_file() else sorted(p for p in path.rglob(FORMATS[format]) if p.is_file()):
         words = (file.name,) if path.is_file() else file.relative_to(path).parts
-        name = next((found[1] for word in words if (found := SPLIT.match(word))), "")
+        name = next((found[1] for word in words if (found := SPLIT.match(word.lower()))), "")
         groups.setdefault(name, []).append(file)
     return groups
 
@@ -255,7 +255,13 @@ def _hash(content: bytes | Path | None) -> int:
             f"the column of the pictures holds {type(content).__name__} and not picture files; name another as data.image"
         )
     if isinstance(content, Path):
-        content = content.read_bytes()
+        try:
+            content = content.read_bytes()
+        except OSError as error:
+            raise ValueError(
+                f"the table names the picture {content!s}, which cannot be read ({error.strerror}); write its bytes into the "
+                "table, or its whole path"
+            ) from None
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") or 1
 
 
@@ -283,7 +289,8 @@ def _read(format: str, found: Sequence[Path], cache: Path) -> Any:
             return _joined([library.load_from_disk(str(p)) for p in found])
         if format == "folder":
             where = {"data_dir": str(found[0]), "data_files": {"train": ["**"]}}
-            return library.load_dataset("imagefolder", **where, split="train", cache_dir=str(cache))
+            read = library.load_dataset("imagefolder", **where, split="train", cache_dir=str(cache))
+            return _sorted(read) if len([*found[0].rglob("metadata.*")]) > 1 else read
         where = {"data_files": {"train": [glob.escape(str(p)) for p in found]}}
         return library.load_dataset(format, **where, split="train", cache_dir=str(cache))
     except (library.exceptions.DatasetsError, ValueError, FileNotFoundError, tarfile.TarError) as error:
@@ -294,6 +301,15 @@ def _read(format: str, found: Sequence[Path], cache: Path) -> Any:
         ) from None
     except OSError as error:
         raise files.full(error, cache) from error
+
+
+def _sorted(read: Any) -> Any:
+    """The rows by the names of their pictures: `datasets` reads several tables of a folder in no order."""
+    column = next((name for name, feature in read.features.items() if type(feature).__name__ == "Image"), None)
+    if column is None:
+        return read
+    names = [str(cell["path"]) for cell in read.select_columns([column]).with_format("arrow")[:][column].to_pylist()]
+    return read.select(sorted(range(len(names)), key=names.__getitem__))
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -40,8 +40,8 @@ class Seen(NamedTuple):
     beside: tuple[str, ...] = ()  # of the content of its map and of its pair, where it has them
 
 
-def surveyed(root: Path, entries: Sequence[Entry], channels: int, known: Classes) -> dict[str, Seen]:
-    """What is seen of the pictures that can be decoded to their end, by name; warns of the others once.
+def surveyed(root: Path, entries: Sequence[Entry], channels: int, known: Classes) -> tuple[Seen | None, ...]:
+    """What is seen of each entry whose picture can be decoded to its end, None of the others, of which it warns once.
 
     Raises `ValueError` where none can be, and for a map that does not fit `classes.json` or holds other than class numbers.
     """
@@ -60,7 +60,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 @lru_cache(maxsize=4)
 def _surveyed(
     root: Path, entries: tuple[Entry, ...], stamps: tuple[tuple[int, int], ...], channels: int, known: Classes
-) -> dict[str, Seen]:
+) -> tuple[Seen | None, ...]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         found = list(pool.map(partial(_tried, channels=channels, known=known), entries))
     faults = [text for text in found if isinstance(text, str)]
@@ -68,7 +68,7 @@ def _surveyed(
         raise ValueError(f"none of the {len(entries)} pictures in {root} can be read; the first fault: {faults[0]}")
     if faults:
         log.warning("left out of %s: %d of %d pictures; the first: %s", root, len(faults), len(entries), faults[0])
-    return {entry.name: seen for entry, seen in zip(entries, found, strict=True) if isinstance(seen, Seen)}
+    return tuple(seen if isinstance(seen, Seen) else None for seen in found)
 
 
 def _tried(entry: Entry, channels: int, known: Classes) -> Seen | str:

@@ -6,6 +6,7 @@ model's size. What it says of a bank's pictures is kept on disk.
 
 import hashlib
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,19 @@ from sfumato.model import LatentDiffusion
 from sfumato.tasks import given
 from sfumato.tasks.requests import Request
 
+log = logging.getLogger(__name__)
+
 
 class Bank:
     """The pictures under a folder, as the model sees them. Raises `ValueError` where there are none."""
 
     def __init__(self, folder: Path, size: int, channels: int) -> None:
-        self.files = [entry.file for entry in listed(unwrapped(folder))]
+        named = [entry.file for entry in listed(unwrapped(folder))]
+        self.files = [file for file in named if file.is_file()]
+        if gone := len(named) - len(self.files):
+            log.warning("%s: %d of %d pictures are not there and are left out", folder, gone, len(named))
+        if not self.files:
+            raise ValueError(f"none of the {len(named)} pictures that {folder} names is there")
         self.size, self.channels = size, channels
         told = [(str(f.resolve()), (found := f.stat()).st_size, found.st_mtime_ns) for f in self.files]
         self.fingerprint = hashlib.sha256(json.dumps([told, size, channels]).encode()).hexdigest()

@@ -236,7 +236,7 @@ class Reconstruction(Objective):
 
     def batch(self, positions: Sequence[int]) -> Pictures:
         t = self.recipe.training
-        rows = loader.batch(self.train, t.seed, positions, flip=t.flip)
+        rows = loader.batch(self.train, t.seed, positions, t.flip, ())
         noise = streams.normal(self.shape, t.seed, "posterior", positions)
         told = [self._heed(p) for p in positions]
         begun = self._since(positions[0]) >= 0

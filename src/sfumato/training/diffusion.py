@@ -111,13 +111,13 @@ class Denoising(Objective):
 
     def batch(self, positions: Sequence[int]) -> Noisy:
         t = self.recipe.training
-        plan = loader.plan(self.train, t.seed, positions, t.flip)
+        wanted = self.model.conditions.read
+        plan = loader.plan(self.train, t.seed, positions, t.flip, wanted)
         moments = self.latents.rows(plan.indices, plan.flips).to(self.device, self.dtype)
         noise = streams.normal(self.shape, t.seed, "posterior", positions).to(moments)
         eps = streams.normal(self.shape, t.seed, "eps", positions).to(moments)
         with torch.no_grad():
             latents = self.model.codec.whiten(moments, noise)
-        wanted = self.model.conditions.read
         known = {name: values for name, values in plan.fields.items() if name in wanted}
         fields = self.model.conditions.mirrored(known, plan.flips)
         times, drop = self.times(positions).to(moments), self.dropped(positions)
@@ -180,7 +180,7 @@ class Denoising(Objective):
         wanted = self.model.conditions.unframed
         if self.recipe.prompts and "caption" in wanted:
             return self.model.conditions.imagined({"caption": list(self.recipe.prompts)}, len(self.recipe.prompts))
-        plan = loader.plan(self.train, self.recipe.training.seed, range(PREVIEWS), 0.0)
+        plan = loader.plan(self.train, self.recipe.training.seed, range(PREVIEWS), 0.0, wanted)
         return {name: values for name, values in plan.fields.items() if name in wanted}
 
     def publish(self, folder: Path) -> None:

@@ -50,7 +50,7 @@ class Modelling(Objective):
 
     def batch(self, positions: Sequence[int]) -> Drawn:
         t = self.recipe.training
-        rows = loader.batch(self.train, t.seed, positions, flip=t.flip)
+        rows = loader.batch(self.train, t.seed, positions, t.flip, ("label",))
         labels, classes = rows.fields.get("label", [None] * len(positions)), len(self.family.labels)
         known = torch.tensor([single(k, classes) for k in labels], device=self.device)
         return Drawn(rows.images.to(self.device, self.dtype), known, tuple(positions), t.seed)

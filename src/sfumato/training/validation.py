@@ -72,7 +72,7 @@ def _chosen(part: Part, limit: int) -> list[int]:
 
 def _fields(part: Part, rows: Sequence[int], wanted: set[str]) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
-    told = [part.told(k) for k in rows]
+    told = [part.told(k, read=wanted) for k in rows]
     for name in wanted:
         values = [one.get(name) for one in told]
         if name == "caption":  # of which an example has several

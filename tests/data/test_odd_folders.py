@@ -1,0 +1,184 @@
+"""Folders as they come: several tables, links, capitals, doubled names, words of sides, and fields that nobody reads."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from sfumato import image
+from sfumato.data import beside, coco, loader
+from sfumato.data.base import HUMPS, SIDED, Data, Part
+from sfumato.data.folder import FolderPart
+
+
+def picture(path: Path, side: int = 24) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.effect_noise((side, side), 20 + sum(str(path.relative_to(path.parents[1])).encode()) % 90).convert(
+        "RGB"
+    ).save(path)
+    return path
+
+
+def rows(path: Path, *said: dict[str, Any]) -> None:
+    path.write_text("\n".join(json.dumps(row) for row in said), encoding="utf-8")
+
+
+def opened(path: Path, part: str = "train", **more: Any) -> FolderPart:
+    found = Data.model_validate({"kind": "folder", "path": str(path), "size": 8, "held_out": 0, **more}).open(part)
+    assert isinstance(found, FolderPart)
+    return found
+
+
+def test_tables_in_class_folders_are_read(tmp_path: Path) -> None:
+    for name in ("a/0.png", "a/1.png", "b/0.png"):
+        picture(tmp_path / name)
+    rows(tmp_path / "a" / "metadata.jsonl", {"file_name": "0.png", "text": "one"}, {"file_name": "1.png", "label": "c"})
+    part = opened(tmp_path)
+    assert [(e.name, e.captions, e.group) for e in part.entries] == [
+        ("a/0.png", ("one",), "a"), ("a/1.png", (), "c"), ("b/0.png", (), "b"),
+    ]  # fmt: skip
+
+
+def test_a_table_of_several_files_has_one_order(tmp_path: Path) -> None:
+    """`datasets` keeps them in a set of texts, whose order is another in every process."""
+    for c in "abcd":
+        picture(tmp_path / "set" / c / "0.png")
+        rows(tmp_path / "set" / c / "metadata.jsonl", {"file_name": "0.png", "text": c})
+    code = (
+        "import sys; from sfumato.data.base import Data; fields = {'kind': 'table', 'path': sys.argv[1], 'cache': sys.argv[2], "
+        "'size': 8, 'held_out': 0}; part = Data.model_validate(fields).open(); "
+        "print([part.field(k, 'caption')[0] for k in range(4)])"
+    )
+    for seed in "12":
+        where = [str(tmp_path / "set"), str(tmp_path / seed)]
+        told = subprocess.run([sys.executable, "-c", code, *where], env={**os.environ, "PYTHONHASHSEED": seed},
+                              capture_output=True, text=True, check=True)  # fmt: skip
+        assert told.stdout.strip() == "['a', 'b', 'c', 'd']"
+
+
+def test_linked_folders_are_classes_and_loops_end(tmp_path: Path) -> None:
+    picture(tmp_path / "set" / "cats" / "0.png")
+    picture(tmp_path / "real" / "0.png")
+    (tmp_path / "set" / "dogs").symlink_to(tmp_path / "real")
+    (tmp_path / "real" / "loop").symlink_to(tmp_path / "set")
+    assert opened(tmp_path / "set").labels == ("cats", "dogs")
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("TRAIN", "Val"), ("train", "valid")])
+@pytest.mark.parametrize("beside", [(), ("README.md", "__MACOSX/x")])
+def test_parts_are_known_however_they_are_written(
+    tmp_path: Path, names: tuple[str, str], beside: tuple[str, ...]
+) -> None:
+    for name in beside:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    root = tmp_path / "set" if beside else tmp_path
+    for k, name in enumerate(names):
+        for c in "ab":
+            picture(root / name / c / f"{k}.png")
+    assert [e.name for e in opened(tmp_path).entries] == [f"{names[0]}/a/0.png", f"{names[0]}/b/0.png"]
+    assert [e.name for e in opened(tmp_path, "held_out").entries] == [f"{names[1]}/a/1.png", f"{names[1]}/b/1.png"]
+    assert opened(tmp_path).labels == ("a", "b")
+
+
+def test_a_table_beside_parts_holds_out_those_of_one_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    names = ["train/0.png", "train/1.png", "val/2.png", "test/3.png", "more/4.png"]
+    for name in names:
+        picture(tmp_path / name)
+    rows(tmp_path / "metadata.jsonl", *({"file_name": name} for name in names))
+    with caplog.at_level(logging.WARNING):
+        assert [e.name for e in opened(tmp_path, "held_out").entries] == ["val/2.png"]
+        assert [e.name for e in opened(tmp_path).entries] == ["train/0.png", "train/1.png"]
+    assert "2 pictures of its table are neither in train/ nor in val/" in caplog.text
+
+
+def test_two_rows_of_one_picture_are_each_what_they_say(tmp_path: Path) -> None:
+    picture(tmp_path / "b.png", 24)
+    picture(tmp_path / "half.png", 12)
+    picture(tmp_path / "sixth.png", 4)
+    (tmp_path / "cut.png").write_bytes((tmp_path / "half.png").read_bytes()[:200])
+    rows(tmp_path / "metadata.jsonl", *({"file_name": "b.png", "pair": f"{p}.png"} for p in ("half", "sixth", "cut")))
+    part = opened(tmp_path, size=24)
+    assert [tuple(part.field(k, "pair").shape) for k in range(len(part))] == [(3, 12, 12), (3, 4, 4)]
+
+
+def test_names_that_coco_lists_twice_are_read_for_neither(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image_ = {"width": 10, "height": 10}
+    whole = {
+        "images": [{"id": k, "file_name": name, **image_} for k, name in ((1, "1.png"), (2, "1.png"), (3, "3.png"))],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [
+            {"image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5]},
+            {"image_id": 3, "category_id": 1, "bbox": [0, 0, 5, 5], "caption": "a dog"},
+        ],
+    }
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(whole))
+    with caplog.at_level(logging.WARNING):
+        told, _ = coco.told(path)
+    assert set(told) == {"3.png"}
+    assert (told["3.png"].boxes, told["3.png"].captions) == ((("dog", 0.0, 0.0, 0.5, 0.5),), ())
+    assert "1 are of pictures of one name" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "sided"),
+    [("leftmost house", True), ("a left-handed man", True), ("lefthanded", True), ("TurnLeft", True), ("left1", True),
+     ("turn_right", True), ("the right side", True), ("bright", False), ("copyright", False), ("leftovers", False),
+     ("upright piano", False)],
+)  # fmt: skip
+def test_sides_are_heard_in_words(words: str, sided: bool) -> None:
+    assert bool(SIDED.search(HUMPS.sub(" ", words))) == sided
+
+
+def test_boxes_of_a_csv_are_read_and_what_is_no_list_is_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png")
+    box = json.dumps([{"label": "dog", "box": [0, 0, 0.5, 0.5]}]).replace('"', '""')
+    (tmp_path / "metadata.csv").write_text(f'file_name,boxes\n0.png,"{box}"\n')
+    assert opened(tmp_path).entries[0].boxes == (("dog", 0.0, 0.0, 0.5, 0.5),)
+    (tmp_path / "metadata.csv").unlink()
+    rows(tmp_path / "metadata.jsonl", {"file_name": "0.png", "boxes": {"label": ["dog"]}, "text": ["hello", " "]})
+    with pytest.raises(ValueError, match="line 1: boxes are a list of objects"):
+        opened(tmp_path)
+    rows(tmp_path / "metadata.jsonl", {"file_name": "0.png", "text": ["hello", " "]})
+    assert opened(tmp_path).entries[0].captions == ("hello",)
+
+
+def test_maps_that_nobody_reads_are_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for folder in ("images", "maps"):
+        for k in range(2):
+            path = tmp_path / folder / f"{k}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new("L" if folder == "maps" else "RGB", (16, 16), k).save(path)
+    part: Part = Data.model_validate(
+        {"kind": "folder", "path": str(tmp_path), "size": 8, "held_out": 0, "masks": {}}
+    ).open()
+    assert {"map", "masked"} <= set(loader.plan(part, 0, [0]).fields)
+    assert "map" in loader.plan(part, 0, [0], 0.0, ("map",)).fields
+    monkeypatch.setattr(beside, "numbers", None)
+    monkeypatch.setattr("sfumato.data.masks.MasksConfig.__call__", None)
+    assert not {"map", "masked"} & set(loader.batch(part, 0, [0], 0.5, ()).fields)
+
+
+def test_sides_of_a_png_are_told_without_decoding_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (6, 4)).save(tmp_path / "turned.png", exif=exif)
+    late = tmp_path / "late.png"
+    Image.new("RGB", (6, 4)).save(late)
+    chunk = b"eXIf" + exif.tobytes()[6:]
+    end = late.read_bytes()
+    cut = end.index(b"IEND") - 4
+    late.write_bytes(
+        end[:cut] + (len(chunk) - 4).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big") + end[cut:]
+    )
+    assert image.sides(late) == (4, 6) == image.read(late).size
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
+    assert image.sides(tmp_path / "turned.png") == (4, 6)
