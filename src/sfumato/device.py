@@ -18,9 +18,11 @@ ASSUMED = 1 << 32  # bytes of memory that are free where the system does not say
 
 
 def pick(name: str = "auto") -> torch.device:
-    """`auto` takes cuda, then mps, then cpu; the CPU's threads are settled too. Raises `ValueError` where it is not there."""
+    """`auto` takes cuda, then mps where the process is alone, then cpu; the CPU's threads are settled too. Raises `ValueError` where it is not there."""
     settle_threads()
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    several = distributed.place()[1] > 1
+    # processes cannot meet on mps, which gloo does not know
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available() and not several, "cpu": True}
     if name == "auto":
         name = next(n for n, there in found.items() if there)
     kind, numbered, number = name.partition(":")
@@ -30,7 +32,7 @@ def pick(name: str = "auto") -> torch.device:
         raise ValueError(
             f"device {name!r} is not there; this machine has {', '.join(n for n, y in found.items() if y)}"
         )
-    if name == "cuda" and distributed.place()[1] > 1:
+    if name == "cuda" and several:
         return torch.device("cuda", distributed.local())
     if not numbered:
         return torch.device(kind)

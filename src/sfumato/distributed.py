@@ -59,7 +59,8 @@ def joined() -> Iterator[None]:
         return
     # two backends: pictures and features meet on the CPU even where gradients meet on the accelerators
     if torch.cuda.is_available():
-        torch.cuda.set_device(local())
+        if local() < torch.cuda.device_count():  # there may be more processes, with --device cpu
+            torch.cuda.set_device(local())
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=PATIENCE)
     else:
         dist.init_process_group("gloo", timeout=PATIENCE)

@@ -62,10 +62,13 @@ def _each(networks: Sequence[nn.Module], work: Work, x: Tensor, tiles: "Tiles", 
     split = any(isinstance(m, Contracting | Expanding) for network in networks for m in network.modules())
     if not split or x.shape[-2] * x.shape[-1] > WHOLE * before**2:
         return torch.cat([tiles.spread(work, one, networks, before, after) for one in torch.split(x, 1)])
+    global _cutting
     token = _current.set(tiles)
+    _cutting += 1
     try:
         return torch.cat([work(one) for one in torch.split(x, 1)])
     finally:
+        _cutting -= 1
         _current.reset(token)
 
 
@@ -115,6 +118,7 @@ class Tiles(NamedTuple):
 
 
 _current: ContextVar[Tiles | None] = ContextVar("tiles", default=None)
+_cutting = 0  # cuts under way in all threads: compilers read a number as a constant, and no context variable
 
 
 class Contracting(nn.Sequential):
@@ -150,7 +154,7 @@ def chain(layers: Sequence[nn.Module], x: Tensor) -> Tensor:
 
 def local(layers: Sequence[nn.Module], x: Tensor, before: int, after: int) -> Tensor:
     """x through layers that look no further than their kernels, by tiles where `decode` or `moments` cuts."""
-    tiles, work = _current.get(), partial(chain, layers)
+    tiles, work = _current.get() if _cutting else None, partial(chain, layers)
     return work(x) if tiles is None else tiles.spread(work, x, layers, before, after)
 
 

@@ -40,6 +40,10 @@ class AutoregressiveConfig(FamilyConfig):
     temperature: PositiveFloat = 1.0
     top: int = Field(0, ge=0, description="draw among so many likeliest tokens; 0: all")
 
+    @property
+    def coded(self) -> bool:
+        return self.tokens == "codes"
+
     def build(self, shape: Shape, labels: tuple[str, ...], codec: Codec | None) -> "Autoregressive":
         return Autoregressive(self, shape, labels, codec)
 

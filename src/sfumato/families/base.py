@@ -102,7 +102,11 @@ class FamilyConfig(Choice):
     """The recipe of a family; `kind` is a file of `sfumato/families/`."""
 
     home: ClassVar[str] = "sfumato.families"
-    coded: ClassVar[bool] = False  # whether it works on a first stage's codes
+
+    @property
+    def coded(self) -> bool:
+        """Whether it works on a first stage's codes."""
+        return False
 
     def build(self, shape: Shape, labels: tuple[str, ...], codec: Codec | None) -> Family:
         """The family with fresh weights. Raises `ValueError` where shape or first stage do not fit."""

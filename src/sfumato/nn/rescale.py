@@ -1,5 +1,7 @@
 """Maps brought to another grid: exact area averages, and the learned way from there to the latent's places."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +27,17 @@ def area(x: Tensor, size: tuple[int, int]) -> Tensor:
         return x
     down, across = (shares(a, b).to(x) for a, b in zip(x.shape[-2:], size, strict=True))
     return down @ x @ across.T
+
+
+def smaller(x: Tensor, size: Sequence[int]) -> Tensor:
+    """(B, C, H, W) -> (B, C, *size): bilinear, antialiased. As `F.interpolate`, in products, whose gradient Apple's GPUs
+    have too."""
+    filters = [
+        F.interpolate(torch.eye(n, device=x.device)[None, None], (m, n), mode="bilinear", antialias=True)[0, 0].to(x)
+        for n, m in zip(x.shape[-2:], size, strict=True)
+    ]
+    with torch.autocast(x.device.type, enabled=False):
+        return filters[0] @ x @ filters[1].T
 
 
 class Rescaler(nn.Module):

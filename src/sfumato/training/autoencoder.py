@@ -26,6 +26,7 @@ from sfumato.autoencoder.codec import Codec, together
 from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.device import at_least_single
+from sfumato.nn.rescale import smaller
 from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, ReconstructionConfig, TrainingConfig
@@ -115,7 +116,7 @@ class Coder(nn.Module):
         side, turns = batch.moved
         sides = [max(round(side * n / max(latent.shape[-2:])), 1) for n in latent.shape[-2:]]
         f = self.codec.factor
-        small = F.interpolate(latent, sides, mode="bilinear", antialias=True, align_corners=False)
+        small = smaller(latent, sides)
         pixels = [f * n for n in sides]
         wanted = F.interpolate(batch.images, pixels, mode="bilinear", antialias=True, align_corners=False)
         made = self.codec.autoencoder.decode(small.rot90(turns, (2, 3)))

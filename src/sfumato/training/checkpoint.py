@@ -7,7 +7,7 @@ a damaged one is noticed, said, and passed over for the one before.
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def save(
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)
         raise files.full(error, whole) from error
-    for old in found(folder)[:-keep]:
+    # a later one was damaged, or this would not have been trained again: it does not count, and is overwritten in its time
+    for old in [path for path in found(folder) if int(path.name) <= images][:-keep]:
         if not _lasts(old):
             shutil.rmtree(old)
     return whole
@@ -89,3 +90,15 @@ def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] 
             f"run folder, or delete {folder} to begin this run again from its first image"
         )
     return None
+
+
+def replace(folder: Path, publish: Callable[[Path], None]) -> None:
+    """Publish into a folder that is there already, whole: who stops or reads in between finds the old one or the new."""
+    part, old = (folder.parent / f".{folder.name}.{end}" for end in ("part", "old"))
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    publish(part)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

@@ -49,6 +49,11 @@ class Loop:
     watch: Watch | None = None
 
     def __post_init__(self) -> None:
+        if self.config.snapshots and all(decays(length) for length in self.config.ema):
+            raise ValueError(
+                "training.snapshots are of averages as long as a share of the run, and training.ema has none; give it one, "
+                "such as 0.05"
+            )
         turns = self.objective.turns
         self.learned = {turn: list(self.objective.learned(turn)) for turn in turns}
         modules = [m for several in self.learned.values() for m in several]
@@ -128,6 +133,21 @@ class Loop:
                 self.objective.publish(self.folder / "model")
                 files.write(published, str(self.images))
         distributed.wait()
+
+    def _finished(self) -> None:
+        """A run without checkpoints is at its end where it was published after all its images, else at its beginning.
+
+        Raises `ValueError` where a model is there that training anew would replace.
+        """
+        published = self.folder / "published"
+        if not published.is_file() or not (self.folder / "model" / "model.yaml").is_file():
+            return
+        if published.read_text() != str(self.config.images):
+            raise ValueError(
+                f"{self.folder} is finished and its checkpoints are gone, so that it cannot go on: give another folder with "
+                "--run, or remove this one to train it anew"
+            )
+        self.images = self.config.images
 
     def _shared(self) -> None:
         """Raise `ValueError` where a step of the run would leave one of several processes without an image."""
@@ -227,7 +247,7 @@ class Loop:
     def _report(self, log: Log) -> None:
         values = {name: round(value, 7) for name, value in self._means().items()}
         self.sums, self.counts = {}, {}
-        log.report(self.images, {**values, "rate": rate_at(self.images, self.config)})
+        log.report(self.images, {**values, "rate": rate_at(self.images, self.configs[next(iter(self.configs))])})
         if self.watch is not None:
             self.watch(self.images, None)
 
@@ -261,7 +281,7 @@ class Loop:
             with self.averaged():
                 self.objective.conclude()
                 if distributed.chief():
-                    self.objective.publish(self.folder / "best")
+                    checkpoint.replace(self.folder / "best", self.objective.publish)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -307,6 +327,7 @@ class Loop:
             checkpoint.tidy(self.folder / "state")
         newest = checkpoint.newest(self.folder / "state")
         if newest is None:
+            self._finished()
             return
         tensors, facts = newest
         before = facts.get("of", self.of)

@@ -152,6 +152,11 @@ def held_out(data: Data, needed: bool = False) -> Part | None:
 def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     """The objective of another family, with fresh weights."""
     part = recipe.data.open("train")
+    if recipe.autoencoder is not None and not recipe.family.coded:
+        raise ValueError(
+            f"a model of kind {recipe.family.kind_name()} with these settings draws pixels and has no use for an autoencoder; "
+            "leave it out"
+        )
     codec = None if recipe.autoencoder is None else Codec.load(there(recipe.autoencoder, recipe.data)).to(where)
     labels = tuple(part.labels) if recipe.labelled else ()
     family = recipe.family.build(Shape(part.channels, part.size), labels, codec).to(where)
@@ -366,6 +371,7 @@ def environment(where: torch.device) -> dict[str, object]:
         "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
         "processor": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "tf32": torch.backends.cudnn.allow_tf32 if where.type == "cuda" else None,  # of convolutions, under fp32 too
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "processes": int(os.environ.get("WORLD_SIZE", "1")),

@@ -38,6 +38,7 @@ from sfumato.training.recipe import DistillationRecipe
 
 Estimate = Callable[[Tensor, Tensor], Tensor]  # of x_0, from x_t and times (B,)
 SHARE = 0.75  # of a batch that learns the flow: Frans et al. (2024), section 4
+ROUND = 16  # rows that are asked at once are a multiple of it where networks are compiled
 SPREAD = 0.5 * (5**0.5 - 1)  # multiples of it, modulo 1, are even over any lane's part of a batch
 
 
@@ -86,7 +87,9 @@ class ShortcutTurn(nn.Module):
         for places, way in ((flow, follow), (shortest, teachers), (~flow & ~shortest, own)):
             rows = places.nonzero().flatten()
             if len(rows):
-                found[rows] = way(x_t[rows], picked(batch, rows)).to(found)
+                # a compiled network is made anew for every number of rows: some stand twice so that there are few numbers
+                asked = filled(rows, ROUND if x_t.device.type == "cuda" else 1)
+                found[rows] = way(x_t[asked], picked(batch, asked))[: len(rows)].to(found)
         return found
 
     def _teachers(self, batch: Noisy, scale: float) -> Estimate:
@@ -114,6 +117,11 @@ def between(x_t: Tensor, x_s: Tensor, schedule: Schedule, t: Tensor, s: Tensor) 
     (alpha, sigma), (alpha_s, sigma_s) = (schedule(time).like(x_t) for time in (t, s))
     kept = sigma_s / sigma
     return (x_s - kept * x_t) / (alpha_s - kept * alpha)
+
+
+def filled(rows: Tensor, multiple: int) -> Tensor:
+    """The numbers of some rows, the last of them again until a number divides how many there are."""
+    return torch.cat([rows, rows[-1:].expand(-len(rows) % multiple)])
 
 
 def picked(batch: Noisy, rows: Tensor) -> Noisy:

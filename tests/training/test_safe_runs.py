@@ -1,0 +1,148 @@
+"""What a run keeps: finished models, good checkpoints, a whole best model; and what it says of settings without effect."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sfumato import device, distributed
+from sfumato.autoencoder.base import FirstStage
+from sfumato.autoencoder.codec import Codec
+from sfumato.nn.rescale import smaller
+from sfumato.training import checkpoint
+from sfumato.training.recipe import parse
+from sfumato.training.run import environment, modelling, objective_of, train
+from sfumato.training.shortcut import filled
+from tests.conftest import CODER, autoencoder_recipe
+
+
+def test_a_finished_run_without_its_checkpoints_is_not_trained_over(tmp_path: Path) -> None:
+    recipe = autoencoder_recipe()
+    folder = train(recipe, tmp_path, device="cpu", quiet=True)
+    shutil.rmtree(tmp_path / "state")
+    before = {p.name: p.read_bytes() for p in [*folder.iterdir(), tmp_path / "metrics.jsonl"] if p.is_file()}
+    assert train(recipe, tmp_path, resume=True, device="cpu", quiet=True) == folder  # all of it was done
+    longer = recipe.model_copy(update={"training": recipe.training.model_copy(update={"images": 10_000})})
+    with pytest.raises(ValueError, match="is finished and its checkpoints are gone"):
+        train(longer, tmp_path, resume=True, device="cpu", quiet=True)
+    assert before == {p.name: p.read_bytes() for p in [*folder.iterdir(), tmp_path / "metrics.jsonl"] if p.is_file()}
+
+
+def test_a_new_checkpoint_is_kept_beside_a_damaged_later_one(tmp_path: Path) -> None:
+    def save(images: int, lasting: bool = False) -> None:
+        checkpoint.save(tmp_path, images, {"weights": {"a": torch.full((2,), images)}}, {}, 1, lasting)
+
+    save(100, lasting=True)
+    save(300)
+    (tmp_path / "000000300" / "weights.safetensors").write_bytes(b"cut")
+    for images in (150, 200):
+        save(images)
+        newest = checkpoint.newest(tmp_path)
+        assert newest is not None
+        assert newest[0]["weights"]["a"].tolist() == [images, images]
+    save(300)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["000000100", "000000300"]
+
+
+def test_the_best_model_is_replaced_whole(tmp_path: Path) -> None:
+    recipe = autoencoder_recipe()
+    objective = objective_of(recipe, tmp_path, torch.device("cpu"))
+    checkpoint.replace(tmp_path / "best", objective.publish)
+    first = {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()}
+
+    def full(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "weights.safetensors").write_bytes(b"half")
+        raise OSError("no space left")
+
+    with pytest.raises(OSError, match="no space"):
+        checkpoint.replace(tmp_path / "best", full)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()} == first
+    checkpoint.replace(tmp_path / "best", objective.publish)
+    assert sorted(p.name for p in tmp_path.iterdir() if "best" in p.name) == ["best"]
+
+
+def family(kind: str, **more: Any) -> dict[str, Any]:
+    data, training = {"kind": "emoji", "size": 16}, {"images": 16, "batch": 8, "report": 8}
+    return {"stage": "family", "family": {"kind": kind, **more}, "data": data, "training": training}
+
+
+def test_the_rate_that_is_told_is_the_one_that_is_used(tmp_path: Path) -> None:
+    train(parse(family("gan", width=8, critic=8, rate=2e-4), "gan"), tmp_path, device="cpu", quiet=True)
+    told = [json.loads(line)["rate"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(told) <= 2e-4
+
+
+def test_an_autoencoder_that_nothing_reads_is_refused(tmp_path: Path) -> None:
+    Codec(FirstStage.model_validate({"kind": "vq", "coder": CODER, "codebook": {"size": 8}})).save(tmp_path / "codes")
+    for kind, more in (("vae", {}), ("autoregressive", {"tokens": "palette", "side": 4})):
+        recipe = parse({**family(kind, **more), "autoencoder": str(tmp_path / "codes")}, kind)
+        with pytest.raises(ValueError, match="has no use for an autoencoder"):
+            modelling(recipe, torch.device("cpu"))  # type: ignore[arg-type]
+
+
+def test_snapshots_want_an_average_of_a_share_of_the_run(tmp_path: Path) -> None:
+    recipe = autoencoder_recipe(snapshots=32, ema=(0.9,))
+    with pytest.raises(ValueError, match=r"training\.ema has none"):
+        train(recipe, tmp_path, device="cpu", quiet=True)
+
+
+@pytest.mark.parametrize("network", ["encoder", "decoder"])
+def test_first_stages_are_one_graph(network: str) -> None:
+    stage = Codec(FirstStage.model_validate({"kind": "kl", "coder": CODER})).autoencoder
+    given = torch.rand(1, 3, 32, 32)
+    given = given if network == "encoder" else stage.encode(given).latent.detach()
+    told = torch._dynamo.explain(getattr(stage, network))(given)
+    assert told.graph_break_count == 0, told.break_reasons
+
+
+@pytest.mark.parametrize(("before", "after"), [((8, 8), (6, 6)), ((9, 12), (4, 5)), ((4, 4), (4, 4)), ((5, 3), (1, 1))])
+def test_latents_are_made_smaller_by_products(before: tuple[int, int], after: tuple[int, int]) -> None:
+    x = torch.randn(2, 3, *before, requires_grad=True)
+    same = F.interpolate(x, after, mode="bilinear", antialias=True, align_corners=False)
+    torch.testing.assert_close(smaller(x, after), same, atol=1e-5, rtol=1e-5)
+    slopes = [
+        torch.autograd.grad(y.square().sum(), x)[0]
+        for y in (smaller(x, after), F.interpolate(x, after, mode="bilinear", antialias=True))
+    ]
+    torch.testing.assert_close(*slopes, atol=1e-4, rtol=1e-4)
+
+
+def test_compiled_students_are_asked_for_few_numbers_of_rows() -> None:
+    rows: Tensor = torch.arange(19) + 5
+    assert filled(rows, 16).tolist() == [*range(5, 24), *[23] * 13]
+    assert torch.equal(filled(rows, 1), rows)
+    assert {len(filled(torch.arange(n), 16)) for n in range(16, 34)} == {16, 32, 48}
+
+
+def test_processes_meet_on_no_apple_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device.pick("auto").type == "mps"
+    monkeypatch.setattr(distributed, "place", lambda: (0, 2))
+    assert device.pick("auto").type == "cpu"
+    with pytest.raises(ValueError, match="device 'mps' is not there"):
+        device.pick("mps")
+
+
+def test_more_processes_than_gpus_may_meet_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[int]()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", told.append)
+    for name in ("init_process_group", "barrier", "destroy_process_group"):
+        monkeypatch.setattr(distributed.dist, name, lambda *_, **__: None)
+    with distributed.joined():
+        pass
+    assert told == []
+
+
+def test_what_fp32_is_on_a_gpu_is_told() -> None:
+    assert environment(torch.device("cpu"))["tf32"] is None
