@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -44,6 +45,50 @@ def test_tables_in_class_folders_are_read(tmp_path: Path) -> None:
     assert [(e.name, e.captions, e.group) for e in part.entries] == [
         ("a/0.png", ("one",), "a"), ("a/1.png", (), "c"), ("b/0.png", (), "b"),
     ]  # fmt: skip
+
+
+def test_tables_that_are_none_of_the_pictures_are_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a/0.png", ".trash/0.png", "run/samples/0.png"):
+        picture(tmp_path / name)
+        rows(tmp_path / name.replace("0.png", "metadata.jsonl"), {"file_name": "0.png", "text": name})
+    (tmp_path / "run" / "recipe.yaml").write_text("stage: autoencoder\n")
+    picture(tmp_path / "b" / "1.png")
+    (tmp_path / "b" / "metadata.csv").write_text("camera,year\nx,2024\n")
+    with caplog.at_level(logging.WARNING):
+        assert [(e.name, e.captions) for e in opened(tmp_path).entries] == [("a/0.png", ("a/0.png",)), ("b/1.png", ())]
+    assert "names no pictures by `file_name`" in caplog.text
+
+
+def test_two_rows_below_of_one_picture_are_two_examples(tmp_path: Path) -> None:
+    picture(tmp_path / "a" / "0.png")
+    rows(tmp_path / "a" / "metadata.jsonl", *({"file_name": "0.png", "text": text} for text in ("one", "two")))
+    assert [e.captions for e in opened(tmp_path).entries] == [("one",), ("two",)]
+
+
+def test_a_folder_train_beside_others_is_a_class_however_it_is_written(tmp_path: Path) -> None:
+    for name in ("Train/0.png", "Car/1.png"):
+        picture(tmp_path / name)
+    assert opened(tmp_path).labels == ("Car", "Train")
+    shutil.rmtree(tmp_path / "Car")
+    assert [e.name for e in opened(tmp_path).entries] == ["Train/0.png"]
+
+
+def test_folders_that_may_not_be_read_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    picture(tmp_path / "a" / "0.png")
+    (tmp_path / "lost+found").mkdir()
+    scan = os.scandir
+
+    def refused(path: Any = ".") -> Any:
+        if Path(path).name == "lost+found":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with caplog.at_level(logging.WARNING):
+        assert opened(tmp_path).labels == ("a",)
+    assert "lost+found may not be read" in caplog.text
 
 
 def test_a_table_of_several_files_has_one_order(tmp_path: Path) -> None:
@@ -171,6 +216,7 @@ def test_sides_of_a_png_are_told_without_decoding_it(tmp_path: Path, monkeypatch
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (6, 4)).save(tmp_path / "turned.png", exif=exif)
+    Image.new("RGB", (6, 4)).save(tmp_path / "plain.png")
     late = tmp_path / "late.png"
     Image.new("RGB", (6, 4)).save(late)
     chunk = b"eXIf" + exif.tobytes()[6:]
@@ -182,3 +228,4 @@ def test_sides_of_a_png_are_told_without_decoding_it(tmp_path: Path, monkeypatch
     assert image.sides(late) == (4, 6) == image.read(late).size
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
     assert image.sides(tmp_path / "turned.png") == (4, 6)
+    assert image.sides(tmp_path / "plain.png") == (6, 4)

@@ -49,7 +49,7 @@ def test_diffusion_that_knows_only_mean_and_spread_needs_the_bits_of_a_gaussian(
     monkeypatch.setattr(model, "denoise", lambda given: denoise)
     monkeypatch.setattr(bits, "PICTURES", 80)
     part = Gray(desk.train, range(len(desk.train)))
-    found = torch.tensor(bits.bound(model, part))
+    found = torch.tensor(bits.bound(model, part, 0.5))
     rows = [k * len(part) // 80 for k in range(80)]
     z = model.codec.encode(torch.stack([part.image(k) for k in rows]).float() / 127.5 - 1.0)
     steps = 1 / 127.5 / model.codec.scale
@@ -58,6 +58,12 @@ def test_diffusion_that_knows_only_mean_and_spread_needs_the_bits_of_a_gaussian(
     off = found - exact
     assert float(off.mean()) == pytest.approx(0, abs=0.01 + 3 * float(off.std()) / 80**0.5)
     assert float(off.std()) < 0.1
+
+
+def test_the_better_bound_counts_by_training_pictures(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {(0.25, "held"): [2.0], (0.25, "shown"): [6.0], (0.5, "held"): [3.0], (0.5, "shown"): [5.0]}
+    monkeypatch.setattr(bits, "bound", lambda model, part, blur: told[blur, part])
+    assert bits.bounded(None, "held", "shown") == {"held": [3.0], "trained": [5.0]}  # type: ignore[arg-type]
 
 
 def test_each_picture_is_told_with_its_own_class(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +78,7 @@ def test_each_picture_is_told_with_its_own_class(desk: Desk, monkeypatch: pytest
     monkeypatch.setattr(model.conditions, "forward", heard)
     monkeypatch.setattr(bits, "STEPS", 2)
     part = Picked(desk.held_out, range(0, len(desk.held_out), 40))
-    found = bits.bound(model, bits.named(part))
+    found = bits.bound(model, bits.named(part), 0.5)
     labels = [part.field(k, "label") for k in range(len(part))]
     assert told == [one for one in labels if one not in (None, [])]
     assert all(math.isfinite(one) for one in found)

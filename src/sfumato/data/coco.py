@@ -19,7 +19,9 @@ log = logging.getLogger(__name__)
 BEYOND = 1.0  # pixels by which boxes are cut without a word: annotators round
 PATTERNS = ("annotations.json", "_annotations.coco.json", "instances*.json", "captions*.json")
 YEAR = re.compile(r"(train|val)\d{4}")  # as COCO calls its parts
-OF = re.compile(r"(?:^|_)((train|valid|validation|val|test|held_out)(\d{4})?)$")  # which part a file's name ends with
+OF = re.compile(
+    r"(?:^|_)((train|valid|validation|val|test|held_out)(\d{4})?)$", re.IGNORECASE
+)  # which part a file's name ends with
 
 
 class Told(NamedTuple):
@@ -60,7 +62,10 @@ def _files(folder: Path) -> list[Path]:
 def _of(said: "re.Match[str]", name: str) -> bool:
     """Whether a file whose name ends so is of the folder of this name; one of the two may leave the year out."""
     part = OF.search(name)
-    return part is not None and (said[1] == part[1] or (said[2] == part[2] and not (said[3] and part[3])))
+    if part is None:
+        return False
+    (whole, kind, year), (own, its, of) = ([g.lower() if g else g for g in m.groups()] for m in (said, part))
+    return whole == own or (kind == its and not (year and of))
 
 
 def told(path: Path) -> tuple[dict[str, Told], tuple[str, ...]]:

@@ -92,13 +92,22 @@ def folders(root: Path) -> list[Path]:
 
 
 def unwrapped(path: Path) -> Path:
-    """The folder itself, or the only folder in it where that has parts or a table: archives often add one."""
-    inner = [p for p in path.iterdir() if not p.name.startswith(".") and p.name != "__MACOSX"]
-    inside = [p for p in inner if p.is_dir()]
-    told = all(p.suffix.lower() in PROSE for p in inner if p not in inside)
-    if len(inside) == 1 and told and (parted(inside[0]) or _table(inside[0])):
-        return inside[0]
-    return path
+    """The folder itself, or the only folder in it, beside a README or none, where that has parts or a table: archives often
+    add one."""
+    only, prose = None, False
+    with os.scandir(path) as inner:
+        for one in inner:
+            if one.name.startswith(".") or one.name == "__MACOSX":
+                continue
+            if one.is_dir() and only is None:
+                only = path / one.name
+            elif one.is_dir() or Path(one.name).suffix.lower() not in PROSE:
+                return path
+            else:
+                prose = True
+    if only is None or (prose and parted(path)):
+        return path
+    return only if parted(only) or _table(only) else path
 
 
 def parted(root: Path) -> Parts | None:
@@ -114,7 +123,7 @@ def parted(root: Path) -> Parts | None:
             if _names_part(p.name) and p.is_dir()
         }
         aside = next((found[name] for name in HELD_OUT if name in found), None)
-        if "train" in found and (aside or (folder == root and not _beside_train(root))):
+        if "train" in found and (aside or (folder == root and not _beside_train(found["train"]))):
             if unread := sorted(p.name for p in found.values() if p not in (found["train"], aside)):
                 warn(__name__, f"{folder}: {', '.join(unread)} are neither trained on nor held out, and are not read")
             return Parts(found["train"], aside)
@@ -128,11 +137,11 @@ def parted(root: Path) -> Parts | None:
     return None
 
 
-def _beside_train(root: Path) -> bool:
+def _beside_train(train: Path) -> bool:
     """Whether pictures lie in `train` itself and in other folders beside it, so that it is the name of a class."""
-    if not any(p.suffix.lower() in SUFFIXES for p in (root / "train").iterdir()):
+    if not any(p.suffix.lower() in SUFFIXES for p in train.iterdir()):
         return False
-    others = (p for p in root.iterdir() if p.is_dir() and p.name not in ("train", *COMPANIONS.values()))
+    others = (p for p in train.parent.iterdir() if p.is_dir() and p.name not in (train.name, *COMPANIONS.values()))
     return any(next(pictures(p), None) is not None for p in others if not p.name.startswith(".") and not _ours(p))
 
 
@@ -186,7 +195,8 @@ def _annotated(several: dict[Path, list[Entry]], root: Path) -> list[Entry]:
 
 
 def _with(entry: Entry, told: Told) -> Entry:
-    group = None if entry.group in ("images", "train", "val") else entry.group
+    name = entry.group.lower() if isinstance(entry.group, str) else entry.group
+    group = None if name in ("images", "train", "val") else entry.group
     boxes = entry.boxes if told.boxes is None else told.boxes
     return entry._replace(boxes=boxes, captions=entry.captions + told.captions, group=group, sides=told.sides)
 
@@ -227,23 +237,37 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
 def _told(entries: list[Entry], folder: Path, root: Path) -> list[Entry]:
     """The entries with what the tables in folders below say of them; what these leave unsaid stays. Rows of other pictures
     are entries of their own."""
-    sources = {source for path in walked(folder) if path.name in TABLES and (source := _table(path.parent))}
-    rows = [_row(s, number, row, root) for s in sorted(sources) for number, row in enumerate(table(s), 1)]
-    said = {row.file: row for row in rows}
+    there = [path for path in walked(folder) if path.name in TABLES or path.name in OURS]
+    sources = {source for path in _shown(there, folder) if path.name in TABLES and (source := _table(path.parent))}
+    said: dict[Path, list[Entry]] = {}
+    for source in sorted(sources):
+        rows = table(source)
+        if rows and not any(isinstance(row, dict) and row.get("file_name") for row in rows):
+            warn(__name__, f"{source} names no pictures by `file_name` and is not read")
+            continue
+        for number, row in enumerate(rows, 1):
+            told = _row(source, number, row, root)
+            said.setdefault(told.file, []).append(told)
     found = []
     for entry in entries:
-        row = said.pop(entry.file, Entry(entry.file, entry.name))
-        more = {name: value for name, value in row._asdict().items() if value not in (None, ())}
-        found.append(entry._replace(**more))
-    return [*found, *said.values()]
+        for row in said.pop(entry.file, [entry]):
+            more = {name: value for name, value in row._asdict().items() if value not in (None, ())}
+            found.append(entry._replace(**more))
+    return [*found, *(row for several in said.values() for row in several)]
 
 
 def pictures(folder: Path) -> Iterator[Path]:
     """The picture files under a folder, in no order, but hidden ones and those of runs and models that lie in it."""
-    there = list(walked(folder))
+    for path in _shown(list(walked(folder)), folder):
+        if path.suffix.lower() in SUFFIXES:
+            yield path
+
+
+def _shown(there: Sequence[Path], folder: Path) -> Iterator[Path]:
+    """The files that are neither hidden nor in a run or a model."""
     ours = {path.parent for path in there if path.name in OURS and path.parent != folder and _ours(path.parent)}
     for path in there:
-        if path.suffix.lower() not in SUFFIXES or any(p.startswith(".") for p in path.relative_to(folder).parts):
+        if any(p.startswith(".") for p in path.relative_to(folder).parts):
             continue
         if not ours or not ours.intersection(path.parents):
             yield path
@@ -254,12 +278,16 @@ def walked(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in above:
         return
-    with os.scandir(folder) as inside:
-        for one in inside:
-            if one.is_dir():
-                yield from walked(folder / one.name, (*above, real))
-            else:
-                yield folder / one.name
+    try:
+        inside = list(os.scandir(folder))
+    except PermissionError:  # as `lost+found` of a disk
+        warn(__name__, f"{folder} may not be read and is left out")
+        return
+    for one in inside:
+        if one.is_dir():
+            yield from walked(folder / one.name, (*above, real))
+        else:
+            yield folder / one.name
 
 
 def _ours(folder: Path) -> bool:

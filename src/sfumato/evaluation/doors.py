@@ -12,7 +12,7 @@ import yaml
 from sfumato import shipped
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
-from sfumato.data.layout import SUFFIXES
+from sfumato.data.layout import SUFFIXES, walked
 from sfumato.evaluation import run
 from sfumato.evaluation.outside import Named, Outside, stands
 from sfumato.evaluation.report import report
@@ -154,7 +154,7 @@ def _side(asked: Asked, size: int) -> int:
 
 
 def _pictures(folder: Path) -> bool:
-    return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in folder.rglob("*"))
+    return folder.is_dir() and any(path.suffix.lower() in SUFFIXES for path in walked(folder))
 
 
 def real(words: str, size: int | None, channels: int = 3, each: bool = False) -> Source:

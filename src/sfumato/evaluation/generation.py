@@ -17,7 +17,7 @@ from sfumato.evaluation import protocol
 from sfumato.evaluation.frechet import SUBSET, SUBSETS, frechet, kernel
 from sfumato.evaluation.gather import Gathered, gather
 from sfumato.evaluation.inception import SPLITS, inception_score
-from sfumato.evaluation.manifold import DENSE, NEIGHBOURS, manifold
+from sfumato.evaluation.manifold import DENSE, NEIGHBOURS, coverage, manifold
 from sfumato.evaluation.source import Source
 from sfumato.features.network import Description, FeatureNetwork
 
@@ -99,13 +99,13 @@ def table(
 
 def apart(two: Gathered, one: Gathered, images: int, reference: int, network: Description) -> Row:
     """One half of the real images against the other, at most `images`, whose coverage is of as many as make them to this half
-    what so many images are to the whole reference: it rises with that ratio alone, M to N, to 1 - (1 + M / N)^-5 for the
-    best of models."""
+    what so many images are to the whole reference, as far as the half has so many: it rises with that ratio alone, M to N,
+    to 1 - (1 + M / N)^-5 for the best of models."""
     found = against(two, {name: rows[:images] for name, rows in one.items()}, network)  # halves are shuffled
     fewer = round(images * len(next(iter(two.values()))) / reference)
-    coverage = named("coverage", network)
-    if coverage in found and fewer > NEIGHBOURS:
-        found[coverage] = manifold(two["pooled"], one["pooled"][:fewer]).coverage
+    name = named("coverage", network)
+    if name in found:
+        found[name] = coverage(two["pooled"], one["pooled"][: max(fewer, 1)])
     return found
 
 

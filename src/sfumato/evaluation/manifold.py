@@ -56,6 +56,14 @@ def manifold(real: Tensor, fake: Tensor, *, k: int = NEIGHBOURS, dense: int = DE
     )
 
 
+def coverage(real: Tensor, fake: Tensor, *, dense: int = DENSE, at_once: int = 1024) -> float:
+    """The share of real balls that hold a generated image, alone: features (N, D), N above `dense`, and (M, D)."""
+    real, fake = real.double(), fake.double()
+    (widths,) = radii(real, (dense,), at_once)
+    balls = (torch.cdist(real, rows) <= widths[:, None] for rows in torch.split(fake, at_once))
+    return float(torch.stack([found.any(1) for found in balls]).any(0).double().mean())
+
+
 def radii(rows: Tensor, ks: tuple[int, ...], at_once: int = 1024) -> list[Tensor]:
     """The distance of each row to its k-th nearest other, (N,) for each k."""
     found: list[list[Tensor]] = [[] for _ in ks]

@@ -31,6 +31,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.tasks.few import settled
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
+from sfumato.training import run
 from sfumato.training.validation import LIMIT, TIMES, denoising
 
 COLOURS = (1, 3, 4)  # channels of pictures that networks look at
@@ -268,12 +269,14 @@ def _generated(
     if look.network is not None:
         measures = table(look.network, real, subjects, cache=look.cache, workers=look.workers, tell=tell)
         extra |= _apart(found, measures)
-        own = (
-            data.trained if isinstance(data, Outside) else data
-        )  # pictures of another kind lie far from the training part
-        apart = held_out(own) if "held_out" in own.parts else None
+        # pictures of another kind would lie far from the training part
+        own = data.trained if isinstance(data, Outside) else data
+        apart = run.held_out(own)
         if apart is not None and len(apart):
-            seen: dict[str, Source] = {"samples": subjects["samples"], "held_out": apart, "train": whole}
+            extra["memorising"] = {"held_out": apart.fingerprint}
+            seen: dict[str, Source] = {
+                "samples": subjects["samples"], "held_out": PartPictures(apart, f"{titled(own)}, held out"), "train": whole,
+            }  # fmt: skip
             features = {
                 name: gather(look.network, source, cache=look.cache, workers=look.workers)
                 for name, source in seen.items()

@@ -78,10 +78,10 @@ class PartPictures(Source):
         return [self.part.image(k).float() / 127.5 - 1.0 for k in indices]
 
     def name(self, index: int) -> str:
-        return str(self.part.fields(index).get("name", index))
+        return str(self.part.field(index, "name") or index)
 
     def caption(self, index: int) -> str | None:
-        return next(iter(self.part.fields(index).get("caption") or ()), None)
+        return next(iter(self.part.field(index, "caption") or ()), None)
 
 
 class FolderPictures(Source):
@@ -227,7 +227,7 @@ class Sampled(Source):
     def fields(self, index: int) -> dict[str, Any]:
         """What is said of a picture: that of the example that it takes its conditions from."""
         assert self.part is not None
-        return self.part.told(self.order[index % len(self.order)])
+        return self.part.told(self.order[index % len(self.order)], read=self.wanted)
 
     def caption(self, index: int) -> str | None:
         return next(iter(self.fields(index).get("caption") or ()), None) if "caption" in self.wanted else None

@@ -149,7 +149,7 @@ def power(desk: Desk, t: Trained, watts: float | None) -> Energy:
             rate(objective, recipe.training, desk.device, seconds=10.0)
         return dataclasses.asdict(found)
 
-    return Energy(**desk.once(f"power-{compression.slug(t)}", [watts, str(desk.device)], measure))
+    return Energy(**desk.once(f"power-{compression.slug(t)}", [watts, str(desk.device), "after warming up"], measure))
 
 
 def claims(

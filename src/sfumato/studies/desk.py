@@ -226,6 +226,15 @@ class Desk:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         files.write(path, json.dumps({**found, part: dict(values)}, indent=1))
 
+    def keeping(self, what: str, value: Any) -> None:
+        """Raise `ValueError` where the study was begun with another value, as it was before a later version."""
+        kept = self.plan("kept")
+        if kept.get(what, value) != value or (what not in kept and self.plan("images")):
+            raise ValueError(
+                f"{self.folder} was begun by another version, with other {what}; choose another folder with --out"
+            )
+        self.keep_plan("kept", {**kept, what: value})
+
     def once(self, name: str, key: Any, make: Callable[[], Any]) -> Any:
         """A JSON value that is worked out once and kept in `measured/`, until what it is of, its `key`, is another."""
         path, told = self.folder / "measured" / f"{name}.json", json.loads(json.dumps(key))

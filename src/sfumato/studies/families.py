@@ -76,6 +76,7 @@ def study(desk: Desk) -> Result:
     """Train all models for equal seconds, measure, judge."""
     desk.dividing(CODES)
     desk.drawable(recipes.gan())
+    desk.keeping("shares of the hours", [MODELS, MEASURING, BITS, FIRST])
     hours = (1 - MEASURING) * desk.hours / MODELS
     stage, codes = desk.latents(FIRST * hours), coded(desk, FIRST * hours)
     wanted = fields(desk, stage, codes)
@@ -100,7 +101,9 @@ def study(desk: Desk) -> Result:
     result.claims += told
     result.tables.append(bits.known(desk, {name: models[name] for name in (AR, *codes)}))
     curves = desk.once(
-        "family-seconds", [list(SIDES), desk.train.size, desk.steps, str(desk.device)], lambda: seconds(desk, wanted)
+        "family-seconds",
+        [list(wanted), list(SIDES), desk.train.size, desk.steps, str(desk.device)],
+        lambda: seconds(desk, wanted),
     )
     drawn = [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items() if c]
     path = plot(desk.folder / "seconds.png", drawn, "pixels a side", "seconds a picture", log=(True, True))

@@ -7,7 +7,7 @@ that is there already. Who is slower is the bottleneck, and what is slowest in i
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -72,6 +72,9 @@ class Kept(Part):
 
     def fields(self, index: int) -> dict[str, Any]:
         return self.part.fields(self.indices[index])
+
+    def few(self, index: int, read: Collection[str]) -> dict[str, Any]:
+        return self.part.few(self.indices[index], read)
 
 
 def feeding(recipe: Recipe, where: torch.device, most: int, seconds: float = 0.5) -> Feeding:
@@ -151,7 +154,8 @@ def _content(part: Part, index: int) -> Stored:
 
 
 def _pictures(part: Part, recipe: Recipe) -> Callable[[Sequence[int]], loader.Batch]:
-    return lambda positions: loader.batch(part, recipe.training.seed, positions, recipe.training.flip)
+    read = ("label",) if isinstance(recipe, FamilyRecipe) else None
+    return lambda positions: loader.batch(part, recipe.training.seed, positions, recipe.training.flip, read)
 
 
 def _built(recipe: Recipe, where: torch.device) -> tuple[Reconstruction | Denoising | Modelling | None, str]:

@@ -93,8 +93,11 @@ def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] 
 
 
 def replace(folder: Path, publish: Callable[[Path], None]) -> None:
-    """Publish into a folder that is there already, whole: who stops or reads in between finds the old one or the new."""
+    """Publish into a folder that is there already, whole. A process that is killed between two names leaves none of it for the
+    next call to bring back."""
     part, old = (folder.parent / f".{folder.name}.{end}" for end in ("part", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     publish(part)

@@ -4,6 +4,7 @@ State is counted in images. Everything random is a function of (seed, purpose, i
 stopped and resumed takes the same steps as one that was not.
 """
 
+import logging
 import math
 import signal
 import time
@@ -28,6 +29,7 @@ from sfumato.training.objective import Objective
 from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.recipe import TrainingConfig
 
+log = logging.getLogger(__name__)
 Watch = Callable[[int, Path | None], None]  # (images seen, a preview just written or None)
 
 
@@ -50,9 +52,9 @@ class Loop:
 
     def __post_init__(self) -> None:
         if self.config.snapshots and all(decays(length) for length in self.config.ema):
-            raise ValueError(
-                "training.snapshots are of averages as long as a share of the run, and training.ema has none; give it one, "
-                "such as 0.05"
+            log.warning(
+                "training.snapshots are of averages as long as a share of the run, and training.ema has none: nothing is kept; "
+                "give it one, such as 0.05"
             )
         turns = self.objective.turns
         self.learned = {turn: list(self.objective.learned(turn)) for turn in turns}
