@@ -173,6 +173,21 @@ def test_names_that_coco_lists_twice_are_read_for_neither(tmp_path: Path, caplog
     assert "1 are of pictures of one name" in caplog.text
 
 
+def test_annotations_are_of_the_part_of_their_name_in_capitals_too(tmp_path: Path) -> None:
+    for name in ("Train/0.png", "Val/1.png"):
+        picture(tmp_path / name)
+    (tmp_path / "annotations").mkdir()
+    for part, name in (("train", "0.png"), ("val", "1.png")):
+        whole = {
+            "images": [{"id": 1, "file_name": name, "width": 24, "height": 24}],
+            "categories": [{"id": 1, "name": part}],
+            "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 12, 12]}],
+        }
+        (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(whole))
+    assert opened(tmp_path).entries[0].boxes == (("train", 0.0, 0.0, 0.5, 0.5),)
+    assert opened(tmp_path, "held_out").entries[0].boxes == (("val", 0.0, 0.0, 0.5, 0.5),)
+
+
 @pytest.mark.parametrize(
     ("words", "sided"),
     [("leftmost house", True), ("a left-handed man", True), ("lefthanded", True), ("TurnLeft", True), ("left1", True),
