@@ -66,7 +66,9 @@ def test_evaluate_prints_and_writes_json(
         "evaluate", model_folder, "--captions", 2, "--steps", 1, "--out", tmp_path / "e.json", capsys=capsys
     )
     assert code == 0
-    assert json.loads(out) == json.loads((tmp_path / "e.json").read_text())
+    whole = json.loads((tmp_path / "e.json").read_text())
+    assert len(whole.pop("caption_ranks")["train"]) == 2  # too many numbers to be read on a screen
+    assert json.loads(out) == whole
     code, out, _ = call("evaluate", model_folder / "autoencoder", "--data", "emoji", "--size", 32, capsys=capsys)
     assert json.loads(out)["reconstruction"]["count"] == 186
 
