@@ -19,9 +19,8 @@ log = logging.getLogger(__name__)
 BEYOND = 1.0  # pixels by which boxes are cut without a word: annotators round
 PATTERNS = ("annotations.json", "_annotations.coco.json", "instances*.json", "captions*.json")
 YEAR = re.compile(r"(train|val)\d{4}")  # as COCO calls its parts
-OF = re.compile(
-    r"(?:^|_)((train|valid|validation|val|test|held_out)(\d{4})?)$", re.IGNORECASE
-)  # which part a file's name ends with
+# which part a file's name ends with
+OF = re.compile(r"(?:^|_)((train|valid|validation|val|test|held_out)(\d{4})?)$", re.IGNORECASE)
 
 
 class Told(NamedTuple):
@@ -110,7 +109,7 @@ def _told(path: Path, stamp: int) -> tuple[dict[str, Told], tuple[str, ...]]:
             boxed = bool(row.get("bbox")) and not row.get("iscrowd")
             if row.get("image_id") not in pictures:
                 faults["are of pictures that the file does not list and left out"] += 1
-            elif row.get("caption") and not boxed:  # beside a box it is of what is in that
+            elif row.get("caption") and not row.get("bbox"):  # beside a box it is of what is in that
                 captions[row["image_id"]].append(str(row["caption"]).strip())
             elif boxed:
                 spot, fault = _spot(categories.get(row.get("category_id")), row["bbox"], pictures[row["image_id"]])

@@ -186,8 +186,8 @@ def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
 def real(desk: Desk, judge: Judge | None = None) -> Row:
     """As many pictures of one half of what training shows as are generated, against the other half, and a sheet of held-out
     ones: what fresh pictures of the same kind come to. A model that repeats the pictures it was trained on can be nearer.
-    The reference is half as large as a model's, which raises the Fréchet distance a little. How often a class is right is of held-out pictures,
-    which the judge was not trained on."""
+    The reference is half as large as a model's, which raises the Fréchet distance a little. How often a class is right is
+    of held-out pictures, which the judge was not trained on."""
 
     def make() -> Any:
         one, two = halves(desk.real)
