@@ -18,7 +18,8 @@ ASSUMED = 1 << 32  # bytes of memory that are free where the system does not say
 
 
 def pick(name: str = "auto") -> torch.device:
-    """`auto` takes cuda, then mps where the process is alone, then cpu; the CPU's threads are settled too. Raises `ValueError` where it is not there."""
+    """`auto` takes cuda, then mps where the process is alone, then cpu; the CPU's threads are settled too. Raises
+    `ValueError` where it is not there."""
     settle_threads()
     several = distributed.place()[1] > 1
     # processes cannot meet on mps, which gloo does not know

@@ -213,7 +213,8 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
         return _accompanied(rows, images, companions, all_of_them=False)
     if images != folder:
         return _accompanied(_listed(images, root), images, companions, all_of_them=True)
-    inside = [(path, path.relative_to(folder)) for path in pictures(folder)]
+    shown = list(_shown(list(walked(folder)), folder))
+    inside = [(path, path.relative_to(folder)) for path in shown if path.suffix.lower() in SUFFIXES]
     loose = [name for _, name in inside if len(name.parts) == 1]
     grouped = not loose
     if 0 < 10 * len(loose) <= len(inside):
@@ -231,14 +232,13 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
         )
         for path, name in inside
     ]
-    return _accompanied(_told(entries, folder, root), images, companions, all_of_them=True)
+    return _accompanied(_told(entries, shown, root), images, companions, all_of_them=True)
 
 
-def _told(entries: list[Entry], folder: Path, root: Path) -> list[Entry]:
-    """The entries with what the tables in folders below say of them; what these leave unsaid stays. Rows of other pictures
-    are entries of their own."""
-    there = [path for path in walked(folder) if path.name in TABLES or path.name in OURS]
-    sources = {source for path in _shown(there, folder) if path.name in TABLES and (source := _table(path.parent))}
+def _told(entries: list[Entry], shown: Sequence[Path], root: Path) -> list[Entry]:
+    """The entries with what the tables among the files that are `shown` say of them; what these leave unsaid stays. Rows of
+    other pictures are entries of their own."""
+    sources = {source for path in shown if path.name in TABLES and (source := _table(path.parent))}
     said: dict[Path, list[Entry]] = {}
     for source in sorted(sources):
         rows = table(source)
@@ -284,7 +284,7 @@ def walked(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
         warn(__name__, f"{folder} may not be read and is left out")
         return
     for one in inside:
-        if one.is_dir():
+        if one.is_dir(follow_symlinks=False) or (one.is_symlink() and os.path.isdir(one.path)):
             yield from walked(folder / one.name, (*above, real))
         else:
             yield folder / one.name
