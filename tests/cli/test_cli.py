@@ -173,9 +173,10 @@ def test_encode_and_train_from_the_command_line(
         ),
         (["train", "emoji-few", "teacher={tmp}/emoji/model", "--run", "{tmp}/e"], "with `sfumato train emoji`, or"),
         (
-            ["train", "gan", "autoencoder={tmp}/x/model", "--run", "{tmp}/f"],
+            ["train", "two-stage-transformer", "autoencoder={tmp}/x/model", "--run", "{tmp}/f"],
             "/x/model; train it first, or",
         ),
+        (["train", "gan", "autoencoder={tmp}/x/model", "--run", "{tmp}/f"], "set autoencoder=null"),
         (
             ["train", "emoji-autoencoder", "autoencoder.coder.attention=[64]", "--run", "{tmp}/g"],
             "attention [64] is at no level",

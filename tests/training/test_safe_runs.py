@@ -83,15 +83,12 @@ def test_the_rate_that_is_told_is_the_one_that_is_used(tmp_path: Path) -> None:
     assert max(told) <= 2e-4
 
 
-def test_an_autoencoder_that_nothing_reads_is_left_out_and_told(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_autoencoder_that_nothing_reads_is_refused(tmp_path: Path) -> None:
     Codec(FirstStage.model_validate({"kind": "vq", "coder": CODER, "codebook": {"size": 8}})).save(tmp_path / "codes")
     for kind, more in (("vae", {}), ("autoregressive", {"tokens": "palette", "side": 4})):
         recipe = parse({**family(kind, **more), "autoencoder": str(tmp_path / "codes")}, kind)
-        with caplog.at_level(logging.WARNING):
-            assert not modelling(recipe, torch.device("cpu")).family.parts()  # type: ignore[arg-type]
-        assert f"kind {kind} draws pixels: the autoencoder is not used" in caplog.text
+        with pytest.raises(ValueError, match=f"kind {kind} draws pixels and takes no autoencoder"):
+            modelling(recipe, torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_snapshots_want_an_average_of_a_share_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -152,11 +152,10 @@ def held_out(data: Data, needed: bool = False) -> Part | None:
 def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     """The objective of another family, with fresh weights."""
     part = recipe.data.open("train")
-    codec = None
-    if recipe.autoencoder is not None and recipe.family.coded:
-        codec = Codec.load(there(recipe.autoencoder, recipe.data)).to(where)
-    elif recipe.autoencoder is not None:
-        log.warning("a model of kind %s draws pixels: the autoencoder is not used", recipe.family.kind_name())
+    if recipe.autoencoder is not None and not recipe.family.coded:
+        kind = recipe.family.kind_name()
+        raise ValueError(f"this model of kind {kind} draws pixels and takes no autoencoder; set autoencoder=null")
+    codec = None if recipe.autoencoder is None else Codec.load(there(recipe.autoencoder, recipe.data)).to(where)
     labels = tuple(part.labels) if recipe.labelled else ()
     family = recipe.family.build(Shape(part.channels, part.size), labels, codec).to(where)
     apart = held_out(recipe.data, needed=True) if recipe.training.held_out else None
