@@ -25,16 +25,27 @@ from pydantic import (
 )
 
 _trust: ContextVar[bool] = ContextVar("trust", default=True)
+_all: ContextVar[bool] = ContextVar("all", default=False)  # whether the user trusts every folder of this command
 
 
 @contextmanager
 def trusting(allowed: bool) -> Iterator[None]:
     """Within this context dotted kinds are imported (True) or refused (False)."""
-    token = _trust.set(allowed)
+    token = _trust.set(allowed or _all.get())
     try:
         yield
     finally:
         _trust.reset(token)
+
+
+@contextmanager
+def trusting_all() -> Iterator[None]:
+    """Within this context dotted kinds of model folders are imported, as the command's `--trust` asks."""
+    token = _all.set(True)
+    try:
+        yield
+    finally:
+        _all.reset(token)
 
 
 class Config(BaseModel):
@@ -81,7 +92,9 @@ class Choice(Config):
             remedy = cls.paths.format(kind) if {".", "/", "\\", "~"} & set(kind) else ""
             raise ValueError(f"unknown kind {kind!r}; known kinds: {', '.join(known(cls))}{remedy}")
         if "." in kind and not _trust.get():
-            raise ValueError(f"kind {kind!r} would run foreign code; load it with trust=True if you trust its author")
+            raise ValueError(
+                f"kind {kind!r} would run foreign code; if you trust its author load it with trust=True, or --trust on the command line"
+            )
         path = kind if "." in kind else f"{cls.home}.{kind}"
         try:
             module = importlib.import_module(path)

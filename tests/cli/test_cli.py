@@ -187,6 +187,8 @@ def test_encode_and_train_from_the_command_line(
         (["train", "emoji", "prediction=noise"], "choose prediction flow or v"),
         (["generate", "nowhere", "--prompt", "a"], "there is no model folder nowhere"),
         (["generate", "{model}", "--prompt", ""], "prompt is empty"),
+        (["generate", "{model}", "--prompt", "red \udcff heart"], "not UTF-8"),
+        (["generate", "{model}", "--out", "{model}/model.yaml"], "is a file; --out names a folder"),
         (["generate", "{model}", "--prompt", "heart " * 4000], "shorten it"),
         (["generate", "{model}", "--steps", "0"], "greater than or equal to 1"),
         (["generate", "{model}", "--width", "3300"], "no more than 256x256"),

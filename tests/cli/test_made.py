@@ -1,5 +1,6 @@
 """The tasks' verbs on a model that takes every condition: what each option does, and what is told of what was handed in."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +95,51 @@ def test_no_picture_is_ever_written_over(tmp_path: Path) -> None:
     one, two = claimed(tmp_path, 100_001, 5), claimed(tmp_path, 100_001, 5)  # by two commands at once
     assert [one.name, two.name] == ["100001-5.png", "100002-5.png"]
     assert numbered(two) == 100_002
+
+
+def test_the_path_that_is_told_is_the_file_s(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "cats[v2]" / "a[" / "x]"
+    code, _, told = call("generate", folder, "--seed", 0, "--steps", 1, "--out", out, capsys=capsys)
+    assert code == 0
+    assert Path(told.strip().splitlines()[-1]).is_file()
+
+
+def test_what_is_no_picture_is_called_so_and_no_more(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "note.txt").write_text("not a picture")
+    code, _, err = call("vary", folder, "-i", tmp_path / "note.txt", "--out", tmp_path / "out", capsys=capsys)
+    assert code == 2
+    assert "cannot be read as a picture" in err
+    assert "training" not in err
+
+
+def test_a_mask_with_a_broken_exif_block_is_told_or_read(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    noise(32, 32).save(tmp_path / "p.png")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08\0\x02\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\x01\x28\0\x02\0\0\0\x02A\0\0\0\0\0\0\0"
+    Image.new("L", (32, 32), 255).save(tmp_path / "m.jpg", exif=exif)
+    words = ("-i", tmp_path / "p.png", "--mask", tmp_path / "m.jpg", "--seed", 0, "--steps", 1)
+    code, _, err = call("inpaint", folder, *words, "--out", tmp_path / "out", capsys=capsys)
+    assert code == 2
+    assert "m.jpg cannot be read as a mask" in err
+
+
+def test_folders_with_foreign_kinds_open_where_the_user_trusts_them(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "__init__.py").write_text("")
+    own = "from sfumato.backbones.unet import UNetConfig\n\n\nclass Mine(UNetConfig):\n    pass\n"
+    (tmp_path / "my_lab" / "mine.py").write_text(own)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    shutil.copytree(folder, tmp_path / "model")
+    text = (tmp_path / "model" / "model.yaml").read_text()
+    (tmp_path / "model" / "model.yaml").write_text(text.replace("kind: unet", "kind: my_lab.mine"))
+    words = ("generate", tmp_path / "model", "--seed", 0, "--steps", 1, "--out", tmp_path / "out")
+    code, _, err = call(*words, capsys=capsys)
+    assert code == 2
+    assert "--trust" in err
+    assert call(*words, "--trust", capsys=capsys)[0] == 0
+    assert call(*words, capsys=capsys)[0] == 2  # that command's, not the next one's

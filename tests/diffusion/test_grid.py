@@ -116,3 +116,9 @@ def test_names_are_the_public_grids() -> None:
         grid.shifted(Linear(), 3, shift=-1)
     with pytest.raises(ValueError, match="ratio sigma / alpha above 0"):
         grid.karras(Linear(), 3, end=0.0)
+
+
+def test_the_beta_grid_has_no_poles() -> None:
+    for wrong in ({"a": 0.4}, {"b": 0.1}):
+        with pytest.raises(ValueError, match="1/2 at the least"):
+            grid.beta(Linear(), 4, **wrong)

@@ -107,3 +107,7 @@ def test_strata_hold_one_example_each() -> None:
 def test_unknown_densities_are_told_the_known_ones() -> None:
     with pytest.raises(ValueError, match="known: uniform, logit_normal"):
         density("beta")
+
+
+def test_strata_end_below_one() -> None:
+    assert float(stratified(torch.tensor([1 - 2**-24]), torch.tensor([255]), 256)) < 1

@@ -278,3 +278,17 @@ def test_every_order_begins_at_pure_noise(name: str, order: int) -> None:
     x = torch.tensor([-1.3, 0.4, 2.0], dtype=torch.float64).reshape(3, 1, 1, 1)
     y = run(name, gaussian(Linear()), x, grid.even(Linear(), 100), order=order)
     torch.testing.assert_close(y, 1.5 + 0.5 * x, atol=0.02 if order == 1 else 2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["heun", "plms"])
+@pytest.mark.parametrize(
+    "schedule",
+    [Linear(), Betas(form="cosine"), Sigmoid(-3.0, 2.0, 0.9)],
+    ids=["linear", "cosine table", "sigmoid"],
+)
+@pytest.mark.parametrize("start", [1.0, 0.9999])
+def test_nearly_pure_noise_is_no_worse_a_beginning_than_pure_noise(name: str, schedule: Schedule, start: float) -> None:
+    """Ratio-spaced grids jump from a ratio of thousands to 20: averaged in eps that step was wrong by its length."""
+    g = grid.grid("karras")(schedule, 50, start)
+    x = g.begin(Stream([1]).normal((1, 100, 100), 0))
+    assert abs(float(run(name, gaussian(schedule), x, g, (1,)).std()) - 0.5) < 0.03

@@ -167,3 +167,12 @@ def test_scales_of_a_ratio_lie_on_the_circle(log_ratio: float) -> None:
     alpha, sigma = Scales.of(torch.tensor(log_ratio, dtype=torch.float64))
     assert float(alpha**2 + sigma**2) == pytest.approx(1)
     assert float(sigma.log() - alpha.log()) == pytest.approx(log_ratio, rel=1e-9, abs=1e-9)
+
+
+def test_a_sigmoid_s_ends_are_ends_and_it_is_not_flat() -> None:
+    for end, temperature in ((2.0, 0.9), (3.0, 1.0), (1.0, 0.1)):
+        scales = Sigmoid(-3.0, end, temperature)(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        assert scales.alpha.tolist() == [1.0, 0.0]
+        assert scales.sigma.tolist() == [0.0, 1.0]
+    with pytest.raises(ValueError, match="beyond which a sigmoid is flat"):
+        Sigmoid(temperature=0.05)

@@ -1,5 +1,6 @@
 """Holes are filled from what is around them, and what lay in them is gone."""
 
+import pytest
 import torch
 
 from sfumato.nn.fill import smooth
@@ -33,3 +34,10 @@ def test_soft_places_are_mixtures() -> None:
     found = smooth(picture, mask)
     assert 0.5 < float(found[0, 0, 4, 8]) < 1.0
     assert torch.equal(found[..., 10:], picture[..., 10:])
+
+
+@pytest.mark.parametrize("sides", [(64, 96), (64, 1024), (1, 64), (48, 16)])
+def test_pictures_that_are_not_square_are_filled_whole(sides: tuple[int, int]) -> None:
+    picture, mask = torch.full((1, 1, *sides), 0.7), torch.zeros(1, 1, *sides)
+    mask[..., sides[1] // 3 : sides[1] - 1 if sides[0] == 64 else sides[1]] = 1
+    torch.testing.assert_close(smooth(picture, mask), picture, atol=1e-4, rtol=0)

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 
 from sfumato.conditioning.label import LabelConfig
+from sfumato.families.autoregressive import AutoregressiveConfig
 from sfumato.families.base import Shape, chosen
 from sfumato.families.gan import GanConfig
+from sfumato.streams import Stream
 from sfumato.tasks import metadata
 from sfumato.tasks.generate import modelled
 from sfumato.tasks.pipeline import Pipeline
@@ -99,3 +101,28 @@ def test_several_labels_are_of_one_picture_together(numbered: Pipeline, tmp_path
         assert metadata.read(tmp_path / "a.png")["label"] == label
     with pytest.raises(ValueError, match="list of labels is empty"):
         numbered.generate(label=[])
+
+
+def test_what_cannot_be_guided_is_not(tmp_path: Path) -> None:
+    gan = GanConfig.model_validate({"width": 8, "latent": 8}).build(Shape(3, 16), tuple(NUMBERS), None)
+    with pytest.raises(ValueError, match="leave guidance out"):
+        Pipeline(gan, "gan").generate(label="1", guidance=9.0, seed=0)
+    picture = Pipeline(gan, "gan").generate(label="1", seed=0)[0]
+    metadata.save(picture, tmp_path / "a.png")
+    assert "guidance" not in metadata.read(tmp_path / "a.png")
+    assert "CFG" not in picture.info["parameters"]
+    with pytest.raises(ValueError, match="works in float32"):
+        Pipeline(gan, "gan", torch.bfloat16)
+
+
+def test_a_null_that_was_never_learned_guides_nothing() -> None:
+    small = {"tokens": "palette", "side": 4, "width": 16, "depth": 1, "heads": 2, "drop": 0.0}
+    family = AutoregressiveConfig.model_validate(small).build(Shape(3, 16), tuple(NUMBERS), None)
+    with torch.no_grad():
+        for p in family.transformer.parameters():
+            torch.nn.init.normal_(p, std=0.3, generator=torch.Generator().manual_seed(p.numel()))
+    one, many = torch.tensor([1, 2]), Stream([0, 1])
+    before = family.drawn(many, one, 3.0)
+    with torch.no_grad():
+        family.transformer.named.weight[-1] += 100.0
+    assert torch.equal(family.drawn(many, one, 3.0), before)

@@ -18,6 +18,7 @@ from sfumato.evaluation.reconstruction import psnr
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn.fill import smooth
 from sfumato.tasks import inpaint, panorama, upscale
+from sfumato.tasks import walk as walking
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate
@@ -44,7 +45,11 @@ def built(
     torch.manual_seed(0)
     codec = Codec(KLConfig.model_validate({"coder": CODER})).eval()
     config = DiffusionConfig.model_validate({"backbone": backbone, "conditioners": conditioners, **more})
-    texts = {n: c.learn([[t] for t in learned], ())[1] for n, c in config.conditioners.items() if learned}
+    texts = {
+        n: c.heard(learned) if c.beside else c.learn([[t] for t in learned], ())[1]
+        for n, c in config.conditioners.items()
+        if learned
+    }
     model = LatentDiffusion(codec, config, 32, texts)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -434,3 +439,54 @@ def test_a_model_that_cleans_small_pictures_is_not_held_to_them() -> None:
     )
     assert np.array_equal(array(made), array(free))
     assert far(made, held) > 0
+
+
+def test_what_is_unsaid_is_the_same_on_both_sides_of_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In windows too: a canvas that is all hole, cut, is no window that is all hole."""
+    model = built({"hole": {"kind": "masked", "dropout": 0.0}, "label": {"kind": "label", "labels": ["a", "b"]}})
+    seen, steer = list[Any](), walking.steer
+
+    def watched(whole: LatentDiffusion, given: Any, other: Any, *rest: Any) -> Any:
+        seen.append((given, other if other is not None else whole.conditions.null(1)))
+        return steer(whole, given, other, *rest)
+
+    monkeypatch.setattr(walking, "steer", watched)
+    model.panorama(width=96, label="a", guidance=4.0, seed=0, steps=1)
+    assert len(seen) > 2
+    for given, against in seen:
+        torch.testing.assert_close(given.image, against.image)
+        assert not torch.equal(given.vector, against.vector)
+
+
+def test_a_level_and_consistency_exclude_each_other(everything: Pipeline) -> None:
+    with pytest.raises(ValueError, match="leave consistent out"):
+        everything.upscale(picture=noise(8, 8), level=0.4, consistent=True, seed=0, steps=1)
+    picture = everything.upscale(picture=noise(8, 8), level=0.4, seed=0, steps=1)[0]
+    assert json.loads(picture.info["sfumato"])["consistent"] is False
+
+
+def test_inversion_takes_no_sampler_that_it_would_not_use(nothing: Pipeline) -> None:
+    with pytest.raises(ValueError, match="comes back by ddim"):
+        nothing.vary(picture=noise(16, 16), invert=True, sampler="deis", seed=0, steps=1)
+
+
+def test_a_strip_of_a_map_is_a_strip(everything: Pipeline) -> None:
+    size = everything.model.size
+    strip = Image.new("L", (10 * size, size))
+    assert everything.semantic(map=strip, width=4, seed=0, steps=1)[0].size == (4, 1)
+
+
+def test_texts_that_are_no_utf8_are_told(everything: Pipeline) -> None:
+    with pytest.raises(ValueError, match="not UTF-8"):
+        everything.generate(prompt="a \udcff cat", seed=0, steps=1)
+
+
+def test_boxes_that_were_always_told_are_planned_or_said() -> None:
+    small = {"width": 16, "heads": 2}
+    boxes = {"kind": "boxes", "labels": ["cat"], "most": 2, "dropout": 0.0, "always": True, "planner": small, **small}
+    model = built({"caption": {"kind": "text", "layers": 1, **small}, "layout": boxes}, learned=["a cat"])
+    assert model.generate(prompt="a cat", seed=0, steps=1)
+    assert model.layout(boxes=[("cat", 0, 0, 1, 1)], seed=0, steps=1)
+    for said in ({"plan": False}, {"width": 48}):
+        with pytest.raises(ValueError, match="this model was told boxes"):
+            model.generate(prompt="a cat", seed=0, steps=1, **said)

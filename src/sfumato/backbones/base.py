@@ -84,7 +84,8 @@ class Backbone(nn.Module, ABC):
         if torch.is_grad_enabled() or not paths.fast():
             result: Tensor = super().__call__(x_t, clock, cond)
             return result
-        weight = next(p for p in self.parameters() if p.ndim > 1)
+        weights = [p for p in self.parameters() if p.ndim > 1]
+        weight = next((p for p in weights if p.ndim == 4), weights[0])  # a convolution's tells how maps lie
         layout = torch.channels_last if last(weight) else torch.contiguous_format
 
         def some(part: slice) -> Tensor:

@@ -42,6 +42,7 @@ def usage() -> str:
     return (
         f"Usage: sfumato VERB [OPTIONS]\n\n{HELP}\n\nVerbs:\n{verbs}\n\n"
         "Options:\n  --version  Print the version.\n  --help     Print this; `sfumato VERB --help` tells a verb's options.\n"
+        "  --trust    With any verb: model folders may name kinds that are foreign code, which runs.\n"
     )
 
 
@@ -64,7 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Nothing is fetched or reported unless the user asks for it by name.
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
-    _run(words[0], words[1:])
+    with contextlib.ExitStack() as stack:
+        if "--trust" in words:
+            from sfumato.config import trusting_all
+
+            words.remove("--trust")
+            stack.enter_context(trusting_all())
+        _run(words[0], words[1:])
 
 
 def _run(verb: str, rest: list[str]) -> None:

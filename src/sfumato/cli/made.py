@@ -20,6 +20,8 @@ READ = ("picture", "reference")  # fields whose pictures are read as a person se
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
     """Validate, load, make, write; the request is checked before torch is even imported."""
     request = checked(kind, fields)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; --out names a folder")
 
     from rich.console import Console
     from rich.progress import Progress
@@ -45,7 +47,7 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
             except BaseException:
                 path.unlink(missing_ok=True)
                 raise
-            progress.console.print(str(path), soft_wrap=True)
+            progress.console.print(str(path), soft_wrap=True, markup=False, highlight=False)
             number = numbered(path) + 1
 
 
@@ -71,9 +73,8 @@ def converted(request: Request, channels: int) -> list[str]:
         for path in value if isinstance(value, list) else [value]:
             if not isinstance(path, Path):
                 continue
-            try:
-                done = contact.conversions([path])
-            except (OSError, ValueError, SyntaxError):  # no picture: the task says so
+            done = contact.conversions([path])
+            if contact.DAMAGED in done:  # the task says so, or reads it all the same
                 continue
             said = [*contact.noticed(done, field if field in READ else "map", channels)]
             if field == "picture":  # references are cut, as training's pictures are

@@ -25,6 +25,7 @@ WORDS = LINES * LINE + 4
 LOOKED = 20_000  # pictures whose files are looked at for what is changed on the way
 MAPPED = 0.45  # how much of a map's colour lies over its picture
 CLEAR, TURNED, FIRST = "transparent, seen over white", "turned as their EXIF says", "first frame of an animation"
+DAMAGED = "damaged, where training would stop"
 SQUARE = "cut to their centred square"  # which data are, and what is handed in is not
 UNSEEN = "transparent, read as if it were not"  # of a map
 BESIDE = ("pair", "lowres", "masked")  # fields that are pictures, each drawn to the right of its own
@@ -170,8 +171,8 @@ def conversions(sources: Iterable[Path | Stored]) -> "Counter[str]":
         try:
             with Image.open(io.BytesIO(source.content) if isinstance(source, Stored) else source) as opened:
                 found.update(_changed(opened))
-        except image.UNREADABLE:  # of a table: a folder's were tried on opening
-            found["damaged, where training would stop"] += 1
+        except Exception:  # decoders raise anything; of a table: a folder's were tried on opening
+            found[DAMAGED] += 1
     return found
 
 

@@ -152,8 +152,10 @@ def polyexponential(
 
 
 def beta(schedule: Schedule, steps: int, start: float = 1.0, *, a: float = 0.6, b: float = 0.6) -> Grid:
-    """Times at even quantiles of Beta(a, b): denser at both ends (Lee et al., 2024, section 3.2)."""
+    """Times at even quantiles of Beta(a, b), both 1/2 or more: denser at both ends (Lee et al., 2024, section 3.2)."""
     _check(steps, start)
+    if min(a, b) < 0.5:
+        raise ValueError(f"a and b of the beta grid are 1/2 at the least; got {a} and {b}")
     angle = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)  # t = sin² angle: no pole at the ends
     density = angle.sin() ** (2 * a - 1) * angle.cos().clamp(min=0) ** (2 * b - 1)
     mass = torch.cat([density.new_zeros(1), (density[1:] + density[:-1]).cumsum(0)])

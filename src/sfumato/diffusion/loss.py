@@ -106,7 +106,7 @@ def stratified(u: Tensor, places: Tensor, batch: int) -> Tensor:
     Each batch then covers all times evenly, with the same density (Kingma et al., 2021, appendix I.1). What comes out is
     uniform on [0, 1) again and may go into any density.
     """
-    return (places.to(u) + u) / batch
+    return ((places.to(u) + u) / batch).clamp(max=1 - 2**-24)  # the sum may round up to a whole number
 
 
 WEIGHTINGS: dict[str, Weighting] = {

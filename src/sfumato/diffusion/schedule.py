@@ -111,6 +111,9 @@ class Exploding:
         return ((ratio - low) / (high - low)).clamp(0, 1).to(scales.alpha)
 
 
+STEEPEST = 30.0  # 1 - sigmoid is 1e-13 there: double precision still tells levels apart
+
+
 @dataclass(frozen=True)
 class Sigmoid:
     """alpha² falls along a sigmoid from 1 to 0 (Jabri et al., 2022; Chen, 2023, section 2)."""
@@ -123,6 +126,11 @@ class Sigmoid:
         _positive("temperature", self.temperature)
         if not self.start < self.end:
             raise ValueError(f"the sigmoid runs upwards from start to end; got {self.start} and {self.end}")
+        if max(abs(self.start), abs(self.end)) > STEEPEST * self.temperature:
+            raise ValueError(
+                f"start and end are at most {STEEPEST:g} temperatures from 0, beyond which a sigmoid is flat; got "
+                f"{self.start}, {self.end} and {self.temperature}"
+            )
 
     def _ends(self) -> tuple[float, float]:
         low, high = (1 / (1 + math.exp(-e / self.temperature)) for e in (self.start, self.end))
@@ -132,6 +140,9 @@ class Sigmoid:
         low, high = self._ends()
         level = torch.sigmoid((fine(t) * (self.end - self.start) + self.start) / self.temperature)
         share = ((level - low) / (high - low)).clamp(0, 1)
+        share = torch.where(
+            t <= 0, 0.0, torch.where(t >= 1, 1.0, share)
+        )  # exactly, which a sigmoid's last digit is not
         return Scales((1 - share).sqrt().to(t), share.sqrt().to(t))
 
     def time(self, scales: Scales) -> Tensor:

@@ -204,7 +204,9 @@ def _family(
     reference = real(asked.reference, side, shape.channels, asked.each) if asked.reference is not None else None
     shown = run.trained(data, asked.each)
     against = reference or shown
-    guidance = 3.0 if asked.guidance is None else asked.guidance
+    if not family.unnamed and asked.guidance not in (None, 1.0):
+        raise ValueError("this model learned nothing that guidance could move away from; leave --guidance out")
+    guidance = (3.0 if family.unnamed else 1.0) if asked.guidance is None else asked.guidance
     samples = Modelled(family, asked.images, run.SEED, guidance, shown.part)
     codec = next(iter(family.parts().values()), None)
     apart = held_out(data, needed=asked.data is not None and not _same(asked.data, recipe))

@@ -257,7 +257,7 @@ class Autoregressive(Family):
 
     def _drawn(self, gumbels: Tensor, labels: Tensor, guidance: float) -> Tensor:
         net, count = self.transformer, len(labels)
-        guided = guidance != 1.0 and bool(self.labels)
+        guided = guidance != 1.0 and self.unnamed and bool(self.labels)
         named = torch.cat([labels, torch.full_like(labels, len(self.labels))]) if guided else labels
         places = net.places()
         x, cache = net.first(named) + places[0], Cache()

@@ -10,7 +10,7 @@ def smooth(picture: Tensor, hole: Tensor) -> Tensor:
     What is kept stays as it is, to the bit where the mask is 0; what lies in the hole colours nothing.
     """
     kept = 1 - hole
-    if not bool(hole.any()) or min(picture.shape[-2:]) == 1:
+    if not bool(hole.any()) or max(picture.shape[-2:]) == 1:
         return picture * kept
     shares = F.avg_pool2d(kept, 2, ceil_mode=True)
     small = F.avg_pool2d(picture * kept, 2, ceil_mode=True) / shares.clamp(min=1e-6)

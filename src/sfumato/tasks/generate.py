@@ -35,6 +35,13 @@ def generate(model: LatentDiffusion | Family, request: Generate, tell: Progress 
 WALKED = ("steps", "sampler", "grid")  # settings of what is walked from noise to a picture
 
 
+def unused(family: Family | None) -> tuple[str, ...]:
+    """Settings that a model of another family does nothing with, which its pictures do not tell."""
+    if family is None:
+        return ()
+    return WALKED if family.unnamed else (*WALKED, "guidance")
+
+
 def modelled(family: Family, request: Generate, tell: Progress | None = None) -> Iterator[Made]:
     """Pictures of a model of another family, which knows classes and nothing else. Raises `ValueError` for more."""
     size = family.shape.size
@@ -45,6 +52,8 @@ def modelled(family: Family, request: Generate, tell: Progress | None = None) ->
         raise ValueError("this model makes a picture without steps of a sampler; leave steps, sampler and grid out")
     if more or mixed or {request.width or size, request.height or size} != {size}:
         raise ValueError(f"this model makes pictures of {size}x{size} pixels, of a class at most; leave the rest out")
+    if not family.unnamed and "guidance" in request.model_fields_set and request.guidance != 1.0:
+        raise ValueError("this model learned nothing that guidance could move away from; leave guidance out")
     if request.label is not None and not family.labels:
         raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
     if len(request.label or ()) > 1:

@@ -36,7 +36,7 @@ def opened(value: Any, field: str) -> Image.Image:
         with Image.open(value) as file:
             file.load()
             return ImageOps.exif_transpose(file)
-    except image.UNREADABLE as error:
+    except Exception as error:  # decoders of damaged files raise anything, as in `image.pixels`
         raise ValueError(f"{value} cannot be read as a {field} ({error}); replace it") from None
 
 
@@ -60,7 +60,7 @@ def lossy(value: Any) -> bool:
     try:
         with Image.open(value) as file, value.open("rb") as raw:
             return file.format in LOSSY and not (file.format == "WEBP" and b"VP8L" in raw.read(4096))  # a lossless one
-    except image.UNREADABLE:
+    except Exception:  # `opened` says what is wrong
         return False
 
 

@@ -74,7 +74,7 @@ def infotext(s: dict[str, Any]) -> str:
         lines.append(f"Negative prompt: {s['negative']}")
     facts = {
         **(_walked(s) if "steps" in s else {}),
-        "CFG scale": f"{s['guidance']:g}",
+        **({"CFG scale": f"{s['guidance']:g}"} if "guidance" in s else {}),
         "Seed": s["seed"],
         "Size": f"{s['width']}x{s['height']}",
         "Model hash": s["model_hash"],

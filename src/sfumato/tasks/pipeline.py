@@ -19,7 +19,7 @@ from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.tasks import few, metadata
-from sfumato.tasks.generate import WALKED
+from sfumato.tasks.generate import unused
 from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request, Semantic, Upscale, Vary
 from sfumato.tasks.said import fields, planned
 from sfumato.tasks.walk import Progress
@@ -34,6 +34,8 @@ class Pipeline:
     ) -> None:
         self.name, self.digest = name, digest
         self.family = model.eval() if isinstance(model, Family) else None
+        if self.family is not None and dtype != torch.float32:
+            raise ValueError("a model of this family works in float32; leave precision out")
         if not isinstance(model, Family):
             self.model = model.eval().for_sampling(dtype)
 
@@ -50,10 +52,12 @@ class Pipeline:
             raise ValueError(f"there is no model folder {path}; {shipped.told()}")
         where = devices.pick(device)
         model = opened(path, where, trust)
-        name = path.parent.name if path.name == "model" else path.name
+        own = path.resolve()
+        name = own.parent.name if own.name == "model" else own.name
         # model.yaml holds the hash of every file beside it, so its own names the whole model
         digest = hashlib.sha256((path / "model.yaml").read_bytes()).hexdigest()[:10]
-        return cls(model, name, devices.precision(precision, where), digest)
+        fixed = isinstance(model, Family) and precision == "auto"  # which one that draws in float32 need not choose
+        return cls(model, name, devices.precision("fp32" if fixed else precision, where), digest)
 
     def generate(self, request: Generate | None = None, **settings: Any) -> list[Image.Image]:
         """Pictures for a request, or for its fields as keywords: prompt, count, seed, steps, guidance, negative, ...
@@ -112,7 +116,7 @@ class Pipeline:
                 s = metadata.settings(
                     made.request, next(place), seed, prompt, picture.size, self.name, self.digest, __version__
                 )
-                unsaid = WALKED if self.family is not None else ()
+                unsaid = unused(self.family)
                 yield metadata.attach(picture, {name: value for name, value in s.items() if name not in unsaid})
 
     def _all(self, kind: type[Request], request: Request | None, settings: dict[str, Any]) -> list[Image.Image]:

@@ -208,6 +208,9 @@ class Request(Config):
             raise ValueError("the list of labels is empty; leave label out for a picture of no class")
         if self.prompt is not None and not self.prompt:
             raise ValueError("the list of prompts is empty; leave prompt out for an unconditional picture")
+        for text in [*(self.prompt or []), self.negative or "", getattr(self, "source", None) or ""]:
+            if text != text.encode(errors="replace").decode():
+                raise ValueError(f"a text is not UTF-8: {text[:40]!r}; set the terminal or the script to UTF-8")
         for prompt in self.prompt or []:
             if not prompt.strip():
                 raise ValueError("a prompt is empty; leave it out for an unconditional picture")

@@ -111,7 +111,8 @@ def scale(model: LatentDiffusion, request: Request, said: Said) -> float:
 
 def complete(model: LatentDiffusion, said: Said) -> None:
     """Raise `ValueError` where nothing is said of what the model was told in every example of its training."""
-    wanting = model.conditions.wanting(said)
+    made_up = sorted(model.conditions.tellable & model.conditions.kept)  # from words, where a task plans at all
+    wanting = [*model.conditions.wanting(said), *(f for f in made_up if any(silent(v) for v in said.get(f, (None,))))]
     if wanting:
         raise ValueError(
             f"this model was told {' and '.join(wanting)} in every example of its training and makes nothing without; "

@@ -24,8 +24,8 @@ def semantic(model: LatentDiffusion, request: Semantic, tell: Progress | None = 
     field = takes(model, "map", TOLD["map"])
     numbers = model.conditions.reader(field).value(given.opened(request.map, "map"))
     high, wide = numbers.shape
-    width = request.width or round(wide * (request.height or high) / high)
-    made = canvas.parted(model, width, request.height or round(high * width / wide))
+    width = request.width or max(round(wide * (request.height or high) / high), 1)
+    made = canvas.parted(model, width, request.height or max(round(high * width / wide), 1))
 
     def make(rows: Rows) -> Tensor:
         x = rows.noise.normal(made.shape, 0).to(model.device)

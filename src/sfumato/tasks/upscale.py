@@ -37,8 +37,14 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
     padded = given.whole(small, multiple)
     value: dict[str, Any] = {"picture": padded, "level": request.level}
     level = getattr(model.conditions.reader(field), "level", 0.0) if request.level is None else request.level
+    if request.consistent and level:
+        raise ValueError(
+            f"at level {level:g} the small picture is not trusted, so that nothing is held to it; leave consistent out, or "
+            "give level 0"
+        )
     if request.consistent is None:
-        request = request.model_copy(update={"consistent": getattr(model.conditions.reader(field), "plain", True)})
+        plain = getattr(model.conditions.reader(field), "plain", True) and not level
+        request = request.model_copy(update={"consistent": plain})
     # latents of all that the padded picture shows, so that both have one scale, and of them the picture's part
     over = canvas.parted(model, factor * padded.shape[-1], factor * padded.shape[-2])
     made = dataclasses.replace(over, width=factor * wide, height=factor * high)
@@ -47,7 +53,7 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
         x = rows.noise.normal(made.shape, 0).to(model.device)
         said = rows.every(field, value)
         large = made.cut(model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=made.stride)))
-        return corrected(large, small.to(large)) if request.consistent and not level else large
+        return corrected(large, small.to(large)) if request.consistent else large
 
     yield from batches(model, request, made, make, tell)
 

@@ -30,7 +30,7 @@ def vary(model: LatentDiffusion, request: Vary, tell: Progress | None = None) ->
     """
     if request.source is not None and not request.invert:
         raise ValueError("source says what the given picture shows, for invert; give both or neither")
-    if request.invert and request.sampler not in ("ddim", Vary.model_fields["sampler"].default):
+    if request.invert and request.sampler != "ddim" and "sampler" in request.model_fields_set:
         raise ValueError(f"invert comes back by ddim, the sampler that it turns round; got {request.sampler!r}")
     if request.invert:
         request = request.model_copy(update={"sampler": "ddim"})

@@ -176,7 +176,8 @@ def _bound(
     draws = None if noise is None else Draws.request(noise.seeds)
     other, scale = negative(model, request, said, count), scaled(model, request, said)
     given = model.conditions.over(said, count, size=size, draws=draws)
-    against = model.conditions.over(other, count, size=size, draws=draws) if other and scale != 1.0 else None
+    # what was left unsaid is made on the canvas on both sides, and cut alike
+    against = model.conditions.over(other, count, size=size, draws=draws) if scale != 1.0 else None
 
     @torch.no_grad()
     def at(window: Window | None) -> Denoise:

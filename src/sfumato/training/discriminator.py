@@ -34,7 +34,7 @@ class PatchDiscriminator(nn.Sequential):
                 nn.LeakyReLU(0.2),
             ]
         super().__init__(*parts, Conv2d(wide, 1, 4, 1, 1))
-        self.smallest = 2 ** (layers + 2)  # pixels a side below which no logit is left
+        self.smallest = 3 * 2**layers  # pixels a side below which no logit is left
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, 0.0, 0.02)

@@ -39,7 +39,7 @@ from sfumato.training.recipe import DistillationRecipe
 Estimate = Callable[[Tensor, Tensor], Tensor]  # of x_0, from x_t and times (B,)
 SHARE = 0.75  # of a batch that learns the flow: Frans et al. (2024), section 4
 ROUND = 16  # rows that are asked at once are a multiple of it where networks are compiled
-SPREAD = 0.5 * (5**0.5 - 1)  # multiples of it, modulo 1, are even over any lane's part of a batch
+SPREAD = 0.5 * (5**0.5 - 1)  # multiples of it, modulo 1, are even over any batch
 
 
 class ShortcutTurn(nn.Module):
@@ -168,7 +168,7 @@ class Shortcutting(Distilling):
 
     def lengths(self, positions: Sequence[int]) -> Tensor:
         """How long each example's step is, (B,): 0 for those that learn the flow, else 2 / steps to 1 by powers of two,
-        each as likely. Every part of a batch has its share of both."""
+        each as likely. Every batch has its share of both."""
         u = streams.uniform((), self.recipe.training.seed, "stride", positions)
         doublings = self.steps.bit_length() - 1
         longer = 2.0 ** (1 + (u * doublings).floor().clamp(max=doublings - 1)) / self.steps

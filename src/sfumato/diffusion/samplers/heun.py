@@ -5,21 +5,23 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from sfumato.diffusion.grid import Grid, Row
+from sfumato.diffusion.grid import FAR, Grid, Row
 from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of, sampling
 from sfumato.diffusion.samplers.euler import churned
 from sfumato.streams import Stream
 
 
 def trapezoid(x: Tensor, x_0: Tensor, eps: Tensor, here: Row, there: Row) -> Tensor:
-    """x at `there` from the noise estimates at both ends; from pure noise, where r is infinite, from dx instead.
+    """x at `there` from the noise estimates at both ends; from nearly pure noise, where r is huge, from those of x_0.
 
-    dy = eps dr and dx = x_0 dalpha + eps dsigma are the same flow; the second has no infinity. `x_0` and `eps` are the
-    means over the step.
+    dy = eps dr, y = x / alpha, and dz = x_0 d(1 / r), z = x / sigma, are the same flow. Where r falls from thousands to
+    tens, its fall times what is wrong in eps is far more than a picture; 1 / r hardly moves. `x_0` and `eps` are the means
+    over the step.
     """
-    if here.alpha:
+    if here.ratio <= FAR:
         return there.alpha * (x / here.alpha + (there.ratio - here.ratio) * eps)
-    return x + there.alpha * x_0 + (there.sigma - here.sigma) * eps
+    nearer = there.alpha / there.sigma - here.alpha / here.sigma
+    return there.sigma * (x / here.sigma + nearer * x_0)
 
 
 @sampling

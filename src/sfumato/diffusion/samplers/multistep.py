@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from torch import Tensor
 
-from sfumato.diffusion.grid import Grid
+from sfumato.diffusion.grid import FAR, Grid
 from sfumato.diffusion.samplers.base import Denoise, Step, ask, checked, done, move, noise_of, sampling
 from sfumato.diffusion.samplers.heun import trapezoid
 
@@ -56,7 +56,7 @@ def plms(denoise: Denoise, x: Tensor, grid: Grid, *, order: int = 4, published: 
     for k, (here, there) in enumerate(grid.pairs()):
         x_0 = ask(denoise, x, here)
         eps = noise_of(x, x_0, here)
-        if here.alpha:
+        if here.ratio <= FAR:  # further off a polynomial in r has nothing to hold on to
             past = [(eps, here.ratio), *past][:order]
         if not there.sigma:
             x = x_0
