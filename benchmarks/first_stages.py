@@ -18,10 +18,10 @@ import torch
 
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
-from sfumato.demo.plan import rate as measured_rate
 from sfumato.evaluation import run
 from sfumato.features import network as networks
 from sfumato.training import recipe
+from sfumato.training.rate import rate as measured_rate
 from sfumato.training.run import reconstruction, train
 
 # factor -> stem, multipliers, channels of KL and of VQ, as in table 8 of the paper (f = 2 with a stem of 2)

@@ -113,7 +113,7 @@ def overhead(loop: Loop, seconds: float, folder: Path, shared: bool = False) -> 
     parts = {tuple(range(k, batch, loop.lanes)): cut(ready, k, loop.lanes) for k in range(loop.lanes)}
     parts[tuple(range(batch))] = ready
     kinds: dict[str, tuple[Any, str, Any]] = {
-        "data": (loop.objective, "batch", lambda p: parts[tuple(n % batch for n in p)]),
+        "data": (loop.ahead, "make", lambda p: parts[tuple(n % batch for n in p)]),
         "clipping": (torch.nn.utils, "clip_grad_norm_", lambda *given, **settings: torch.zeros(())),
         "optimiser": (loop, "optimizers", Still(loop)),
         "averages": (loop.averages, "update", lambda step: None),

@@ -1,6 +1,7 @@
 """The house keeps its floors: imports go down, rooms of one floor do not know one another, files stay one noun long."""
 
 import ast
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -141,3 +142,15 @@ VERBS = [f"sfumato.cli.{p.stem}" for p in sorted((SOURCE / "cli").glob("*.py"))]
 def test_help_does_not_wait_for_torch(module: str) -> None:
     code = f"import sys, {module}; assert not {{'torch', 'numpy'}} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_scripts_import_what_there_is() -> None:
+    """Those that documents name are run by hand, long after what they import was last moved."""
+    root = SOURCE.parent.parent
+    for path in (*root.glob("benchmarks/*.py"), *root.glob("tools/*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "sfumato":
+                module = importlib.import_module(node.module or "")
+                for name in (a.name for a in node.names):
+                    there = hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}")
+                    assert there, f"{path.name}: {node.module} has no {name}"

@@ -73,3 +73,10 @@ def test_a_copy_is_eager_and_names_stay() -> None:
     assert is_compiled(net)
     assert list(net.state_dict()) == names
     assert not is_compiled(copy.deepcopy(net))
+
+
+def test_maps_are_laid_channels_last_once() -> None:
+    net = network("unet")
+    for _ in range(2):
+        channels_last_(net)
+    assert len(net._forward_pre_hooks) == 1

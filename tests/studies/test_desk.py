@@ -65,7 +65,9 @@ def test_a_number_is_measured_again_when_what_it_is_of_changes(desk: Desk) -> No
 
 
 def test_a_study_with_other_hours_is_refused(desk: Desk) -> None:
+    begun(desk, 3)  # as long as nothing is planned, let alone trained, it may be another
     begun(desk, 1)
+    desk.keep_plan("images", {"one": 64})
     with pytest.raises(ValueError, match="holds this study with --trainings 1"):
         begun(desk, 2)
     desk.hours = 2.0

@@ -262,3 +262,37 @@ def test_captions_of_two_models_are_compared_one_by_one() -> None:
     assert same.outcome == OPEN
     shares = [Spread.of([float(r < 10) for r in ranks]) for ranks in (well, worse)]
     assert better(*shares, lower=False) == OPEN
+
+
+def test_several_trainings_may_not_say_what_none_of_them_may() -> None:
+    longer = [cost.as_near(4, Spread(20.0 + d, 5.0, 2), Spread(60.0 + d, 8.0, 2), 1.3) for d in (0.0, 0.2, 0.4)]
+    bounds = [cost.sooner(8, [cost.Reached(s + d, True) for s in (90.0, 110.0)], 60.0) for d in (0.0, 0.2, 0.4)]
+    for several in (longer, bounds):
+        assert {c.outcome for c in several} == {OPEN}
+        assert together(several) == OPEN
+    apart = [cost.as_near(4, Spread(60.0 + d, 8.0, 2), Spread(20.0 + d, 5.0, 2), 1.3) for d in (0.0, 0.2, 0.4)]
+    assert together(apart) == FAILS  # more time did not help
+
+
+def test_guidance_without_a_point_has_none() -> None:
+    names = ["distance", "precision", "recall"]
+    scales = {
+        s: rows(distance=[d, d + 1, d - 1], precision=[0.5, 0.5], recall=[0.4, 0.4])
+        for s, d in ((1.0, 90.0), (2.0, 80.0), (guidance.TRADE, 70.0), (8.0, 40.0))
+    }
+    assert guidance.claims("class", scales, {2.0: scales[2.0]}, names)[1].outcome == FAILS
+
+
+def test_factors_that_were_not_trained_are_not_compared() -> None:
+    several = [compression.Trained("kl", f, Path(), Path(), 1, 1.0) for f in (1, 2, 4, 8, 16)]
+    found = {t.name: Spread(50.0 if t.factor > 2 else 90.0, 1.0, 3) for t in several}
+    told = [c.text for c in compression.claims(several, found) if "32" in c.text]
+    assert told
+    assert all("f = 32 does not divide these pictures, and is not compared" in text for text in told)
+
+
+def test_the_gpu_that_is_metered_is_the_one_that_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[Any]()
+    monkeypatch.setattr(torch.cuda, "power_draw", lambda device=None: asked.append(device) or 5000)
+    assert energy._gpu(torch.device("cuda:1")) == 5.0
+    assert asked == [torch.device("cuda:1")]

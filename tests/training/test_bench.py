@@ -104,3 +104,10 @@ def test_the_command_prints_a_table_and_a_verdict(tmp_path: Path, capsys: pytest
     code, _, err = call("bench", "dta", "emoji", capsys=capsys)
     assert (code, "nothing to bench by the name 'dta'; known: data" in err) == (2, True)
     assert set(bench.CURES) >= {"reading", "decoding", "resizing", "assembling", "drawing"}
+
+
+def test_what_a_training_settles_by_itself_is_settled(tmp_path: Path) -> None:
+    parquet(tmp_path / "a.parquet", range(40))
+    recipe = on_table(tmp_path)
+    training = recipe.training.model_copy(update={"batch": 0, "accumulate": 0})
+    assert feeding(recipe.model_copy(update={"training": training}), CPU, 1, seconds=0.02).step

@@ -19,7 +19,7 @@ from sfumato.training import checkpoint
 from sfumato.training.recipe import parse
 from sfumato.training.run import environment, modelling, objective_of, train
 from sfumato.training.shortcut import filled
-from tests.conftest import CODER, autoencoder_recipe
+from tests.conftest import CODER, autoencoder_recipe, diffusion_recipe
 
 
 def test_a_finished_run_without_its_checkpoints_is_not_trained_over(tmp_path: Path) -> None:
@@ -151,3 +151,17 @@ def test_more_processes_than_gpus_may_meet_on_the_cpu(monkeypatch: pytest.Monkey
 
 def test_what_fp32_is_on_a_gpu_is_told() -> None:
     assert environment(torch.device("cpu"))["tf32"] is None
+
+
+def test_a_run_goes_on_from_another_folder(first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(first_stage, tmp_path / "runs" / "first")
+    monkeypatch.chdir(tmp_path)
+    train(diffusion_recipe(Path("runs/first"), images=16), tmp_path / "run", device="cpu", quiet=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    other = diffusion_recipe(tmp_path / "runs" / "second", images=32)
+    with pytest.raises(ValueError, match="holds another recipe"):
+        train(other, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    again = diffusion_recipe(tmp_path / "runs" / "first", images=32)
+    train(again, tmp_path / "run", device="cpu", quiet=True, resume=True)
+    assert (tmp_path / "run" / "published").read_text() == "32"

@@ -44,7 +44,8 @@ def is_compiled(module: nn.Module) -> bool:
 
 def channels_last_(module: nn.Module) -> None:
     """Lay the maps that enter the module channels-last; convolutions and norms keep that. The weights stay as they are."""
-    module.register_forward_pre_hook(_laid)
+    if _laid not in module._forward_pre_hooks.values():  # once: another hook would be another graph to compile
+        module.register_forward_pre_hook(_laid)
 
 
 def _laid(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:

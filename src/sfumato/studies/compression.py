@@ -243,6 +243,9 @@ def _claim(text: str, good: Sequence[int], bad: Sequence[int], by: Mapping[int, 
     if not here or not there:
         return None
     pairs = [Pair(by[a], by[b]) for a in here for b in there]
+    missing = [f for f in bad if f not in by]
+    if missing:
+        text += f"; f = {', '.join(map(str, missing))} does not divide these pictures, and is not compared"
     told = ", ".join(f"f = {f}: {by[f].told()}" for f in sorted({*here, *there}))
     beaten = sum(p.outcome == HOLDS for p in pairs)
     return judged(text, f"{told}; {beaten} of {len(pairs)} pairs as claimed", *pairs)

@@ -14,13 +14,14 @@ from typing import Any
 from sfumato import files
 from sfumato.data.base import Part
 from sfumato.data.picked import one_each
+from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation.captions import NEAR
 from sfumato.evaluation.run import evaluate_model
 from sfumato.model import LatentDiffusion
 from sfumato.studies import recipes
 from sfumato.studies.attention import strip, words
 from sfumato.studies.desk import Desk
-from sfumato.studies.measure import distance, generated
+from sfumato.studies.measure import FORMAT, distance, generated
 from sfumato.studies.result import Figure, Result, Table
 from sfumato.studies.verdict import Claim, Pair, Spread, judged, paired
 from sfumato.training.validation import losses
@@ -115,7 +116,11 @@ def matched(desk: Desk, name: str, model: Path) -> dict[str, Any]:
 
     kept: dict[str, Any] = desk.once(
         f"text-match-{name}",
-        [files.sha256(model / "model.yaml"), CAPTIONS, desk.steps, desk.held_out.fingerprint],
+        [
+            files.sha256(model / "model.yaml"),
+            [CAPTIONS, GUIDANCE, desk.steps, str(desk.dtype), DEFAULT, DEFAULT_GRID, FORMAT],
+            desk.held_out.fingerprint,
+        ],
         make,
     )
     return kept

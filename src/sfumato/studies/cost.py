@@ -17,7 +17,7 @@ from sfumato.studies.desk import Desk
 from sfumato.studies.energy import GRID, Energy, kwh, metered
 from sfumato.studies.measure import Row, cell, distance, excess, generated, real, reals, short
 from sfumato.studies.result import Figure, Result, Table, plot
-from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim, Outcome, Pair, Spread, judged
+from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim, Outcome, Pair, Spread, barring, judged
 from sfumato.training.rate import rate
 from sfumato.training.run import objective_of
 
@@ -188,10 +188,8 @@ def as_near(factor: int, one: Spread, other: Spread, longer: float) -> Claim:
     if abs(longer - 1) <= EQUAL:
         return claim
     measured = f"{claim.measured}, in {longer:.2f} times the seconds"
-    easier = HOLDS if longer > 1 else FAILS  # the verdict that the difference helps to
-    return (
-        dataclasses.replace(claim, measured=measured) if claim.outcome != easier else Claim(claim.text, OPEN, measured)
-    )
+    easier: Outcome = HOLDS if longer > 1 else FAILS  # the verdict that the difference helps to
+    return barring(dataclasses.replace(claim, measured=measured), easier)
 
 
 def sooner(factor: int, reached: Sequence["Reached | None"], pixels: float) -> Claim:
@@ -209,6 +207,4 @@ def sooner(factor: int, reached: Sequence["Reached | None"], pixels: float) -> C
     most, least = ("at most ", "at least ") if bounds else ("", "")
     told = f"after {most}{found.told()} s of {pixels:,.0f} s: {least}{pixels / max(found.value, 1e-9):.1f} times"
     claim = judged(text, told, Pair(found, Spread(pixels, 0.0, max(found.count, 2))))
-    if bounds and claim.outcome == FAILS:  # it may have been sooner than the bound
-        return Claim(text, OPEN, told)
-    return claim
+    return barring(claim, FAILS) if bounds else claim  # it may have been sooner than the bound

@@ -79,7 +79,7 @@ def _polled(device: torch.device) -> Iterator[list[float]]:
     powers, done = list[float](), threading.Event()
 
     def poll() -> None:
-        while not done.wait(0.25) and (power := _gpu()) is not None:
+        while not done.wait(0.25) and (power := _gpu(device)) is not None:
             powers.append(power)
 
     thread = threading.Thread(target=poll, daemon=True) if device.type == "cuda" else None
@@ -93,10 +93,10 @@ def _polled(device: torch.device) -> Iterator[list[float]]:
             thread.join()
 
 
-def _gpu() -> float | None:
+def _gpu(device: torch.device) -> float | None:
     """Watts of the GPU now, None where nothing tells."""
     try:
-        return torch.cuda.power_draw() / 1000.0
+        return torch.cuda.power_draw(device) / 1000.0
     except (ImportError, RuntimeError, AssertionError):  # without NVML's bindings
         return None
 

@@ -84,14 +84,15 @@ def claims(name: str, everywhere: dict[float, Row], partly: dict[float, Row], me
     scales = list(everywhere)
     guided = min(scales[1:], key=lambda s: everywhere[s][fid].value)
     best, within = min(scales, key=lambda s: everywhere[s][fid].value), min(partly, key=lambda s: partly[s][fid].value)
+    before = min(scales[:-1], key=lambda s: everywhere[s][fid].value)
     first, last, strong = everywhere[scales[0]], everywhere[scales[-1]], everywhere[TRADE]
     return [
         judged(f"By {name}: guidance lowers the distance",
                f"{first[fid].told()} at 1, {everywhere[guided][fid].told()} at {guided:g}, the best of {len(scales) - 1}",
                Pair(everywhere[guided][fid], first[fid])),
         judged(f"By {name}: up to a point",
-               f"{everywhere[best][fid].told()} at {best:g}, {last[fid].told()} at {scales[-1]:g}",
-               Pair(everywhere[best][fid], last[fid])),
+               f"{everywhere[before][fid].told()} at {before:g}, {last[fid].told()} at {scales[-1]:g}",
+               Pair(everywhere[before][fid], last[fid])),
         judged(f"By {name}: it trades diversity for quality",
                f"from 1 to {TRADE:g}: precision {first[precision].told()} to {strong[precision].told()}, "
                f"recall {first[recall].told()} to {strong[recall].told()}",

@@ -183,21 +183,18 @@ def channels(desk: Desk, result: Result) -> None:
     plain = {c: rows[c, 0.0][name] for c in CHANNELS}
     cured = {c: rows[c, EQUIVARIANCE][name] for c in CHANNELS}
     finest = CHANNELS[-1]
-    made, few_ = precision(again[finest, 0.0]), precision(again[CHANNELS[0], 0.0])
+    made, few_ = again[finest, 0.0], again[CHANNELS[0], 0.0]
+    gains = Spread.of([a - b for a, b in zip(made["each"], few_["each"], strict=True)])
     result.claims += [
         judged("More channels keep more precision",
-               f"{few_.mean()} dB with {CHANNELS[0]}, {made.mean()} dB with {finest}", Pair(made, few_, lower=False)),
+               f"{few_['psnr']:.2f} dB with {CHANNELS[0]}, {made['psnr']:.2f} dB with {finest}, {gains.mean()} dB a picture",
+               Pair(gains, Spread(0.0, 0.0, max(gains.count, 2)), lower=False)),
         judged("Many channels are harder to generate in equal time, with the same density of times",
                f"{plain[CHANNELS[0]].told()} with {CHANNELS[0]}, {plain[finest].told()} with {finest}",
                Pair(plain[CHANNELS[0]], plain[finest])),
         *(judged(f"Equivariance helps {c} channels to generate",
                  f"{cured[c].told()} with, {plain[c].told()} without", Pair(cured[c], plain[c])) for c in CHANNELS[1:]),
     ]  # fmt: skip
-
-
-def precision(found: dict[str, float]) -> Spread:
-    """The PSNR of a first stage as a mean over held-out pictures."""
-    return Spread(found["psnr"], found["psnr_error"] * found["count"] ** 0.5, int(found["count"]))
 
 
 # super-resolution

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from sfumato import device as devices
 from sfumato import files, image, streams
 from sfumato.autoencoder.codec import Codec
+from sfumato.data.picked import one_each
+from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation.generation import against, apart, halves, named
 from sfumato.evaluation.reconstruction import measured, summary
 from sfumato.evaluation.source import Modelled, PartPictures, Rebuilt, Sampled, Source
@@ -28,6 +30,7 @@ from sfumato.tasks.requests import Generate
 
 SHOWN = 32  # pictures of a sheet, in two rows
 SHEET = 16  # pictures in a row
+FORMAT = 2  # counts up where a sampler gives other pictures than before
 
 
 class Watched(Source):
@@ -121,6 +124,7 @@ def generated(
         desk.network.told(),
         judge is not None,
         str(dtype),
+        [DEFAULT, DEFAULT_GRID, FORMAT],
     ]
 
     def make() -> Any:
@@ -240,21 +244,24 @@ def cell(row: Row, measure: str) -> str:
     return row[measure].told() if measure in row.measures else ""
 
 
-def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, float]:
-    """A first stage on held-out pictures: PSNR, SSIM, the Fréchet distance of as many reconstructions as are generated."""
+def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, Any]:
+    """A first stage on held-out pictures, one of each family: PSNR (of each as `each`), SSIM, the Fréchet distance of as many
+    reconstructions as are generated."""
+    held_out = one_each(desk.held_out)
 
     def make() -> Any:
         codec = Codec.load(folder).to(desk.device)
-        held = PartPictures(desk.held_out, "held out")
-        found = summary(measured(Rebuilt(codec, held)))
+        held = PartPictures(held_out, "held out")
+        rows = measured(Rebuilt(codec, held))
+        found: dict[str, Any] = {**summary(rows), "each": [row["psnr"] for row in rows]}
         again = desk.seen_fresh(Rebuilt(codec, PartPictures(desk.shown, "train")), desk.images)
         found[distance(desk)] = against(desk.real, again, desk.network.description)[distance(desk)]
         drawn(desk, name, Rebuilt(codec, held).pictures(spread(len(held))))
         return found
 
-    parts = [desk.shown.fingerprint, desk.held_out.fingerprint]
-    key = [files.sha256(folder / "model.yaml"), *parts, desk.images, desk.network.told()]
-    kept: dict[str, float] = desk.once(name, key, make)
+    parts = [desk.shown.fingerprint, held_out.fingerprint]
+    key = [files.sha256(folder / "model.yaml"), *parts, desk.images, desk.network.told(), FORMAT]
+    kept: dict[str, Any] = desk.once(name, key, make)
     return kept
 
 

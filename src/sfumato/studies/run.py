@@ -48,6 +48,8 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
 def enough(desk: Desk) -> Desk:
     """The desk with no more images a sampling than half of what training shows: more of a small set would be as many real
     pictures, all of them, against themselves."""
+    if len(desk.shown) < 2 * LEAST:
+        raise ValueError(f"a study wants {2 * LEAST} training pictures at the least; {desk.name} has {len(desk.shown)}")
     most = max(len(desk.shown) // 2, LEAST)
     if desk.images <= most:
         return desk
@@ -64,7 +66,7 @@ def begun(desk: Desk, trainings: int) -> None:
         "--device": desk.device.type,
         "--precision": desk.precision,
     }
-    kept = desk.plan("asked")
+    kept = desk.plan("asked") if desk.plan("images") or desk.plan("rates") else {}  # what nothing hangs on yet is free
     for option, value in asked.items():
         if kept.get(option, value) != value:
             told = kept[option] if isinstance(kept[option], str) else f"{kept[option]:g}"

@@ -1,5 +1,6 @@
 """Numbers with their spread, and what they say of a claim."""
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ class Claim:
     outcome: Outcome
     measured: str
     pairs: tuple[Pair, ...] = ()
+    barred: Outcome | None = None  # what may not be said of it, for what else differs helps to that
 
     def told(self) -> dict[str, Any]:
         """As JSON."""
@@ -89,12 +91,18 @@ def judged(text: str, measured: str, *pairs: Pair) -> Claim:
     return Claim(text, every([p.outcome for p in pairs]), measured, pairs)
 
 
+def barring(claim: Claim, outcome: Outcome) -> Claim:
+    """The claim, open where it would be told this outcome, by one training or by several."""
+    return dataclasses.replace(claim, barred=outcome, outcome=OPEN if claim.outcome == outcome else claim.outcome)
+
+
 def together(several: Sequence[Claim]) -> Outcome:
     """What several trainings say of one claim. Where it hangs on pairs of means, these are tested with the trainings'
     means as the values; else nothing is decided unless all say the same."""
     if not all(c.pairs for c in several) or len({len(c.pairs) for c in several}) > 1:
         return agreed([c.outcome for c in several])
-    return every([Pair.over(pairs).outcome for pairs in zip(*(c.pairs for c in several), strict=True)])
+    outcome = every([Pair.over(pairs).outcome for pairs in zip(*(c.pairs for c in several), strict=True)])
+    return OPEN if outcome in {c.barred for c in several} else outcome
 
 
 def better(one: Spread, other: Spread, *, lower: bool = True, by: float = 0.0) -> Outcome:

@@ -21,7 +21,7 @@ from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.image import Pixels, Stored
 from sfumato.lanes import threads
-from sfumato.training import ahead
+from sfumato.training import ahead, compiled
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
 from sfumato.training.family import Modelling
@@ -79,8 +79,8 @@ class Kept(Part):
 
 def feeding(recipe: Recipe, where: torch.device, most: int, seconds: float = 0.5) -> Feeding:
     """Measure the recipe's data with up to `most` threads, each number for so many seconds."""
-    if not recipe.training.batch:
-        recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update={"batch": 32})})
+    settled = {"batch": recipe.training.batch or 32, "accumulate": recipe.training.accumulate or 1}  # not `auto`
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=settled)})
     train = recipe.data.open("train")
     counts = sorted({*(2**k for k in range(most.bit_length())), most})
     parts = _before(train, recipe.training.seed, counts, seconds)
@@ -194,6 +194,7 @@ def _needed(
     for module in objective.turns.values():
         module.to(where, torch.float64 if dtype == torch.float64 else None)
     config = recipe.training.model_copy(update={"workers": 1})
+    compiled.ready(objective.turns.values(), config, where)  # as a training does
     loop = Loop(objective, config, Path(), "", where, dtype, quiet=True)
     begin = max(config.images // config.batch - 1, 0) * config.batch  # where all that a run begins has begun
     positions = ahead.next_step(begin, config.batch, config.images)

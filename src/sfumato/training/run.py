@@ -246,6 +246,8 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
             chosen = _with(chosen, batch=stored.training.batch)
         if not recipe.training.accumulate:
             chosen = _with(chosen, accumulate=stored.training.accumulate)
+        if stored != chosen and _alike(dump(stored), dump(chosen)):
+            stored = chosen
         if stored != chosen:
             raise ValueError(
                 f"{path} holds another recipe than the one given; resume with that one, or use a new run folder"
@@ -263,6 +265,20 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     files.write(path, yaml.safe_dump(dump(settled), sort_keys=False, allow_unicode=True))
     files.write(folder / "environment.json", json.dumps(environment(where), indent=1))
     return settled
+
+
+def _alike(one: Any, other: Any, key: str = "") -> bool:
+    """Whether what two recipes say differs in nothing but how places are called: from another folder, or in full. That they
+    hold the same is told by their fingerprints."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_alike(one[name], other[name], name) for name in one)
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        return all(_alike(a, b, key) for a, b in zip(one, other, strict=True))
+    if key in recipes.PATHS and isinstance(one, str) and isinstance(other, str):
+        short, long = sorted((Path(one), Path(other)), key=lambda p: len(p.parts))
+        ends = not short.is_absolute() and long.parts[-len(short.parts) :] == short.parts
+        return ends or short.resolve() == long.resolve()
+    return bool(one == other)
 
 
 def _whole(recipe: Recipe, weight: float) -> Recipe:
@@ -366,7 +382,7 @@ def environment(where: torch.device) -> dict[str, object]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "python": platform.python_version(),
-        "device": torch.cuda.get_device_name() if where.type == "cuda" else where.type,
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else where.type,
         "processor": platform.processor() or platform.machine(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "tf32": torch.backends.cudnn.allow_tf32 if where.type == "cuda" else None,  # of convolutions, under fp32 too
