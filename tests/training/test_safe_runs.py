@@ -15,7 +15,8 @@ from sfumato import device, distributed
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.nn.rescale import smaller
-from sfumato.training import checkpoint
+from sfumato.training import checkpoint, log
+from sfumato.training.log import Log
 from sfumato.training.recipe import parse
 from sfumato.training.run import environment, modelling, objective_of, train
 from sfumato.training.shortcut import filled
@@ -165,3 +166,17 @@ def test_a_run_goes_on_from_another_folder(first_stage: Path, tmp_path: Path, mo
     again = diffusion_recipe(tmp_path / "runs" / "first", images=32)
     train(again, tmp_path / "run", device="cpu", quiet=True, resume=True)
     assert (tmp_path / "run" / "published").read_text() == "32"
+
+
+def test_the_first_step_counts_as_the_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It compiles, on a GPU for minutes, which is no pace of a training."""
+    clock = iter([0.0, 50.0, 51.0, 52.0, 53.0, 53.0, 60.0, 61.0, 61.0])
+    monkeypatch.setattr(log.time, "perf_counter", lambda: next(clock))
+    one = Log(tmp_path, "a", 64, 0, quiet=True)
+    for images in (8, 16, 24):
+        one.advance(images)
+    one.timed(24)  # 50 s, 1 s and 1 s, at 53
+    one.advance(32)
+    one.timed(32)  # of a later step, at 61
+    told = [json.loads(line) for line in (tmp_path / "times.jsonl").read_text().splitlines()]
+    assert [row["seconds"] for row in told] == [4.0, 8.0]

@@ -41,6 +41,7 @@ class Log:
             self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images or None)
         self.last, self.since = images, time.perf_counter()
         self.seconds = 0.0
+        self.steps, self.first, self.mark = 0, 0.0, self.since
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -96,7 +97,13 @@ class Log:
             self.board.add_scalar(name, value, images)
 
     def advance(self, images: int) -> None:
-        """Move the progress line."""
+        """A step was taken: move the progress line. A session's first step, in which networks are compiled, counts as long
+        as its second."""
+        self.steps, now = self.steps + 1, time.perf_counter()
+        if self.steps == 1:
+            self.first, self.mark = now - self.since, now
+        elif self.steps == 2 and self.since < self.mark:  # else the first was told already
+            self.since += max(self.first - (now - self.mark), 0.0)
         self.progress.update(self.task, completed=images)
 
     def pictured(self, path: Path, seconds: float) -> None:
