@@ -126,7 +126,9 @@ def cast(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
     if dtype in (torch.float32, torch.float64):
         yield
     else:
-        with torch.autocast(device.type, dtype):
+        # the cache of cast weights is one for all threads, and the first that leaves would clear it for the lanes beside it:
+        # a weight that is used twice would have its gradient added now in half precision, now not
+        with torch.autocast(device.type, dtype, cache_enabled=device.type != "cpu"):
             yield
 
 

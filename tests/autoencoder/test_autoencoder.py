@@ -319,3 +319,11 @@ def test_published_weights_give_the_published_latents_and_pictures(kind: str) ->
     else:
         torch.testing.assert_close(encoded.moments, held["outputs.z"], **near)
         torch.testing.assert_close(model.decode(encoded.moments), held["outputs.dec"], **near)
+
+
+def test_latents_are_the_same_under_a_training_s_autocast(codec: Codec) -> None:
+    pictures = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        alone = codec.encode(pictures)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(codec.encode(pictures), alone)

@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.nn.rescale import smaller
 from sfumato.training import checkpoint, log
 from sfumato.training.log import Log
+from sfumato.training.optimizer import rate_at
 from sfumato.training.recipe import parse
 from sfumato.training.run import environment, modelling, objective_of, train
 from sfumato.training.shortcut import filled
@@ -180,3 +182,54 @@ def test_the_first_step_counts_as_the_second(tmp_path: Path, monkeypatch: pytest
     one.timed(32)  # of a later step, at 61
     told = [json.loads(line) for line in (tmp_path / "times.jsonl").read_text().splitlines()]
     assert [row["seconds"] for row in told] == [4.0, 8.0]
+
+
+def test_a_thread_beside_changes_no_gradient() -> None:
+    """The cache of autocast's weights is one for all threads: cleared by one that leaves, it was filled twice by another."""
+    layer, cpu = torch.nn.Linear(64, 64), torch.device("cpu")
+    x, y = torch.randn(32, 64), torch.randn(32, 64)
+
+    def beside() -> None:
+        with device.cast(torch.bfloat16, cpu):
+            pass
+
+    def gradient(disturbed: bool) -> Tensor:
+        with device.cast(torch.bfloat16, cpu):
+            first = layer(x)
+            if disturbed:
+                thread = threading.Thread(target=beside)
+                thread.start()
+                thread.join()
+            loss = (first.float().square().sum() + layer(y).float().square().sum()) / 64
+        return torch.autograd.grad(loss, layer.weight)[0]
+
+    assert torch.equal(gradient(True), gradient(False))
+
+
+def test_the_last_rate_is_the_floor_that_is_asked_for() -> None:
+    config = autoencoder_recipe().training.model_copy(
+        update={"images": 100_000, "batch": 10, "floor": 1e-4, "decay": 1.0, "warmup": 0.0}
+    )
+    assert rate_at(99_990, config) / config.rate < 2e-4
+    assert rate_at(0, config.model_copy(update={"warmup": 0.1})) > 0
+
+
+def test_what_a_family_settles_itself_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    recipe = parse(family("gan", width=8, critic=8), "gan")
+    with caplog.at_level(logging.WARNING):
+        modelling(recipe, torch.device("cpu"))  # type: ignore[arg-type]
+        assert not caplog.text
+        fields = family("gan", width=8, critic=8)
+        modelling(parse({**fields, "training": {**fields["training"], "rate": 0.1}}, "gan"), torch.device("cpu"))  # type: ignore[arg-type]
+    assert "training.rate has no effect on a model of kind gan" in caplog.text
+
+
+def test_resumed_plots_keep_the_point_at_the_checkpoint(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for begin, steps in ((0, (100, 200)), (200, (300,))):
+        with Log(tmp_path, "a", 300, begin, quiet=True) as one:
+            for images in steps:
+                one.report(images, {"loss": 1.0})
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in found.Scalars("loss")] == [100, 200, 300]

@@ -58,14 +58,16 @@ class Codec(nn.Module):
 
         `pad` reflects pictures at their right and lower edge until the factor divides their sides; without it other
         sides raise `ValueError`.
-        Large pictures go few at a time where no gradients are wanted, as in `decode`: the result is the same.
+        Large pictures go few at a time where no gradients are wanted, as in `decode`: the result is the same. A training's
+        autocast rests: what a denoiser is shown beside latents of the cache is as exact as these.
         """
         images = tiling.padded(images, self.factor) if pad else images
         if tile is None and images.shape[2] * images.shape[3] > tiling.LARGE:
             tile = tiling.SIDE
-        if tile:
-            return tiling.moments(self.autoencoder, images, tile, share)
-        return self._parted(self._encoded, images, images.shape[2] * images.shape[3])
+        with torch.autocast(images.device.type, enabled=False):
+            if tile:
+                return tiling.moments(self.autoencoder, images, tile, share)
+            return self._parted(self._encoded, images, images.shape[2] * images.shape[3])
 
     def _encoded(self, images: Tensor) -> Tensor:
         encoded: Encoded = self.autoencoder.encode(images)

@@ -119,7 +119,8 @@ class Tiny(Autoencoder):
         self.check(images)
         if self.whitened:
             with torch.no_grad():
-                moments = self.teacher(images.device).moments(images, tile=0)
+                teacher = self.teacher(images.device)
+                moments = teacher.moments(images.to(teacher.shift), tile=0).to(images)
                 return Encoded(
                     self.sample(moments, noise), torch.zeros(len(images), device=images.device), moments, None
                 )

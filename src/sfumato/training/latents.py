@@ -96,7 +96,7 @@ def encode(
     process has done.
     """
     wanted = key(codec, part, flip)
-    if (folder / KEY).is_file():
+    if distributed.all_of((folder / KEY).is_file()):  # another run may finish it between two looks: all go one way
         check(folder, wanted)
         if distributed.chief():  # what a kill at the very end has left
             shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
@@ -117,12 +117,17 @@ def encode(
             if tell is not None:
                 tell(done)
         distributed.wait()
-        if distributed.chief():
-            _join(work, len(shards), folder, wanted)
     except OSError as error:
         if processes > 1 or not (folder / KEY).is_file():
             raise files.full(error, folder) from error
-        check(folder, wanted)  # another run that encodes the same was done first, and took its shards away
+    if distributed.chief():
+        try:
+            if not (folder / KEY).is_file():
+                _join(work, len(shards), folder, wanted)
+        except OSError as error:
+            if not (folder / KEY).is_file():
+                raise files.full(error, folder) from error
+        check(folder, wanted)  # another run that encodes the same may have been first, and have taken its shards away
         shutil.rmtree(work, ignore_errors=True)
     distributed.wait()
     return Latents(folder)

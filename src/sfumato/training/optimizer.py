@@ -98,4 +98,4 @@ def rate_at(images: int, config: TrainingConfig) -> float:
     rise = min(1.0, done / config.warmup) if config.warmup else 1.0
     into = 0.0 if not config.decay else max(0.0, (done - (1.0 - config.decay)) / config.decay)
     fall = config.floor + (1.0 - config.floor) * 0.5 * (1.0 + math.cos(math.pi * min(into, 1.0)))
-    return config.rate * max(min(rise, fall), 1e-3)
+    return config.rate * min(max(rise, 1e-3), fall)  # the first step of a warm-up moves something

@@ -158,6 +158,10 @@ def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     codec = None if recipe.autoencoder is None else Codec.load(there(recipe.autoencoder, recipe.data)).to(where)
     labels = tuple(part.labels) if recipe.labelled else ()
     family = recipe.family.build(Shape(part.channels, part.size), labels, codec).to(where)
+    for name in family.tuned(next(iter(family.turns))):
+        if getattr(recipe.training, name) != type(recipe.training).model_fields[name].default:
+            kind = recipe.family.kind_name()
+            log.warning("training.%s has no effect on a model of kind %s, which has its own (family.rate)", name, kind)
     apart = held_out(recipe.data, needed=True) if recipe.training.held_out else None
     if apart is not None and not family.scored:
         raise ValueError(
