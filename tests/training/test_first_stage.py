@@ -239,8 +239,9 @@ def test_the_critic_has_its_published_size_and_judges_each_picture_alone() -> No
         assert sum(p.numel() for p in PatchDiscriminator().parameters()) == 2_765_633
     torch.manual_seed(0)
     critic, pictures = PatchDiscriminator(width=8, layers=2), torch.rand(3, 3, 32, 32)
+    assert critic.judge(pictures[..., :12, :12]).shape == (3, 1)
     torch.testing.assert_close(critic.judge(pictures)[1:2], critic.judge(pictures[1:2]))
-    with pytest.raises(ValueError, match="needs pictures of 16 pixels"):
+    with pytest.raises(ValueError, match="needs pictures of 12 pixels"):
         critic.judge(torch.rand(1, 3, 8, 8))
     assert discriminator.PatchDiscriminator(layers=2)(torch.rand(1, 3, 16, 16)).shape == (1, 1, 2, 2)
 
