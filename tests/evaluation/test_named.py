@@ -141,13 +141,14 @@ def test_a_family_of_codes_has_its_reconstructions_as_a_ceiling(codec: Codec) ->
     rows = doors._family(asked, Stub(codec), recipe, looking(), lambda said: None)[0]["features"]
     assert [row["images"] for row in rows] == ["images", "reconstructions", "real, one half against the other"]
     assert [row["count"] for row in rows[:2]] == [8, 8]
-    told = [
-        doors._family(dataclasses.replace(asked, guidance=g), Stub(codec), recipe, looking(), lambda said: None)[0][
-            "protocol"
-        ]
-        for g in (1.0, 3.0)
-    ]
+    told, guided = list[Any](), Stub(codec)
+    guided.unnamed = True
+    for scale in (1.0, 3.0):
+        one = dataclasses.replace(asked, guidance=scale)
+        told.append(doors._family(one, guided, recipe, looking(), lambda said: None)[0]["protocol"])
     assert [t["samples"]["guidance"] for t in told] == [1.0, 3.0]
+    with pytest.raises(ValueError, match="leave --guidance out"):
+        doors._family(one, Stub(codec), recipe, looking(), lambda said: None)
     assert told[0]["likelihood"]["held_out"] == EmojiData(size=32).open("held_out").fingerprint
 
 
