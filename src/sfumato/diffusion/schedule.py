@@ -140,9 +140,8 @@ class Sigmoid:
         low, high = self._ends()
         level = torch.sigmoid((fine(t) * (self.end - self.start) + self.start) / self.temperature)
         share = ((level - low) / (high - low)).clamp(0, 1)
-        share = torch.where(
-            t <= 0, 0.0, torch.where(t >= 1, 1.0, share)
-        )  # exactly, which a sigmoid's last digit is not
+        # the ends exactly, which a sigmoid's last digit is not
+        share = torch.where(t <= 0, 0.0, torch.where(t >= 1, 1.0, share))
         return Scales((1 - share).sqrt().to(t), share.sqrt().to(t))
 
     def time(self, scales: Scales) -> Tensor:
