@@ -264,11 +264,19 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def deep(picture: Image.Image) -> Pixels:
-    """The values of a gray picture of 16 bits, (H, W) float32 in [0, 65535]. Raises `ValueError` for values beyond."""
+    """The values of a gray picture of 16 bits, (H, W) float32 in [0, 65535], white where it is transparent.
+
+    Raises `ValueError` for values beyond.
+    """
     array = np.asarray(picture)
     if array.min() < 0 or array.max() > 65535:
         raise ValueError(f"values go from {array.min()} to {array.max()}, 16 bits hold 0 to 65535: save it as .npy")
-    return array.astype(np.float32)
+    clear = picture.info.get("transparency")  # one value of all, in a PNG
+    return (
+        np.where(array == clear, 65535, array).astype(np.float32)
+        if isinstance(clear, int)
+        else array.astype(np.float32)
+    )
 
 
 def coloured(picture: Image.Image) -> Image.Image:

@@ -169,6 +169,10 @@ def test_encode_and_train_from_the_command_line(
         ),
         (
             ["train", "photo-few", "data.path=pics", "autoencoder={tmp}/photo-f8/model", "--run", "{tmp}/d"],
+            "train it first with `sfumato train photo-f8 data.path=pics data.held_out=0.1`",
+        ),
+        (
+            ["train", "photo-label", "data.path=pics", "autoencoder={tmp}/photo-f8/model", "--run", "{tmp}/d"],
             "train it first with `sfumato train photo-f8 data.path=pics`",
         ),
         (["train", "emoji-few", "teacher={tmp}/emoji/model", "--run", "{tmp}/e"], "with `sfumato train emoji`, or"),

@@ -58,6 +58,8 @@ def test_boxes_one_by_one_and_from_a_file(made: Verbs, tmp_path: Path) -> None:
     )
     both = made("layout", "--box", "cat 0 0 0.5 1", "-b", "red apple 0.5 0 1 1")
     assert far(both, made("layout", "--box", tmp_path / "b.json")) == 0
+    (tmp_path / "words.json").write_text('["cat 0 0 0.5 1", "red apple 0.5 0 1 1"]')
+    assert far(both, made("layout", "--box", tmp_path / "words.json")) == 0
     assert far(both, made("layout", "--box", "cat 0 0 0.5 1")) > 0
     assert far(made("generate", "--box", tmp_path / "b.json"), made("generate")) > 0  # as in every task
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato import image
 from sfumato.conditioning.bundle import Bundle
 from sfumato.conditioning.label import LabelConfig
 from sfumato.data import loader
@@ -312,3 +313,11 @@ def test_picture_files_of_other_channels_say_what_to_do(tmp_path: Path) -> None:
         ValueError, match=r"a\.png is a picture of 1, 3 or 4 channels and 5 are asked for; use \.npy arrays"
     ):
         FolderData(path=tmp_path, size=8, channels=5).open()
+
+
+def test_gray_of_16_bits_is_white_where_it_is_transparent(tmp_path: Path) -> None:
+    array = np.array([[0, 30_000], [40_000, 30_000]], np.uint16)
+    Image.fromarray(array).save(tmp_path / "a.png", transparency=30_000)
+    expected = np.where(array == 30_000, 255, array / 257)
+    np.testing.assert_allclose(image.pixels(tmp_path / "a.png", 1)[:, :, 0], expected, rtol=1e-6)
+    assert np.array(image.read(tmp_path / "a.png"))[:, :, 0].tolist() == (expected + 0.5).astype(np.uint8).tolist()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sfumato import image
-from sfumato.data import beside, coco, loader
+from sfumato.data import beside, coco, layout, loader
 from sfumato.data.base import HUMPS, SIDED, Data, Part
 from sfumato.data.folder import FolderPart
 
@@ -244,3 +244,18 @@ def test_sides_of_a_png_are_told_without_decoding_it(tmp_path: Path, monkeypatch
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", None)
     assert image.sides(tmp_path / "turned.png") == (4, 6)
     assert image.sides(tmp_path / "plain.png") == (6, 4)
+
+
+def test_a_table_at_the_top_says_what_it_leaves_out_and_leaves_words_to_text_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for k in range(4):
+        picture(tmp_path / "a" / f"{k}.png")
+        (tmp_path / "a" / f"{k}.txt").write_text(f"words {k}")
+    box = [{"label": "cat", "box": [0, 0, 0.5, 1]}]
+    table = ({"file_name": "a/0.png", "boxes": box}, {"file_name": "a/1.png", "text": "told"}, {"file_name": "a/2.png"})
+    rows(tmp_path / "metadata.jsonl", *table)
+    found = layout.listed(tmp_path)
+    assert [entry.captions for entry in found] == [("words 0",), ("told",), ("words 2",)]
+    assert found[0].boxes is not None
+    assert "does not name 1 pictures in its folder, which are left out; the first: 3.png" in caplog.text

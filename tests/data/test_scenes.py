@@ -129,3 +129,10 @@ def test_scenes_of_one_thing_have_no_held_out_ones() -> None:
     assert len(opened(count=10, most=1)) == 10
     with pytest.raises(ValueError, match=r"data.most is 1, give 2 or more"):
         opened("held_out", count=10, most=1)
+
+
+def test_scenes_too_small_for_some_emoji_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"data\.size is at least 12"):
+        opened(size=11)
+    smallest = opened(size=12)
+    assert all(x1 > x0 and y1 > y0 for k in range(50) for _, x0, y0, x1, y1 in smallest.fields(k)["boxes"])

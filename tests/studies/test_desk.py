@@ -10,12 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.picked import Picked
 from sfumato.features import network
-from sfumato.studies import bits, recipes
+from sfumato.studies import bits, compression, recipes
 from sfumato.studies.desk import Desk, whole
 from sfumato.studies.result import Result, Table
-from sfumato.studies.run import begun, enough, joined, study
+from sfumato.studies.run import begun, enough, joined, study, took
 from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim
 from sfumato.training import run as runs
 from sfumato.training.loop import Interrupted
@@ -80,6 +81,51 @@ def test_a_study_with_other_hours_is_refused(desk: Desk) -> None:
     with pytest.raises(ValueError, match="holds this study with --precision auto"):
         begun(desk, 1)
     assert desk.recipe("one", recipes.gan(), 64).training.precision == "fp32"
+
+
+def test_what_was_begun_with_equal_time_is_not_gone_on_with_by_flops(desk: Desk) -> None:
+    begun(desk, 1, "flops")
+    begun(desk, 1)  # as studies that are not asked, and those that began before there was a choice
+    desk.keep_plan("asked", {"--hours": desk.hours})
+    desk.keep_plan("images", {"one": 64})
+    begun(desk, 1, "time")
+    with pytest.raises(ValueError, match="holds this study with --equal time"):
+        begun(desk, 1, "flops")
+
+
+def test_equal_flops_are_shared_by_what_they_take(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hours are those that are asked, and images times FLOPs the same of all, whatever each does a second."""
+    rates = {"denoiser-kl-f1": 10.0, "denoiser-kl-f4": 50.0, "denoiser-kl-f8": 60.0}
+    costs = {"denoiser-kl-f1": 9e6, "denoiser-kl-f4": 3e6, "denoiser-kl-f8": 1e6}
+    monkeypatch.setattr(Desk, "rate", lambda _, name, fields: rates.get(name, 100.0))
+    monkeypatch.setattr(Desk, "trained", lambda self, name, *_: self.run(name) / "model")
+    monkeypatch.setattr(compression, "flops", lambda _, name, fields: costs[name])
+    desk.hours = 1.0
+    for equal, alike in (("time", lambda t: t.images / rates[t.run.name]), ("flops", lambda t: t.images * t.flops)):
+        found = compression.trained(desk, (1, 4, 8), ("kl",), 0.1, 0.4, equal)  # type: ignore[arg-type]
+        assert [alike(t) for t in found] == pytest.approx([alike(found[0])] * 3, rel=0.2 if equal == "flops" else 0.02)
+        assert sum(t.images / rates[t.run.name] for t in found) == pytest.approx(0.5 * 3600, rel=0.02)
+        desk.keep_plan("images", {})
+
+
+def test_captions_are_read_however_long(desk: Desk, tmp_path: Path) -> None:
+    assert desk.longest is None
+    folder = of_folder(desk, tmp_path, 16)
+    for k, path in enumerate(sorted(tmp_path.glob("*.png"))):
+        path.with_suffix(".txt").write_text(" ".join(f"word{j}" for j in range(60 if k == 3 else 5)))
+    assert folder.longest is not None
+    text = ConditionerConfig.model_validate(recipes.by_words(folder.longest)["caption"])
+    text.learn([folder.train.field(k, "caption") for k in range(len(folder.train))], ())
+
+
+def test_a_call_that_was_killed_took_what_its_trainings_did(desk: Desk) -> None:
+    run = desk.run("one")
+    run.mkdir(parents=True)
+    (run / "times.jsonl").write_text('{"images": 64, "seconds": 7200.0}\n')
+    desk.keep_plan("images", {"one": 64})
+    assert took(desk) == pytest.approx(2.0)
+    desk.keep_plan("took", {"hours": 3.0})
+    assert took(desk) == 3.0
 
 
 def test_an_unknown_study_is_refused(desk: Desk) -> None:
@@ -249,6 +295,7 @@ def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest
     monkeypatch.setattr("sfumato.studies.limits.CHANNELS", (4, 8))
     monkeypatch.setattr("sfumato.studies.conditioning.CAPTIONS", 8)
     monkeypatch.setattr("sfumato.studies.cost.FACTORS", (1, 4))
+    monkeypatch.setattr("sfumato.studies.cost.ENCODED", 16)
     desk.folder = desk.folder.parent / name
     more: dict[str, Any] = {"factors": (1, 4, 8, 16)} if name == "compression" else {}
     found, page = study(name, desk, f"sfumato study {name}", **more)

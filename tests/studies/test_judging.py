@@ -116,6 +116,7 @@ def test_times_that_differ_are_not_equal() -> None:
     assert [cost.as_near(4, near, far, longer).outcome for longer in times] == [HOLDS, HOLDS, OPEN, HOLDS]
     assert [cost.as_near(4, far, near, longer).outcome for longer in times] == [FAILS, FAILS, FAILS, OPEN]
     assert "in 1.06 times the seconds" in cost.as_near(4, near, far, 1.06).measured
+    assert "no farther than real pictures" in cost.as_near(4, Spread(-1.0, 0.5, 3), far, 1.0).measured
 
 
 def test_latents_are_sooner_only_in_all_samplings() -> None:
@@ -226,6 +227,9 @@ def test_stated_power_is_called_an_estimate(tmp_path: Path) -> None:
         pass
     assert found.watts == pytest.approx(50.0)
     assert "estimated from stated 50 W" in found.how
+    with energy.metered(torch.device("mps"), root=tmp_path) as found:
+        pass
+    assert "estimated from stated 40 W" in found.how  # a laptop's, not a data centre's
     assert energy.kwh(50.0, 7200.0) == pytest.approx(0.1)
 
 

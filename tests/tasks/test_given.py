@@ -156,3 +156,8 @@ def test_pictures_of_every_mode_are_read_as_they_are_seen(tmp_path: Path, channe
     palette.putpalette([0, 0, 0, 90, 90, 90] + [0] * 762)
     assert read(palette, "f.png") == pytest.approx([90] * channels, abs=1)
     assert read(palette, "g.png", transparency=1) == pytest.approx([255] * channels, abs=1)
+
+
+def test_an_empty_picture_is_refused() -> None:
+    with pytest.raises(ValueError, match="picture is 0x4: there is nothing in it"):
+        given.picture(reads(3), Image.new("RGB", (0, 4)))

@@ -1,7 +1,7 @@
 """Every task of one model that takes every condition: what comes back, what is kept, and what is refused."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from sfumato import image
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.kl import KLConfig
+from sfumato.diffusion.combinators import tiled
+from sfumato.diffusion.samplers import Denoise
 from sfumato.evaluation.reconstruction import psnr
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn.fill import smooth
@@ -23,6 +25,7 @@ from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate
 from sfumato.tasks.walk import walk
+from sfumato.windows import Window
 from tests.conftest import CODER
 
 CONDITIONERS: dict[str, Any] = {
@@ -221,13 +224,6 @@ def test_upscale_multiplies_any_size_by_the_models_factor(everything: Pipeline) 
         everything.upscale(picture=noise(8, 8), level=0.9)
 
 
-def test_windows_of_a_large_upscale_leave_no_seam(everything: Pipeline) -> None:
-    x = array(everything.upscale(picture=Image.new("RGB", (24, 8), "gray"), seed=0, steps=4)[0]).astype(float)
-    steps = np.abs(np.diff(x, axis=1)).mean((0, 2))  # from column to column
-    seams = [k for k in range(15, 95, 16)]  # noqa: C416
-    assert steps[seams].mean() < 1.5 * np.median(steps)
-
-
 def shrunk_again(big: Image.Image, small: Image.Image) -> float:
     """PSNR of a large picture, made small by bicubic averages, and the small one."""
     x = F.interpolate(image.to_tensor(big)[None], small.size[::-1], mode="bicubic", antialias=True)
@@ -294,6 +290,27 @@ def test_semantic_reads_numbers_palettes_and_colours(everything: Pipeline, tmp_p
     turned = Image.fromarray(2 - numbers, "P")  # as a program writes them that orders the same colours another way
     turned.putpalette([0, 0, 255, 255, 0, 0, 0, 0, 0])
     assert far(made[0], everything.semantic(map=turned, seed=0, steps=2)[0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("task", "given"),
+    [
+        ("upscale", {"picture": noise(24, 8)}),
+        ("semantic", {"map": Image.new("L", (96, 32), 1)}),
+        ("layout", {"boxes": "cat 0.1 0.2 0.5 0.9", "width": 96}),
+    ],
+)
+def test_large_pictures_are_made_in_windows_that_overlap_by_half(
+    everything: Pipeline, task: str, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Window] = []
+
+    def spied(denoise: None, size: int, stride: int, *, at: Callable[[Window], Denoise], wrap: bool) -> Denoise:
+        return tiled(denoise, size, stride, at=lambda window: (asked.append(window), at(window))[1], wrap=wrap)
+
+    monkeypatch.setattr(walking, "tiled", spied)
+    assert getattr(everything, task)(**given, seed=0, steps=1)[0].size == (96, 32)
+    assert asked == [Window(0, left, 4, 4) for left in (0, 2, 4, 6, 8)]
 
 
 # panorama, and what generate can do
@@ -429,6 +446,20 @@ def test_a_map_may_be_larger_than_its_picture(everything: Pipeline) -> None:
         assert far(made, plain) < 1
     with pytest.raises(ValueError, match="crop it to that shape"):
         everything.semantic(map=large, seed=0, steps=1, width=32, height=64)
+    nearly = Image.fromarray(np.zeros((40, 32), np.uint8))  # one place of the latent too high
+    with pytest.raises(ValueError, match="crop it to that shape"):
+        everything.vary(picture=noise(32, 32), map=nearly, seed=0, steps=1)
+
+
+def test_what_is_done_to_a_file_is_told_in_python_too(
+    everything: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (32, 32), (9, 9, 9, 99)).save(path)
+    for _ in range(2):
+        everything.vary(picture=path, seed=0, steps=1)
+    told = f"{path}: transparent, seen over white"
+    assert [record.message for record in caplog.records if str(path) in record.message] == [told]
 
 
 def test_a_model_that_cleans_small_pictures_is_not_held_to_them() -> None:

@@ -14,7 +14,6 @@ from sfumato.tasks.requests import Request
 
 P = inspect.Parameter
 MADE = re.compile(r"(\d{5,7})-\d+\.png")  # names of pictures that were made
-READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
 
 
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
@@ -27,12 +26,12 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
     from rich.progress import Progress
 
     from sfumato import distributed
-    from sfumato.tasks import metadata
+    from sfumato.tasks import given, metadata
     from sfumato.tasks.pipeline import Pipeline
 
     pipeline = Pipeline.load(model, device=device, precision=precision)
     speaks = distributed.chief()
-    for line in converted(request, 3 if pipeline.family else pipeline.model.codec.image_channels) if speaks else ():
+    for line in given.converted(request, pipeline.channels) if speaks else ():
         typer.echo(line, err=True)
     out.mkdir(parents=True, exist_ok=True)
     number = first_free(out)
@@ -61,40 +60,6 @@ def checked(kind: type[Request], fields: dict[str, Any]) -> Request:
         return kind(**fields)
     except ValidationError as error:
         raise ValueError(explain(error, kind.__name__.lower())) from None
-
-
-def converted(request: Request, channels: int) -> list[str]:
-    """What is done to each picture that was handed in before a model of so many channels sees it, a line a file."""
-    from sfumato.data import contact
-
-    found = []
-    for field in (*READ, "mask", "map"):
-        value = getattr(request, field, None)
-        for path in value if isinstance(value, list) else [value]:
-            if not isinstance(path, Path):
-                continue
-            done = contact.conversions([path])
-            if contact.DAMAGED in done:  # the task says so, or reads it all the same
-                continue
-            said = [*contact.noticed(done, field if field in READ else "map", channels)]
-            if field == "picture":  # references are cut, as training's pictures are
-                said = [name for name in said if name != contact.SQUARE]
-            if field == "mask":
-                said = [name for name in said if name != contact.UNSEEN] + read_as(path)
-            if said:
-                found.append(f"{path}: {', '.join(said)}")
-    return found
-
-
-def read_as(path: Path) -> list[str]:
-    """How a mask says where its hole is, where that is not plain; nothing where it cannot be read, which the task says."""
-    from sfumato.tasks import given
-    from sfumato.tasks.hole import hole
-
-    try:
-        return hole(given.opened(path, "mask"), given.lossy(path))[1]
-    except ValueError:
-        return []
 
 
 def seed_of(info: dict[Any, Any]) -> int:

@@ -44,6 +44,10 @@ def command(
     scale: Annotated[
         float, typer.Option(min=0.25, max=16.0, help="by which all networks are wider than on two cores, for a GPU")
     ] = 1.0,
+    equal: Annotated[
+        str | None,
+        typer.Option(help="of `compression`: what denoisers of all factors get alike, time (the default) or flops"),
+    ] = None,
     watts: Annotated[
         float | None, typer.Option(help="of `cost`: stated power of this machine, where nothing measures it")
     ] = None,
@@ -63,6 +67,8 @@ def command(
     hours = hours or HOURS[name]
     if watts is not None and name != "cost":
         raise ValueError("watts are of the study cost; leave --watts out")
+    if equal is not None and (name != "compression" or equal not in ("time", "flops")):
+        raise ValueError(f"--equal is time or flops, and of the study compression; got {equal} of {name}")
     from sfumato import device as devices
     from sfumato.features import network
     from sfumato.studies.desk import SEEDS, Desk
@@ -77,7 +83,9 @@ def command(
         [k * (SEEDS[1] - SEEDS[0]) for k in range(seeds)], scale=scale, precision=precision, features=out / title / "features", quiet=quiet,
     )  # fmt: skip
     said = shlex.join(["sfumato", "study", *sys.argv[2:]]) if sys.argv[1:2] == ["study"] else f"sfumato study {name}"
-    more = {"watts": watts} if name == "cost" and watts else {}
+    more = {key: value for key, value in (("watts", watts), ("equal", equal)) if value}
+    if name == "compression":
+        more.setdefault("equal", "time")
     often = trainings or max(min(int(hours / HOURS[name]), MOST), 1)
     found, page = study(name, desk, said, trainings=often, **more)
     for claim in found.claims:

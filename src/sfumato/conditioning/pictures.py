@@ -19,6 +19,8 @@ def picture(value: Any, channels: int, field: str) -> Tensor:
     `ValueError` for another thing, another number of channels, or values out of range.
     """
     if isinstance(value, Image.Image):
+        if 0 in value.size:
+            raise ValueError(f"{field} is {value.width}x{value.height}: there is nothing in it; give another")
         seen = image.coloured(value)
         seen = (seen if channels == 4 else image.over_white(seen)).convert(image.MODES.get(channels, "RGB"))
         found = image.to_tensor(seen)

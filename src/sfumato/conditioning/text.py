@@ -35,7 +35,7 @@ class TextConfig(ConditionerConfig):
     trained: bool = Field(True, description="false: the encoder stays as it was drawn, to compare with")
 
     def learn(self, values: Sequence[Any], labels: Sequence[str]) -> tuple["TextConfig", dict[str, str]]:
-        texts = list(_flat(values))
+        texts = list(flat(values))
         if not texts:
             raise ValueError(f"the data have no {self.field!r}: put a NAME.txt beside each picture, or metadata.jsonl")
         tokenizer = train_tokenizer(texts, self.vocabulary)
@@ -43,17 +43,12 @@ class TextConfig(ConditionerConfig):
         return self, {TOKENIZER: tokenizer}
 
     def check(self, values: Sequence[Any], files: Mapping[str, str]) -> None:
-        if texts := sorted(set(_flat(values))):
+        if texts := sorted(set(flat(values))):
             self._check(texts, files[TOKENIZER])
 
     def _check(self, texts: Sequence[str], tokenizer: str) -> None:
         """Raise `ValueError` where texts have more tokens than are read: training would stop when one is first shown."""
-        from tokenizers import Tokenizer
-
-        reader, counts = Tokenizer.from_str(tokenizer), list[int]()
-        for begin in range(0, len(texts), AT_ONCE):
-            counts += [len(found.ids) for found in reader.encode_batch(texts[begin : begin + AT_ONCE])]
-        short_enough(texts, counts, self.length, self.field)
+        short_enough(texts, counted(texts, tokenizer), self.length, self.field)
 
     def build(self, files: Mapping[str, str], latents: Latents | None = None) -> "Text":
         if TOKENIZER not in files:
@@ -61,10 +56,21 @@ class TextConfig(ConditionerConfig):
         return Text(self, files[TOKENIZER])
 
 
-def _flat(values: Sequence[Any]) -> Iterator[str]:
+def flat(values: Sequence[Any]) -> Iterator[str]:
+    """The texts of values that are a text, several, or none."""
     for value in values:
         if value is not None:
             yield from [value] if isinstance(value, str) else value
+
+
+def counted(texts: Sequence[str], tokenizer: str) -> list[int]:
+    """How many tokens each text has."""
+    from tokenizers import Tokenizer
+
+    reader, found = Tokenizer.from_str(tokenizer), list[int]()
+    for begin in range(0, len(texts), AT_ONCE):
+        found += [len(one.ids) for one in reader.encode_batch(texts[begin : begin + AT_ONCE])]
+    return found
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> str:

@@ -20,21 +20,8 @@ from sfumato.data.once import warn
 from sfumato.data.rows import HELD_OUT
 
 SUFFIXES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".jfif",
-    ".jpe",
-    ".webp",
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".jp2",
-    ".npy",
-}
+    ".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2", ".npy",
+}  # fmt: skip
 UNREAD = {".heic", ".heif"}  # pictures that Pillow does not read by itself: they are named, and none of a folder's
 PROSE = {"", ".md", ".txt", ".rst", ".html", ".pdf"}  # of a README or a licence beside a folder
 TABLES = ("metadata.jsonl", "metadata.csv")
@@ -210,6 +197,8 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
     source = _table(folder)
     if source is not None:
         rows = [_row(source, number, row, root) for number, row in enumerate(table(source), 1)]
+        rows = [row._replace(captions=row.captions or _beside(row.file.with_suffix(".txt"))) for row in rows]
+        _unnamed(source, rows, companions)
         return _accompanied(rows, images, companions, all_of_them=False)
     if images != folder:
         return _accompanied(_listed(images, root), images, companions, all_of_them=True)
@@ -233,6 +222,17 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
         for path, name in inside
     ]
     return _accompanied(_told(entries, shown, root), images, companions, all_of_them=True)
+
+
+def _unnamed(source: Path, rows: Sequence[Entry], companions: dict[str, Path]) -> None:
+    """Warn of the pictures beside a table, and below, that it does not name."""
+    known = {os.path.realpath(path) for row in rows for path in (row.file, row.map, row.pair) if path is not None}
+    there = (path for path in pictures(source.parent) if not set(companions.values()).intersection(path.parents))
+    if left := [path for path in there if os.path.realpath(path) not in known]:
+        warn(
+            __name__,
+            f"{source} does not name {len(left):,} pictures in its folder, which are left out; the first: {min(left).name}",
+        )
 
 
 def _told(entries: list[Entry], shown: Sequence[Path], root: Path) -> list[Entry]:

@@ -40,6 +40,7 @@ TEXTURES = ("striped", "checked", "speckled")
 Relation = Literal["left of", "above"]
 INVERSE = {"left of": "right of", "above": "below"}
 LEAST, MOST = 14 / 64, 32 / 64  # sides of an emoji, as shares of the picture's
+SMALLEST = 12  # pixels a side of a picture in which every emoji is seen
 OVERLAP = 0.04  # of a side, by which boxes may overlap
 COUNTS = (25, 45, 20, 10)  # weights of one to four things
 SHARE = 0.1  # of the triples that are held out
@@ -102,6 +103,8 @@ class ScenesData(Data):
     most: int = Field(4, ge=1, le=4, description="things in a scene")
 
     def read(self, part: str) -> "ScenesPart":
+        if self.size < SMALLEST:
+            raise ValueError(f"in scenes of {self.size} pixels some emoji have none; data.size is at least {SMALLEST}")
         if part != "train" and self.most < 2:
             raise ValueError(
                 "held out are scenes of two things that training never shows so; data.most is 1, give 2 or more"

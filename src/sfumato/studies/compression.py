@@ -2,14 +2,14 @@
 
 First stages of every factor and one denoiser on each, of the same size and trained for the same time, a first stage's apart, so that a small f
 sees few images and a large one many. The Fréchet distance along training, by its FLOPs as in figure 6, and against pictures
-a second in sampling. Time and not FLOPs is made equal: small maps do fewer FLOPs a second, and on two cores equal FLOPs
-would leave pixels a few dozen steps.
+a second in sampling. Small maps do fewer FLOPs a second, so that equal time and equal FLOPs are two questions: `equal` says
+which is asked.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -32,6 +32,8 @@ PAPER = 256  # pixels of its pictures
 FIRST_SHARE, MEASURING = 0.25, 0.3  # of the hours: for first stages, and for sampling; the rest trains denoisers
 POINTS = 5  # of the curve along training
 STEPS = (5, 10, 25, 50)  # of the sampling-speed curve
+Equal = Literal["time", "flops"]
+WORDS: dict[str, str] = {"time": "time", "flops": "FLOPs"}
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,13 @@ class Trained:
         return self.model.parent
 
 
-def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = ("kl", "vq")) -> Result:
+def study(
+    desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = ("kl", "vq"), equal: Equal = "time"
+) -> Result:
     """Train, measure, judge. Factors that do not divide the pictures' size are left out."""
     gone = [f for f in factors if desk.train.size % f]
     factors = [f for f in factors if f not in gone]
-    several = trained(desk, factors, kinds)
+    several = trained(desk, factors, kinds, equal=equal)
     rows = {t.name: generated(desk, f"compression-{slug(t)}", t.model) for t in several}
     curves = {t.name: along(desk, t, desk.images, desk.seeds[:1])[0] for t in several}
     speeds = {t.name: stepped(desk, t) for t in several if t.kind == kinds[0] or t.factor == 1}
@@ -68,15 +72,15 @@ def study(desk: Desk, factors: Sequence[int] = FACTORS, kinds: Sequence[str] = (
         "compression",
         "How much to compress",
         f"First stages of f = {', '.join(map(str, factors))} and a denoiser of the same size on each, the denoisers trained "
-        f"for the same time on {desk.name} at {desk.train.size} pixels. Few images fit into it where latents are large. The "
+        f"for equal {WORDS[equal]} on {desk.name} at {desk.train.size} pixels. Few images fit into it where latents are large. The "
         "time of first stages is not in it: one serves all denoisers that are trained on it. The paper's pictures have 256 "
         f"pixels, so that its f = 32 leaves {PAPER // 32} x {PAPER // 32} places; here "
         + ", ".join(f"f = {f} leaves {desk.train.size // f} x {desk.train.size // f}" for f in factors if f > 1)
         + f".{' Left out, for they do not divide the size: f = ' + ', '.join(map(str, gone)) + '.' if gone else ''}",
         protocol=desk.protocol(curves="the first sampling seed alone"),
-        claims=claims(several, {t.name: rows[t.name][distance(desk)] for t in several}),
+        claims=claims(several, {t.name: rows[t.name][distance(desk)] for t in several}, equal),
     )
-    result.tables.append(table(desk, several, rows))
+    result.tables.append(table(desk, several, rows, equal))
     folder = desk.folder
     result.figures += [
         Figure(
@@ -103,14 +107,23 @@ def slug(t: Trained) -> str:
 
 
 def trained(
-    desk: Desk, factors: Sequence[int], kinds: Sequence[str], first: float = FIRST_SHARE, measuring: float = MEASURING
-) -> list[Trained]:
-    """First stages and denoisers of all factors, each denoiser on as many images as equal seconds give."""
+    desk: Desk, factors: Sequence[int], kinds: Sequence[str], first: float = FIRST_SHARE, measuring: float = MEASURING,
+    equal: Equal = "time",
+) -> list[Trained]:  # fmt: skip
+    """First stages and denoisers of all factors, each denoiser on as many images as equal seconds, or FLOPs, give."""
     wanted = [(k, f) for f in factors for k in (kinds if f > 1 else kinds[:1])]
     coded = [(k, f) for k, f in wanted if f > 1]
     stages = {(k, f): first_stage(desk, k, f, first * desk.hours / max(len(coded), 1)) for k, f in coded}
     stages |= {(k, 1): desk.pixels() for k, f in wanted if f == 1}
-    return [one(desk, pair, stages[pair], desk.hours * (1 - first - measuring) / len(wanted)) for pair in wanted]
+    shares = {pair: 1.0 if equal == "time" else slowness(desk, pair, stages[pair]) for pair in wanted}
+    each = desk.hours * (1 - first - measuring) / sum(shares.values())
+    return [one(desk, pair, stages[pair], each * shares[pair]) for pair in wanted]
+
+
+def slowness(desk: Desk, pair: tuple[str, int], stage: Path) -> float:
+    """Seconds a FLOP of a denoiser's training."""
+    name, fields = denoiser(desk, *pair, stage)
+    return 1 / (flops(desk, name, fields) * desk.rate(name, fields))
 
 
 def first_stage(desk: Desk, kind: str, factor: int, hours: float) -> Path:
@@ -120,16 +133,16 @@ def first_stage(desk: Desk, kind: str, factor: int, hours: float) -> Path:
     return desk.trained(name, fields, desk.budget(name, fields, hours))
 
 
-def denoiser(desk: Desk, factor: int, stage: Path) -> dict[str, Any]:
-    """The recipe of the denoiser on a first stage."""
+def denoiser(desk: Desk, kind: str, factor: int, stage: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the denoiser on a first stage, and its recipe."""
     more = recipes.fitting(desk.train.size // factor)
-    return recipes.denoiser(stage, recipes.by_class() if desk.labelled else None, **more)
+    return f"denoiser-{kind}-f{factor}", recipes.denoiser(stage, recipes.by_class() if desk.labelled else None, **more)
 
 
 def one(desk: Desk, pair: tuple[str, int], stage: Path, hours: float) -> Trained:
     """A denoiser trained for so long, its averages kept along the way."""
     kind, factor = pair
-    name, fields = f"denoiser-{kind}-f{factor}", denoiser(desk, factor, stage)
+    name, fields = denoiser(desk, *pair, stage)
     images, cost = desk.budget(name, fields, hours), flops(desk, name, fields)
     fields = {**fields, "training": {**fields["training"], "snapshots": max(images // POINTS, 1)}}
     return Trained(kind, factor, stage, desk.trained(name, fields, images), images, cost)
@@ -179,7 +192,7 @@ def stepped(desk: Desk, t: Trained) -> list[tuple[float, float]]:
     return [(row.rate.value, row[distance(desk)].value) for row in rows]
 
 
-def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row]) -> Table:
+def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row], equal: Equal) -> Table:
     """What each factor came to."""
     name, kernel = distance(desk), short(desk, "KID")
     lines = [[title, *[""] * 6, cell(row, name), cell(row, kernel), "", ""] for title, row in reals(desk).items()]
@@ -195,7 +208,7 @@ def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row]) -> Ta
         "", "latent", "images seen", "steps", "minutes", "PFLOP", "sampled pictures/s", name, kernel,
         f"{name} of rebuilt training pictures", "PSNR of held-out ones",
     ]  # fmt: skip
-    return Table("At equal training time of the denoisers", head, lines)
+    return Table(f"At equal {WORDS[equal]} of the denoisers' training", head, lines)
 
 
 def shape(desk: Desk, t: Trained) -> str:
@@ -204,7 +217,7 @@ def shape(desk: Desk, t: Trained) -> str:
     return f"{side} x {side} x {channels}"
 
 
-def claims(several: Sequence[Trained], found: Mapping[str, Spread]) -> list[Claim]:
+def claims(several: Sequence[Trained], found: Mapping[str, Spread], equal: Equal = "time") -> list[Claim]:
     """The paper's sentences beside what was measured, for each kind of first stage."""
     made = []
     for kind in dict.fromkeys(t.kind for t in several if t.factor > 1):
@@ -217,7 +230,7 @@ def claims(several: Sequence[Trained], found: Mapping[str, Spread]) -> list[Clai
                 by,
             ),
             _claim(
-                f"{kind.upper()}: f = 1 and 2 are too slow: in equal time of the denoiser f = 4 to 16 are better",
+                f"{kind.upper()}: f = 1 and 2 are too slow: after equal {WORDS[equal]} of the denoiser f = 4 to 16 are better",
                 GOOD,
                 (1, 2),
                 by,

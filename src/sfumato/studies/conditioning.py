@@ -40,10 +40,10 @@ def study(desk: Desk) -> Result:
             f"{desk.name} has no captions, which this study is about; give --data emoji or a folder with captions"
         )
     desk.dividing(2)
+    texts: dict[str, Any] = {"trained": recipes.by_words(desk.longest, pooled=False), "none": {}}
+    texts["frozen"] = {"caption": {**texts["trained"]["caption"], "trained": False}}
     stage = desk.latents(FIRST_SHARE * desk.hours)
     hours = (1 - FIRST_SHARE - MEASURING) * desk.hours / len(TOLD)
-    texts: dict[str, Any] = {"trained": recipes.by_words(pooled=False), "none": {}}
-    texts["frozen"] = {"caption": {**texts["trained"]["caption"], "trained": False}}
     models, rows, found, heard = {}, {}, {}, {}
     for name in TOLD:
         fields = recipes.denoiser(stage, texts[name], mean=MEAN)

@@ -2,22 +2,27 @@
 
 LDM-4 and LDM-8 beside LDM-1, networks of the same size trained for the same time: speed, the seconds of training until a
 distance is reached, energy and CO2. Latents need a first stage before, pixels none: its seconds are counted where time is
-claimed. The paper compares LDM-4 with pixels on inpainting, at equal epochs; here it is generation, at equal time.
+claimed, and those in which pictures are encoded, or for pixels read. The paper compares LDM-4 with pixels on inpainting, at
+equal epochs; here it is generation, at equal time.
 """
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sfumato.autoencoder.codec import Codec
 from sfumato.studies import compression
 from sfumato.studies.compression import Trained
 from sfumato.studies.desk import Desk
 from sfumato.studies.energy import GRID, Energy, kwh, metered
 from sfumato.studies.measure import Row, cell, distance, excess, generated, real, reals, short
+from sfumato.studies.recipes import BATCH
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim, Outcome, Pair, Spread, barring, judged
+from sfumato.training.latents import encoded
 from sfumato.training.rate import rate
 from sfumato.training.run import objective_of
 
@@ -25,6 +30,7 @@ FACTORS = (1, 4, 8)
 FIRST_SHARE, MEASURING = 0.1, 0.3  # of the hours
 PAPER_SPEED, PAPER_QUALITY = 2.7, 1.6  # table 6
 EQUAL = 0.05  # by which seconds may differ that are called equal
+ENCODED = 1024  # pictures by which the pace of encoding is told
 CURVE = 4  # of the curve along training each seed draws so many times fewer images than of the table
 Curve = list[tuple[float, float]]  # (seconds, distance)
 
@@ -38,7 +44,7 @@ def study(desk: Desk, watts: float | None = None, grid: float = GRID) -> Result:
     curves = {t.factor: timed(desk, t) for t in several}
     aims = [curve[-1][1] for curve in curves[1]]  # what pixels come to at their end, a sampling seed each
     reached = {f: [reach(*pair) for pair in zip(curves[f], aims, strict=True)] for f in curves if f > 1}
-    before = {t.factor: 0.0 if t.factor == 1 else desk.seconds(t.first.parent.name) for t in several}
+    before = {t.factor: prepared(desk, t) for t in several}
     few = max(desk.images // CURVE, 8)
     result = Result(
         "cost", "Latents beside pixels",
@@ -53,10 +59,17 @@ def study(desk: Desk, watts: float | None = None, grid: float = GRID) -> Result:
     result.tables.append(as_far(desk, several, aims, reached, before, energy, grid))
     drawn = [(t.name, [p[0] + before[t.factor] for p in curves[t.factor][0]], means(curves[t.factor])) for t in several]
     path = plot(
-        desk.folder / "seconds.png", drawn, "seconds of training, the first stage's too", name, log=(True, True)
+        desk.folder / "seconds.png",
+        drawn,
+        "seconds, the first stage's and those of encoding too",
+        name,
+        log=(True, True),
     )
     result.figures.append(
-        Figure(path, f"{name} of {few} images against seconds of training, those of the first stage included")
+        Figure(
+            path,
+            f"{name} of {few} images against seconds of training, those of the first stage and of encoding included",
+        )
     )
     result.figures.append(Figure(real(desk).sheet, "Held-out pictures"))
     result.figures += [Figure(rows[t.factor].sheet, f"{t.name}: {t.images:,} images seen") for t in several]
@@ -74,7 +87,16 @@ def table(desk: Desk, several: Sequence[Trained], rows: Mapping[int, Row], befor
             t.name, f"{before[t.factor]:,.0f} s", f"{desk.seconds(t.run.name):,.0f} s", f"{t.images:,}",
             Spread.of(desk.paces(t.run.name)).told(), row.rate.told(), row[name].told(), row[kernel].told(),
         ])  # fmt: skip
-    head = ["", "first stage", "denoiser", "images seen", "training images/s", "sampled pictures/s", name, kernel]
+    head = [
+        "",
+        "first stage, encoding",
+        "denoiser",
+        "images seen",
+        "training images/s",
+        "sampled pictures/s",
+        name,
+        kernel,
+    ]
     return Table("At equal training time of the denoiser", head, lines)
 
 
@@ -93,7 +115,24 @@ def as_far(
             *((f"{used:.2f} Wh", f"{used * grid:.2f} g") if used is not None else ("", "")),
         ])  # fmt: skip
     title = f"Until a {distance(desk)} of {Spread.of(aims).told()}, where pixels end"
-    return Table(title, ["", "first stage", "denoiser", "energy of both", "CO2"], lines)
+    return Table(title, ["", "first stage, encoding", "denoiser", "energy of all", "CO2"], lines)
+
+
+def prepared(desk: Desk, t: Trained) -> float:
+    """Seconds before a denoiser's first step: of its first stage's training, and of encoding the training part, which pixels
+    want too, to be read."""
+    codec, part = Codec.load(t.first).to(desk.device), desk.train
+    some = range(min(len(part), ENCODED))
+
+    def measure() -> float:
+        encoded(codec, part, some[:BATCH], True, BATCH)  # what warms up
+        begin = time.perf_counter()
+        encoded(codec, part, some, True, BATCH)
+        return (time.perf_counter() - begin) / len(some)
+
+    each: float = desk.once(f"encoding-{compression.slug(t)}", [codec.fingerprint(), str(desk.device)], measure)
+    trained = 0.0 if t.factor == 1 else desk.seconds(t.first.parent.name)
+    return trained + each * len(part)
 
 
 def timed(desk: Desk, t: Trained) -> list[Curve]:
@@ -142,7 +181,7 @@ def power(desk: Desk, t: Trained, watts: float | None) -> Energy:
     """The power of a training, over some seconds of it."""
 
     def measure() -> dict[str, object]:
-        recipe = desk.recipe("power", compression.denoiser(desk, t.factor, t.first), 1_000_000)
+        recipe = desk.recipe("power", compression.denoiser(desk, t.kind, t.factor, t.first)[1], 1_000_000)
         objective = objective_of(recipe, desk.run(f"denoiser-{t.kind}-f{t.factor}"), desk.device)
         rate(objective, recipe.training, desk.device, seconds=0.0)  # what compiles and warms up is not the training's
         with metered(desk.device, watts) as found:
@@ -173,16 +212,17 @@ def claims(
         seconds = next(desk.seconds(t.run.name) for t in several if t.factor == f)
         made.append(as_near(f, one, other, seconds / max(pixels, 1e-9)))
         there = [None if s is None else Reached(s.seconds + before[f], s.latest) for s in reached[f]]
-        made.append(sooner(f, there, pixels))
+        made.append(sooner(f, there, pixels + before[1]))
     return made
 
 
 def as_near(factor: int, one: Spread, other: Spread, longer: float) -> Claim:
     """Whether latents come so much nearer than pixels in equal time, theirs being so many times as long as pixels'."""
+    times = f"{other.value / one.value:.2f} times" if one.value > 0 else "no farther than real pictures"
     claim = judged(
         f"LDM-{factor}'s distance is at least {PAPER_QUALITY:g} times as near to that of as many real pictures, after equal "
         "time of the denoiser",
-        f"{one.told()} above it against {other.told()}: {other.value / max(one.value, 1e-9):.2f} times",
+        f"{one.told()} above it against {other.told()}: {times}",
         Pair(one, other, by=1 - 1 / PAPER_QUALITY),
     )
     if abs(longer - 1) <= EQUAL:
@@ -193,15 +233,15 @@ def as_near(factor: int, one: Spread, other: Spread, longer: float) -> Claim:
 
 
 def sooner(factor: int, reached: Sequence["Reached | None"], pixels: float) -> Claim:
-    """Whether latents are where pixels end before these are, their first stage's training counted."""
-    text = f"LDM-{factor} is where pixels end sooner, the training of its first stage included"
+    """Whether latents are where pixels end before these are, their first stage's training and encoding counted."""
+    text = f"LDM-{factor} is where pixels end sooner, the training of its first stage and encoding included"
     there = [s for s in reached if s is not None]
     if len(there) < len(reached):
         outcome: Outcome = OPEN if there else FAILS
         return Claim(
             text,
             outcome,
-            f"reached in {len(there)} of {len(reached)} samplings, in {pixels:,.0f} s of pixels' training",
+            f"reached in {len(there)} of {len(reached)} samplings, in {pixels:,.0f} s of pixels",
         )
     found, bounds = Spread.of([s.seconds for s in there]), sum(s.latest for s in there)
     most, least = ("at most ", "at least ") if bounds else ("", "")

@@ -20,6 +20,7 @@ from sfumato import device as devices
 from sfumato import files
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
+from sfumato.conditioning.text import TextConfig, counted, flat, train_tokenizer
 from sfumato.data.base import Data, Part
 from sfumato.data.picked import one_each
 from sfumato.evaluation.gather import Gathered, gather
@@ -102,6 +103,15 @@ class Desk:
     def captioned(self) -> bool:
         """Whether pictures have captions: one of a hundred all over the part, for some may lack theirs."""
         return any(self.train.field(k, "caption") for k in range(0, len(self.train), max(len(self.train) // 100, 1)))
+
+    @cached_property
+    def longest(self) -> int | None:
+        """Tokens of the longest caption of any part; None where a conditioner reads as many by itself."""
+        asked, parts = TextConfig(), [self.train, *(self.opened.open(n) for n in self.opened.parts if n != "train")]
+        texts = [sorted(set(flat([p.field(k, asked.field) for k in p.telling(asked.field)]))) for p in parts]
+        tokenizer = train_tokenizer(texts[0], asked.vocabulary)
+        most = max(counted([text for several in texts for text in several], tokenizer), default=0)
+        return most if most > asked.length else None
 
     @cached_property
     def real(self) -> Gathered:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 WATTS_A_THREAD = 10.0  # of a server's processor under load: stated, not measured
+WATTS_OF_APPLE = 40.0  # of a laptop's chip, all of it: stated, not measured
 WATTS_A_GPU = 300.0  # of a data centre's under load, where NVML's bindings are not there: stated, not measured
 GRID = 0.48  # kg of CO2 a kWh: the world's electricity in 2023 (Ember, Global Electricity Review 2024)
 POWERCAP = Path("/sys/class/powercap")
@@ -69,7 +70,8 @@ def metered(device: torch.device, watts: float | None = None, root: Path = POWER
         used = [(int(path.read_text()) - before[name]) % most for name, (path, most) in packages.items()]
         found.joules, found.how = sum(used) / 1e6, "measured (RAPL), whole processor packages"
     else:
-        stated = watts or (WATTS_A_THREAD * torch.get_num_threads() if device.type == "cpu" else WATTS_A_GPU)
+        usual = {"cpu": WATTS_A_THREAD * torch.get_num_threads(), "mps": WATTS_OF_APPLE}.get(device.type, WATTS_A_GPU)
+        stated = watts or usual
         found.joules, found.how = stated * found.seconds, f"estimated from stated {stated:g} W"
 
 

@@ -22,7 +22,7 @@ FIRST_SHARE, MEASURING = 0.2, 0.35
 def study(desk: Desk) -> Result:
     """Train both models, sample at all scales, judge."""
     kinds = [("class", recipes.by_class())] if desk.labelled else []
-    kinds += [("words", recipes.by_words())] if desk.captioned else []
+    kinds += [("words", recipes.by_words(desk.longest))] if desk.captioned else []
     if not kinds:
         raise ValueError(
             f"{desk.name} has neither classes nor captions to guide by; give --data emoji or a folder with some"

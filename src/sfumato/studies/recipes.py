@@ -103,9 +103,11 @@ def by_class() -> Fields:
     return {"class": {"kind": "label", "width": 256, "dropout": 0.15}}
 
 
-def by_words(pooled: bool = True) -> Fields:
-    """The conditioner of captions, trained with the denoiser; heard by cross-attention alone where not `pooled`."""
-    return {"caption": {"kind": "text", "width": 192, "layers": 1, "dropout": 0.1, "pooled": pooled}}
+def by_words(length: int | None = None, pooled: bool = True) -> Fields:
+    """The conditioner of captions, of at most `length` tokens where its own are too few, trained with the denoiser; heard by
+    cross-attention alone where not `pooled`."""
+    text = {"kind": "text", "width": 192, "layers": 1, "dropout": 0.1, "pooled": pooled}
+    return {"caption": text if length is None else {**text, "length": length}}
 
 
 def family(kind: str, *, batch: int = 32, **settings: Any) -> Fields:

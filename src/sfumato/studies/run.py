@@ -28,7 +28,7 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
     if name not in HOURS:
         raise ValueError(f"there is no study {name!r}; known: {', '.join(HOURS)}")
     run: Callable[..., Result] = importlib.import_module(f"sfumato.studies.{name}").study
-    begun(desk, trainings)
+    begun(desk, trainings, more.get("equal"))
     desk = enough(desk)
     found = list[Result]()
     for k in range(trainings):
@@ -57,7 +57,7 @@ def enough(desk: Desk) -> Desk:
     return dataclasses.replace(desk, images=most)
 
 
-def begun(desk: Desk, trainings: int) -> None:
+def begun(desk: Desk, trainings: int, equal: str | None = None) -> None:
     """Note what budgets hang on. Raises `ValueError` where the study was begun with another: trainings hang on it already."""
     asked = {
         "--hours": desk.hours,
@@ -65,11 +65,13 @@ def begun(desk: Desk, trainings: int) -> None:
         "--scale": desk.scale,
         "--device": desk.device.type,
         "--precision": desk.precision,
+        **({"--equal": equal} if equal else {}),
     }
     kept = desk.plan("asked") if desk.plan("images") or desk.plan("rates") else {}  # what nothing hangs on yet is free
     for option, value in asked.items():
-        if kept.get(option, value) != value:
-            told = kept[option] if isinstance(kept[option], str) else f"{kept[option]:g}"
+        before = kept.get(option, "time" if kept and option == "--equal" else value)
+        if before != value:
+            told = before if isinstance(before, str) else f"{before:g}"
             raise ValueError(
                 f"{desk.folder} holds this study with {option} {told}; go on with that, or choose another folder with --out"
             )
@@ -83,9 +85,17 @@ def clocked(desk: Desk, run: Callable[..., Result], **more: Any) -> Result:
         found = run(desk, **more)
     finally:
         desk.keep_plan("took", {"hours": before + (time.perf_counter() - begin) / 3600})
-    found.hours = float(desk.plan("took")["hours"])
+    found.hours = took(desk)
     found.tables.append(trainings_of(desk))
     return found
+
+
+def took(desk: Desk) -> float:
+    """Hours of all calls: those that they told, or of its trainings where these took longer, for a call that was killed tells
+    nothing."""
+    return max(
+        float(desk.plan("took").get("hours", 0.0)), sum(desk.seconds(name) for name in desk.plan("images")) / 3600
+    )
 
 
 def trainings_of(desk: Desk) -> Table:

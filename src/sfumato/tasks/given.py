@@ -11,8 +11,41 @@ from torch.nn import functional as F
 
 from sfumato import image
 from sfumato.conditioning import pictures
+from sfumato.data import contact
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.hole import LOSSY, hole
+from sfumato.tasks.requests import Request
+
+READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
+
+
+def converted(request: Request, channels: int) -> list[str]:
+    """What is done to each file that was handed in before a model of so many channels sees it, a line a file."""
+    found = []
+    for field in (*READ, "mask", "map"):
+        value = getattr(request, field, None)
+        for path in value if isinstance(value, list) else [value]:
+            if not isinstance(path, Path):
+                continue
+            done = contact.conversions([path])
+            if contact.DAMAGED in done:  # the task says so, or reads it all the same
+                continue
+            said = [*contact.noticed(done, field if field in READ else "map", channels)]
+            if field == "picture":  # references are cut, as training's pictures are
+                said = [name for name in said if name != contact.SQUARE]
+            if field == "mask":
+                said = [name for name in said if name != contact.UNSEEN] + _read_as(path)
+            if said:
+                found.append(f"{path}: {', '.join(said)}")
+    return found
+
+
+def _read_as(path: Path) -> list[str]:
+    """How a mask says where its hole is, where that is not plain; nothing where it cannot be read, which the task says."""
+    try:
+        return hole(opened(path, "mask"), lossy(path))[1]
+    except ValueError:
+        return []
 
 
 def picture(model: LatentDiffusion, value: Any, field: str = "picture") -> Tensor:

@@ -15,10 +15,11 @@ from sfumato import __version__, image, shipped
 from sfumato import device as devices
 from sfumato.conditioning.boxes import Box
 from sfumato.config import explain
+from sfumato.data.once import warn
 from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
-from sfumato.tasks import few, metadata
+from sfumato.tasks import few, given, metadata
 from sfumato.tasks.generate import unused
 from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request, Semantic, Upscale, Vary
 from sfumato.tasks.said import fields, planned
@@ -38,6 +39,11 @@ class Pipeline:
             raise ValueError("a model of this family works in float32; leave precision out")
         if not isinstance(model, Family):
             self.model = model.eval().for_sampling(dtype)
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures that the model reads."""
+        return 3 if self.family is not None else self.model.codec.image_channels
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "auto", precision: str = "fp32", trust: bool = False) -> Self:
@@ -126,7 +132,10 @@ class Pipeline:
             raise ValueError(
                 f"{_name(kind)} takes a request of its own type, {kind.__name__}; got {type(request).__name__}"
             )
-        return list(self.stream(request or asked(kind, settings)))
+        request = request or asked(kind, settings)
+        for line in given.converted(request, self.channels):
+            warn(__name__, line)
+        return list(self.stream(request))
 
 
 def opened(path: Path, where: torch.device, trust: bool = False) -> LatentDiffusion | Family:

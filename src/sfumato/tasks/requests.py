@@ -101,8 +101,8 @@ def _boxes(value: Any) -> Any:
         if isinstance(one, str | Path) and str(one).lower().endswith(".json"):
             found += _boxes_of(Path(one))
         else:
-            found.append(_spoken(one) if isinstance(one, str) else one)
-    return found
+            found.append(one)
+    return [_spoken(one) if isinstance(one, str) else one for one in found]
 
 
 def _spoken(words: str) -> Any:

@@ -112,7 +112,7 @@ def encode(
     try:
         for number in range(rank, len(shards), processes):
             if not (work / _name(number)).is_dir():
-                _write(work / _name(number), _encoded(codec, part, shards[number], flip, at_once))
+                _write(work / _name(number), encoded(codec, part, shards[number], flip, at_once))
             done += len(shards[number])
             if tell is not None:
                 tell(done)
@@ -146,7 +146,7 @@ def _begun(work: Path, wanted: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def _encoded(codec: Codec, part: Part, indices: range, flip: bool, at_once: int) -> Tensor:
+def encoded(codec: Codec, part: Part, indices: range, flip: bool, at_once: int) -> Tensor:
     """Moments (N, M, h, w) in half precision, a mirrored picture's after its own. Batches begin where shards do."""
     found = []
     for begin in range(indices.start, indices.stop, at_once):

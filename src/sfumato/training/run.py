@@ -132,8 +132,11 @@ def there(folder: Path, data: Data) -> Path:
         return folder
     name, told = folder.parent.name if folder.name == "model" else "", "train it first"
     if name in shipped():
-        path = getattr(data, "path", None)
-        own = f" {shlex.quote(f'data.path={path}')}" if path and "path" in load_yaml(name)["data"] else ""
+        its, path = load_yaml(name)["data"], getattr(data, "path", None)
+        own = f" {shlex.quote(f'data.path={path}')}" if path and "path" in its else ""
+        aside = getattr(data, "held_out", None) if own else None  # what one stage holds out the other may not be shown
+        if aside is not None and aside != its.get("held_out", type(data).model_fields["held_out"].default):
+            own += f" data.held_out={aside:g}"
         told += f" with `sfumato train {name}{own}`"
     raise ValueError(f"there is no model folder {folder}; {told}, or name another in its place")
 
