@@ -113,6 +113,13 @@ def test_tiles_crop_the_conditions_that_are_pictures() -> None:
     assert uncropped.at(Window(0, 0, 2, 2)) is uncropped
 
 
+def test_tiles_that_disagree_fade_into_one_another() -> None:
+    denoise = tiled(None, 16, 8, at=lambda window: lambda x_t, t: torch.full_like(x_t, float(window.left > 0)))
+    row = denoise(torch.zeros(1, 1, 16, 24), torch.ones(1))[0, 0, 8]
+    assert (float(row[0]), float(row[-1])) == (0, 1)
+    assert float(row.diff().max()) < 0.2
+
+
 def test_tiles_are_of_one_denoise_or_of_many() -> None:
     for both in ({}, {"at": lambda w: gaussian(Linear())}):
         with pytest.raises(ValueError, match="tiled takes one denoise"):

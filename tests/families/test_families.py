@@ -26,6 +26,7 @@ from sfumato.families.gan import Gan, GanConfig, deviation, shown
 from sfumato.families.vae import VaeConfig
 from sfumato.streams import Stream
 from sfumato.training import recipe, run
+from sfumato.training.family import Modelling
 from sfumato.training.likelihood import each, likelihood, over
 from sfumato.training.log import lines
 from sfumato.training.loop import Loop
@@ -248,11 +249,18 @@ def test_a_vaes_bits_are_its_bound() -> None:
     bits = made.bits(images, labels)
     assert bits is not None
     assert bits.shape == (6,)
-    noise = Drawn(images, labels, tuple(range(6)), 0).normal((4, 4, 4), "posterior")
-    nats, rate = made.bound.nats(images, labels, noise)
-    torch.testing.assert_close(bits, (nats + rate) / math.log(2))
-    assert bool((rate >= 0).all())
+    batch = Drawn(images, labels, tuple(range(6)), 0)
+    nats = made.bound.nats(images, labels, batch.normal((4, 4, 4), "posterior"))[0].detach()
+    mean, log_variance = made.bound.coder.moments(images).detach().chunk(2, 1)
+    posterior = torch.distributions.Normal(mean, (0.5 * log_variance).exp())
+    divergence = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
+    rate = divergence.flatten(1).sum(1) / images[0].numel()
+    assert float(rate.min()) > 1e-4
+    torch.testing.assert_close(bits, (nats + rate) / math.log(2), rtol=1e-6, atol=1e-6)
     assert 4 < float(bits.mean()) < 12
+    told = {name: value.detach() for name, value in made.bound(batch).items()}
+    torch.testing.assert_close(told["loss"], (nats + rate).mean(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(told["rate_nats"], rate.mean(), rtol=1e-4, atol=0)
 
 
 def test_bits_of_a_part_are_those_of_its_pictures() -> None:
@@ -508,7 +516,11 @@ def test_pictures_without_a_class_are_judged_by_families_that_learned_such_ones(
         assert over(built("vae"), part, built("vae").told) is None
 
 
-def test_held_out_pictures_are_judged_along_training_where_there_is_a_loss(codes: Path, tmp_path: Path) -> None:
+def test_held_out_pictures_are_judged_along_training_where_there_is_a_loss(
+    codes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, worse = Modelling.validate, iter(3 * [0.0, 0.0, 10.0])  # so that no best one is the last
+    monkeypatch.setattr(Modelling, "validate", lambda self: {"held_out": real(self)["held_out"] + next(worse)})
     for name, known in (("bytes", True), ("palette", True), ("vae", True), ("gan", False)):
         asked = recipe_of(name, codes, held_out=32, best=True)
         if not known:
@@ -517,7 +529,7 @@ def test_held_out_pictures_are_judged_along_training_where_there_is_a_loss(codes
             continue
         run.train(asked, tmp_path / name, device="cpu", quiet=True)
         losses = [row["held_out"] for row in lines(tmp_path / name / "metrics.jsonl") if "held_out" in row]
-        assert len(losses) > 1
+        assert losses[-1] > 10 > losses[1] == min(losses)
         best = base.load(tmp_path / name / "best")
         found = over(best, asked.data.open("held_out"), best.told)
         assert found is not None

@@ -118,6 +118,9 @@ def test_two_processes_take_the_steps_of_one(first_stage: Path, tmp_path: Path) 
         assert farthest(one, two) < 1e-10
         models = [sorted(p.name for p in (tmp_path / n / name / "model").rglob("*")) for n in ("one", "two")]
         assert models[0] == models[1]
+    measured = [files.opened(tmp_path / n / "vq" / "model", "autoencoder")["latents"] for n in ("one", "two")]
+    for name in ("shift", "scale"):
+        assert measured[0][name] == pytest.approx(measured[1][name], rel=1e-9, abs=1e-9)
     heard, alone = losses(tmp_path / "two" / "planned"), losses(tmp_path / "one" / "planned")
     for measure in ("lesson", "held_out_lesson"):
         told = [[row[measure] for row in rows if measure in row] for rows in (heard, alone)]

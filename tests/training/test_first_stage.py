@@ -16,7 +16,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQAutoencoder
 from sfumato.features.perceptual import Perceptual
 from sfumato.training import checkpoint, discriminator
-from sfumato.training.autoencoder import Balance, Coder, Pictures, Reconstruction, last_layer
+from sfumato.training.autoencoder import Balance, Coder, Pictures, Reconstruction, last_layer, stack
 from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
 from sfumato.training.loop import Loop
 from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, Recipe, ReconstructionConfig
@@ -129,6 +129,16 @@ def test_the_adversarial_share_of_the_gradient_follows_the_ramp() -> None:
             at += torch.autograd.grad(found["loss"], last)
         shares.append(float((at[1] - at[2]).norm() / at[2].norm()))
     assert shares == pytest.approx([0.02, 0.125, 0.5], rel=1e-3)
+
+
+def test_latents_are_measured_over_the_whole_training_part(first_stage: Path) -> None:
+    codec, part = Codec.load(first_stage), autoencoder_recipe().data.open("train")
+    with torch.no_grad():
+        means, variances = codec.moments(stack(part, range(len(part)))).double().chunk(2, 1)
+    shift = means.mean((0, 2, 3))
+    scale = (means.var((0, 2, 3), correction=0) + variances.exp().mean((0, 2, 3))).sqrt()
+    torch.testing.assert_close(codec.shift.double(), shift, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(codec.scale.double(), scale, rtol=1e-5, atol=1e-6)
 
 
 def test_the_output_variance_learns() -> None:

@@ -12,7 +12,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.cli.train import _tell_best
 from sfumato.data.emoji import EmojiData
 from sfumato.training import latents
-from sfumato.training.diffusion import Denoising
+from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.loop import Loop
 from sfumato.training.optimizer import Optimizer
 from sfumato.training.recipe import TrainingConfig
@@ -84,22 +84,31 @@ def test_gradients_are_clipped_where_a_device_has_no_kernels_for_many_tensors(
     assert stepped(first_stage, 1e-3) == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_the_best_model_is_told_by_its_lowest_loss_and_none_that_is_not_finite_is_kept(
-    first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("judged", "wanted"),
+    [
+        ([0.5, 0.25, math.nan], [0, 1, -1]),
+        ([0.25, 0.5, math.nan], [0, -1]),
+        ([math.nan, 0.5, 0.25], [0, 1, -1]),
+    ],
+)
+def test_the_model_of_the_lowest_loss_is_kept_and_none_whose_loss_is_not_finite(
+    judged: list[float], wanted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = iter([0.5, 0.25, math.nan])
-    monkeypatch.setattr(Denoising, "validate", lambda self: {"held_out": next(judged)})
-    kept: list[int] = []
-    real = Denoising.publish
+    left, kept, real = iter(judged), list[int](), Reconstruction.publish
 
-    def publish(self: Denoising, folder: Path) -> None:
+    def publish(self: Reconstruction, folder: Path) -> None:
         kept.append(len(kept) if "best" in folder.name else -1)  # written beside, and named when it is whole
         real(self, folder)
 
-    monkeypatch.setattr(Denoising, "publish", publish)
-    asked = diffusion_recipe(first_stage, held_out=32, best=True, report=96)
-    train(asked, tmp_path / "run", device="cpu", quiet=True)
-    assert kept == [0, 1, -1]  # the best twice, and the last at the end
+    monkeypatch.setattr(Reconstruction, "validate", lambda self: {"held_out": next(left)})
+    monkeypatch.setattr(Reconstruction, "conclude", lambda self: None)
+    monkeypatch.setattr(Reconstruction, "publish", publish)
+    train(autoencoder_recipe(held_out=32, best=True, report=96), tmp_path / "run", device="cpu", quiet=True)
+    assert kept == wanted
+
+
+def test_the_best_model_is_told_beside_the_last(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [{"images": 32, "held_out": 0.5}, {"images": 64, "held_out": 0.25}, {"images": 96, "held_out": 0.75}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     _tell_best(tmp_path)

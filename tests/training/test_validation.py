@@ -9,7 +9,9 @@ import torch
 
 from sfumato.autoencoder.codec import Codec
 from sfumato.model import LatentDiffusion
-from sfumato.training import run
+from sfumato.training import checkpoint, run
+from sfumato.training.autoencoder import Reconstruction
+from sfumato.training.diffusion import Denoising
 from sfumato.training.log import lines
 from sfumato.training.validation import denoising
 from tests.conftest import autoencoder_recipe, diffusion_recipe
@@ -19,7 +21,29 @@ def held_out(folder: Path) -> dict[int, float]:
     return {r["images"]: r["held_out"] for r in lines(folder / "metrics.jsonl") if "held_out" in r}
 
 
-def test_a_denoisers_held_out_loss_is_told_and_its_best_model_kept(first_stage: Path, tmp_path: Path) -> None:
+def lowest(folder: Path) -> float | None:
+    """The lowest held-out loss that the last checkpoint knows of."""
+    found: float | None = json.loads((checkpoint.found(folder / "state")[-1] / "state.json").read_text())["lowest"]
+    return found
+
+
+def interrupted(run: Path, before: Path) -> None:
+    """A finished run as it stood between its last two checkpoints."""
+    shutil.copytree(run, before)
+    shutil.rmtree(checkpoint.found(before / "state")[-1])
+    shutil.rmtree(before / "model")
+
+
+def test_a_denoisers_held_out_loss_is_told_and_its_best_model_kept(
+    first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, worse = Denoising.validate, iter([0.0, 0.0, 1.0])  # so that the best is not the last
+
+    def validate(self: Denoising) -> dict[str, float]:
+        told = real(self)
+        return {**told, "held_out": told["held_out"] + next(worse)}
+
+    monkeypatch.setattr(Denoising, "validate", validate)
     recipe = diffusion_recipe(first_stage, held_out=32, best=True)
     run.train(recipe, tmp_path / "a", device="cpu", quiet=True)
     found = held_out(tmp_path / "a")
@@ -28,7 +52,7 @@ def test_a_denoisers_held_out_loss_is_told_and_its_best_model_kept(first_stage: 
     again = denoising(best, recipe.data.open("held_out"))["loss"]
     assert again == pytest.approx(min(found.values()), abs=2e-5)
     last = LatentDiffusion.load(tmp_path / "a" / "model")
-    assert denoising(last, recipe.data.open("held_out"))["loss"] == pytest.approx(found[96], abs=2e-5)
+    assert denoising(last, recipe.data.open("held_out"))["loss"] == pytest.approx(found[96] - 1, abs=2e-5)
 
 
 def test_what_is_judged_comes_from_all_of_the_part(
@@ -47,16 +71,26 @@ def test_what_is_judged_comes_from_all_of_the_part(
 def test_the_best_survives_an_interruption(first_stage: Path, tmp_path: Path) -> None:
     recipe = diffusion_recipe(first_stage, held_out=16, best=True)
     run.train(recipe, tmp_path / "a", device="cpu", quiet=True)
-    shutil.copytree(tmp_path / "a", tmp_path / "b")
-    newest = sorted((tmp_path / "b" / "state").iterdir())[-1]
-    shutil.rmtree(newest)
-    shutil.rmtree(tmp_path / "b" / "model")
+    interrupted(tmp_path / "a", tmp_path / "b")
+    shutil.rmtree(tmp_path / "b" / "best")
     run.train(recipe, tmp_path / "b", resume=True, device="cpu", quiet=True)
     assert (tmp_path / "a/metrics.jsonl").read_bytes() == (tmp_path / "b/metrics.jsonl").read_bytes()
     a, b = ((tmp_path / k / "best/denoiser.safetensors").read_bytes() for k in "ab")
     assert a == b
-    state = json.loads((sorted((tmp_path / "b/state").iterdir())[-1] / "state.json").read_text())
-    assert state["lowest"] == pytest.approx(min(held_out(tmp_path / "b").values()), abs=1e-6)
+    assert lowest(tmp_path / "b") == pytest.approx(min(held_out(tmp_path / "b").values()), abs=1e-6)
+
+
+def test_a_run_that_goes_on_knows_the_lowest_loss_from_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = iter([0.25, 0.75, 0.5, 0.5])  # the last again after the interruption
+    monkeypatch.setattr(Reconstruction, "validate", lambda self: {"held_out": next(told)})
+    monkeypatch.setattr(Reconstruction, "conclude", lambda self: None)
+    recipe = autoencoder_recipe(held_out=32, best=True)
+    run.train(recipe, tmp_path / "a", device="cpu", quiet=True)
+    best, last = ((tmp_path / "a" / name / "weights.safetensors").read_bytes() for name in ("best", "model"))
+    interrupted(tmp_path / "a", tmp_path / "b")
+    run.train(recipe, tmp_path / "b", resume=True, device="cpu", quiet=True)
+    assert (tmp_path / "b/best/weights.safetensors").read_bytes() == best != last
+    assert lowest(tmp_path / "b") == 0.25
 
 
 def test_a_first_stages_held_out_error_falls(tmp_path: Path) -> None:

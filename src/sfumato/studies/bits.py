@@ -40,11 +40,11 @@ Found = dict[str, list[float]]  # bits per dimension of each picture, `held` and
 
 
 def fields(small: Desk) -> dict[str, dict[str, Any]]:
-    """All three, at 8 pixels."""
+    """All three, at 8 pixels, of about five million weights that tell."""
     cond = recipes.by_class() if small.labelled else None
     return {
         BYTES: recipes.family("autoregressive", tokens="bytes", side=SIDE, width=256, depth=6, heads=4, batch=8),
-        VAE: recipes.family("vae", width=128, channels=16),
+        VAE: recipes.family("vae", width=352, channels=16),
         PIXELS: recipes.denoiser(small.pixels("bits-pixels"), cond, width=128, multipliers=(1, 1)),
     }
 
