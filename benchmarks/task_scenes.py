@@ -29,10 +29,10 @@ FIELDS = {"text": "caption", "layout": "boxes", "map": "map"}
 SHOWN = 12
 
 
-def said(part: ScenesPart, field: str, indices: range) -> dict[str, list[Any]]:
-    """What is asked of scenes: their first caption, their boxes, their map."""
+def said(part: ScenesPart, field: str, indices: range, wording: int) -> dict[str, list[Any]]:
+    """What is asked of scenes: one of their captions, their boxes, their map."""
     values = [part.field(k, field) for k in indices]
-    return {field: [v[0] for v in values] if field == "caption" else values}
+    return {field: [v[wording] for v in values] if field == "caption" else values}
 
 
 @torch.no_grad()
@@ -42,7 +42,7 @@ def made(model: LatentDiffusion, part: ScenesPart, field: str, asked: argparse.N
     for begin in range(0, asked.count, 64):
         indices = range(begin, min(begin + 64, asked.count))
         seeds = [asked.seed + k for k in indices]
-        noise, told = Stream(seeds), planned(model, said(part, field, indices), seeds)
+        noise, told = Stream(seeds), planned(model, said(part, field, indices, asked.wording), seeds)
         request = Generate(steps=asked.steps, guidance=scale, seed=0)
         x = walk(model, noise.normal(model.latent_shape(), 0), request, told, noise)
         found += list(model.pictures(x))
@@ -91,7 +91,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
     sheet(shown, asked.out / f"{kind}.png")
     told = {"kind": kind, "count": asked.count, "steps": asked.steps, "seed": asked.seed, "rows": rows}
     if kind == "text":
-        told["captions"] = said(part, field, range(SHOWN))[field]
+        told["captions"] = said(part, field, range(SHOWN), asked.wording)[field]
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")
     return told
 
@@ -120,6 +120,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/task-scenes"))
     parser.add_argument("--only", nargs="*", default=list(FIELDS))
     parser.add_argument("--count", type=int, default=256, help="held-out scenes")
+    parser.add_argument(
+        "--wording",
+        type=int,
+        default=0,
+        help="which of a scene's captions: 1 has its things in the other order, 2 and 3 name the ground",
+    )
     parser.add_argument("--steps", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 2.0, 3.0, 5.0])

@@ -129,6 +129,18 @@ def total(tensors: Sequence[Tensor]) -> None:
             tensor.copy_(part.reshape(tensor.shape))
 
 
+@torch.no_grad()
+def apart(tensors: Sequence[Tensor]) -> float:
+    """How far the processes' tensors are from one another: the largest difference of a tensor's sum, as a share of the sum of
+    its magnitudes. 0 where there is one process."""
+    if place()[1] == 1 or not tensors:
+        return 0.0
+    told = torch.stack([(t.double().sum() / t.double().abs().sum().clamp(min=1e-30)).cpu() for t in tensors])
+    ends = torch.stack([told, -told])
+    dist.all_reduce(ends, dist.ReduceOp.MAX)
+    return float(ends.sum(0).max())
+
+
 def some(flag: bool) -> bool:
     """Whether any process says so."""
     if place()[1] == 1:

@@ -89,3 +89,14 @@ def used(model_folder: Path, folder: Path) -> None:
     if distributed.chief():
         torch.save({"rows": stored.rows(range(len(stored)), [True] * len(stored)), "pictures": pictures}, folder / "t")
         (folder / "found.json").write_text(json.dumps(found))
+
+
+def parted(recipe: Recipe, folder: Path) -> None:
+    """Train with gradients that do not meet, as where a module is not wrapped."""
+    told = ""
+    with mock.patch.object(distributed, "wrapped", lambda module, *_, **__: module):
+        try:
+            train(recipe, folder / "run", device="cpu", quiet=True)
+        except RuntimeError as error:
+            told = str(error)
+    (folder / f"told-{distributed.place()[0]}").write_text(told)

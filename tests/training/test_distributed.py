@@ -18,7 +18,7 @@ from sfumato import distributed, files
 from sfumato.training import checkpoint
 from sfumato.training.recipe import Recipe, dump
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe, planned_recipe
-from tests.training.several import stopped, together, trained, used
+from tests.training.several import parted, stopped, together, trained, used
 
 STEPS, BATCH = 50, 16
 
@@ -261,3 +261,9 @@ def test_encoding_sampling_and_measuring_do_not_depend_on_the_number_of_processe
     assert (tmp_path / "one" / "found.json").read_text() == (tmp_path / "two" / "found.json").read_text()
     tables = [sorted(p.name for p in (tmp_path / n / "latents").iterdir()) for n in ("one", "two")]
     assert tables[0] == tables[1]
+
+
+def test_processes_whose_gradients_do_not_meet_save_nothing(tmp_path: Path) -> None:
+    together(2, parted, autoencoder_recipe(images=8 * BATCH, batch=BATCH, checkpoint=4 * BATCH), tmp_path)
+    assert all("their gradients do not meet" in (tmp_path / f"told-{k}").read_text() for k in range(2))
+    assert not checkpoint.found(tmp_path / "run" / "state")

@@ -7,15 +7,16 @@ a damaged one is noticed, said, and passed over for the one before.
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from sfumato import files
+from sfumato import distributed, files
 
 log = logging.getLogger(__name__)
+APART = 1e-4  # of a weight's sum, as a share of its magnitudes, which rounding of unlike processors stays under
 
 
 def save(
@@ -105,3 +106,13 @@ def replace(folder: Path, publish: Callable[[Path], None]) -> None:
         folder.rename(old)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def equal(weights: Sequence[Tensor], images: int) -> None:
+    """Raise `RuntimeError` where the processes of a run hold other weights, whose gradients did not meet: a run that trains
+    several models and saves one of them looks healthy."""
+    if (far := distributed.apart(weights)) > APART:
+        raise RuntimeError(
+            f"at image {images:,} the weights of the run's processes are {far:.2g} apart and should be equal: their gradients "
+            "do not meet; nothing was saved, and the last checkpoint may be wrong too; train in one process"
+        )

@@ -318,6 +318,7 @@ class Loop:
         self._means()  # nothing unchecked is saved over a good checkpoint
         if bad := [n for n, t in tensors["weights"].items() if t.is_floating_point() and not bool(t.isfinite().all())]:
             raise self._lost(f"{bad[0]} of the weights is not finite")  # an update can overflow after a finite loss
+        checkpoint.equal([p for several in self.learned.values() for m in several for p in m.parameters()], self.images)
         if not distributed.chief():
             return
         sums = {name: float(total) for name, total in self.sums.items()}
