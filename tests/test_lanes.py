@@ -25,6 +25,8 @@ def test_an_error_in_a_lane_is_raised() -> None:
         side_by_side(fail, [3, 4], 2)
 
 
-def test_only_the_cpu_has_several() -> None:
-    assert lanes(torch.device("cuda")) == 1
-    assert torch.get_num_threads() % lanes(torch.device("cpu")) == 0
+def test_only_the_cpu_has_several_up_to_four_of_equal_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, count in {1: 1, 2: 2, 3: 3, 4: 4, 5: 1, 6: 3, 16: 4}.items():
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert lanes(torch.device("cuda")) == 1
+        assert lanes(torch.device("cpu")) == count

@@ -135,7 +135,8 @@ def apart(tensors: Sequence[Tensor]) -> float:
     its magnitudes. 0 where there is one process."""
     if place()[1] == 1 or not tensors:
         return 0.0
-    told = torch.stack([(t.double().sum() / t.double().abs().sum().clamp(min=1e-30)).cpu() for t in tensors])
+    several = (t.cpu().double() for t in tensors)
+    told = torch.stack([t.sum() / t.abs().sum().clamp(min=1e-30) for t in several])
     ends = torch.stack([told, -told])
     dist.all_reduce(ends, dist.ReduceOp.MAX)
     return float(ends.sum(0).max())

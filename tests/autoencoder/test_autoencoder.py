@@ -192,6 +192,22 @@ def test_a_decode_that_overflows_is_repeated_in_float32(codec: Codec) -> None:
     assert calls == [torch.bfloat16, torch.float32]
 
 
+def test_a_decode_that_overflows_under_autocast_is_repeated_without_it(codec: Codec) -> None:
+    calls: list[bool] = []
+    inner = codec.autoencoder.decode
+
+    def decode(latent: torch.Tensor) -> torch.Tensor:
+        calls.append(torch.is_autocast_enabled("cpu"))
+        return inner(latent) * (float("nan") if calls[-1] else 1.0)
+
+    codec.autoencoder.decode = decode  # type: ignore[method-assign]
+    latents = torch.ones(1, 4, 2, 2)
+    expected = codec.decode(latents)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(codec.decode(latents), expected)
+    assert calls == [False, True, False]
+
+
 def test_large_pictures_go_few_at_a_time_where_nothing_is_learned(
     codec: Codec, monkeypatch: pytest.MonkeyPatch
 ) -> None:

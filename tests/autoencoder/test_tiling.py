@@ -212,6 +212,16 @@ def test_a_decode_that_overflows_half_precision_is_repeated_in_float32(tile: int
     assert {p.dtype for p in codec.parameters()} == {torch.float16}  # and it stays what it was
 
 
+@pytest.mark.parametrize("tile", [0, 32])
+def test_a_decode_that_overflows_under_autocast_is_repeated_without_it(tile: int) -> None:
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    codec = overflowing().float()
+    expected = codec.decode(latents, tile)
+    with torch.autocast("cpu", torch.float16):
+        assert not codec.autoencoder.decode(latents).isfinite().all()
+        torch.testing.assert_close(codec.decode(latents, tile), expected, atol=1e-5, rtol=0)
+
+
 def test_pictures_that_cannot_be_decoded_are_an_error_and_not_black() -> None:
     latents: Tensor = torch.zeros(1, 4, 2, 2)
     latents[0, 1, 0, 0] = torch.nan

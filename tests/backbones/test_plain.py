@@ -1,10 +1,16 @@
 """The switch that turns fast paths off."""
 
+import pytest
 import torch
+from torch import Tensor, nn
+from torch.export import Dim
 
 from sfumato import paths
+from sfumato.autoencoder.kl import KLConfig
+from sfumato.backbones.dit import DiTConfig
 from sfumato.backbones.unet import UNetConfig
 from sfumato.conditioning.base import Conditions, Sizes
+from tests.conftest import CODER
 
 
 def test_the_plain_way_is_the_same_arithmetic() -> None:
@@ -22,9 +28,34 @@ def test_the_plain_way_is_the_same_arithmetic() -> None:
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
-def test_the_plain_way_can_be_exported() -> None:
-    net = UNetConfig(width=32, multipliers=(1, 2), blocks=1, attention=(2,)).build(4, Sizes()).eval()
-    given = torch.randn(2, 4, 8, 8), torch.rand(2)
+def network(name: str) -> tuple[nn.Module, tuple[int, int], tuple[Tensor, ...]]:
+    """With weights that are nowhere zero, the channels and the multiple of the sides of what it is given, and the rest."""
+    torch.manual_seed(0)
+    stage = KLConfig.model_validate({"coder": {**CODER, "middle_attention": True}}).build()
+    made: dict[str, tuple[nn.Module, tuple[int, int], tuple[Tensor, ...]]] = {
+        "unet": (
+            UNetConfig(width=32, multipliers=(1, 2), blocks=1, attention=(2,)).build(4, Sizes()),
+            (4, 2),
+            (torch.rand(5),),
+        ),
+        "dit": (DiTConfig(width=32, depth=2, heads=2).build(4, Sizes()), (4, 2), (torch.rand(5),)),
+        "encoder": (stage.encoder, (3, 8), ()),
+        "decoder": (stage.decoder, (4, 1), ()),
+    }
+    found = made[name]
+    for p in found[0].parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    return found[0].eval(), *found[1:]
+
+
+@pytest.mark.parametrize("name", ["unet", "dit", "encoder", "decoder"])
+def test_the_plain_way_can_be_exported_for_any_batch_and_size(name: str) -> None:
+    net, (channels, multiple), rest = network(name)
+    few = torch.randn(2, channels, 4 * multiple, 4 * multiple), *(x[:2] for x in rest)
+    more = torch.randn(5, channels, 6 * multiple, 3 * multiple), *rest
+    batch, high, wide = Dim("batch"), multiple * Dim("high"), multiple * Dim("wide")
     with torch.no_grad(), paths.plain():
-        program = torch.export.export(net, given)
-        torch.testing.assert_close(program.module()(*given), net(*given))
+        sizes = {0: batch, 2: high, 3: wide}, *({0: batch} for _ in rest)
+        program = torch.export.export(net, few, dynamic_shapes=sizes)
+        for given in (few, more):
+            torch.testing.assert_close(program.module()(*given), net(*given))

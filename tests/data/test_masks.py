@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
+from torch.nn import functional as F
 
 from sfumato import streams
 from sfumato.conditioning import pictures
@@ -53,6 +54,32 @@ def test_kinds_are_what_they_are_called() -> None:
             assert int(flat.int().diff().abs().sum()) <= 2
         box = MasksConfig(strokes=0, boxes=1, borders=0, most=1, all=0).mask(40, 40, draws(k))
         assert all(len(row.diff().nonzero()) <= 8 for row in box)  # four boxes have eight edges
+
+
+def pieces(mask: torch.Tensor) -> int:
+    """The number of parts that hang together of a mask (H, W)."""
+    numbers = torch.arange(1.0, mask.numel() + 1).reshape(mask.shape) * mask
+    while True:
+        wider = F.max_pool2d(numbers[None], 3, 1, 1)[0] * mask
+        if torch.equal(wider, numbers):
+            return len(np.unique(numbers)) - 1
+        numbers = wider
+
+
+def test_strokes_are_up_to_four_bent_lines_of_a_thick_brush() -> None:
+    fills, kinds, parts = [], [], []
+    for k in range(40):
+        stroke = torch.from_numpy(masks.strokes(64, 64, draws(k))).float()
+        rows, columns = stroke.any(1).nonzero().flatten(), stroke.any(0).nonzero().flatten()
+        fills.append(float(stroke.sum() / ((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1))))
+        kinds.append(len(np.unique(stroke, axis=0)))
+        parts.append(pieces(stroke))
+        thin = -F.max_pool2d(-stroke[None], 3, 1, 1)  # a line of one or two pixels leaves nothing
+        assert float((F.max_pool2d(thin, 3, 1, 1)[0] * stroke).sum() / stroke.sum()) > 0.9
+    assert max(fills) < 0.9
+    assert np.median(fills) < 0.5
+    assert sum(part <= 4 for part in parts) > 35  # some leave the picture and come back
+    assert sum(kind > 9 for kind in kinds) > 35  # four boxes have nine kinds of rows at most
 
 
 def test_now_and_then_all_is_a_hole_as_a_window_of_outpainting_sees_it() -> None:

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from sfumato import streams
 from sfumato.data import loader, scenes
 from sfumato.data.base import Data
-from sfumato.data.scenes import INVERSE, NAMES, ScenesPart, Thing
+from sfumato.data.emoji import shipped
+from sfumato.data.scenes import COLOURS, INVERSE, NAMES, ScenesPart, Thing
 
 
 def opened(part: str = "train", **more: object) -> ScenesPart:
@@ -136,3 +138,89 @@ def test_scenes_too_small_for_some_emoji_are_refused() -> None:
         opened(size=11)
     smallest = opened(size=12)
     assert all(x1 > x0 and y1 > y0 for k in range(50) for _, x0, y0, x1, y1 in smallest.fields(k)["boxes"])
+
+
+def grounds(how: str, one: str = "blue", other: str = "yellow", size: int = 48) -> list[torch.Tensor]:
+    """Several grounds of one kind, (3, size, size)."""
+    return [scenes.grounded((how, one, other), size, streams.generator(0, "ground", k)) for k in range(12)]
+
+
+def away(pixels: torch.Tensor, name: str) -> torch.Tensor:
+    """The largest distance of any channel from a named colour, of each pixel of (3, ...)."""
+    colour = torch.tensor(COLOURS[name]).float()
+    return (pixels.flatten(1).float() - colour[:, None]).abs().amax(0)
+
+
+@pytest.mark.parametrize("name", COLOURS)
+def test_a_plain_ground_is_one_colour_near_its_name_s(name: str) -> None:
+    for pixels in grounds("plain", name):
+        assert bool((pixels == pixels[:, :1, :1]).all())
+        assert float(away(pixels, name).max()) <= 12.001
+    assert min(COLOURS, key=lambda other: float(away(pixels, other).max())) == name
+
+
+def test_a_graded_ground_goes_from_one_colour_to_the_other() -> None:
+    for pixels in grounds("graded"):
+        for name in ("blue", "yellow"):
+            assert float(away(pixels, name).min()) <= 12.001
+        span = max(abs(a - b) for a, b in zip(COLOURS["blue"], COLOURS["yellow"], strict=True)) + 24
+        assert max(float(pixels.diff(dim=axis).abs().max()) for axis in (1, 2)) < 1.5 * span / 48
+
+
+@pytest.mark.parametrize(("one", "step"), [("blue", 22), ("yellow", -22)])
+def test_textures_are_of_two_shades_and_what_they_are_called(one: str, step: int) -> None:
+    for how in scenes.TEXTURES:
+        for pixels in grounds(how, one):
+            plain = pixels.amin((1, 2)) if step > 0 else pixels.amax((1, 2))
+            assert float(away(plain[:, None], one)) <= 12.001
+            marks = (pixels - plain[:, None, None]) / step
+            assert bool(((marks - marks.round()).abs() < 1e-4).all())
+            pattern = marks.round()[0].bool()
+            assert 0.1 < float(pattern.float().mean()) < 0.7
+            flat = bool((pattern == pattern[:, :1]).all())
+            crossed = pattern ^ pattern[:1]  # of a check the first row again or its opposite, in every row
+            assert flat == (how == "striped")
+            assert bool((crossed == crossed[:, :1]).all()) == (how != "speckled")
+            assert not bool((pattern == pattern[:1]).all())
+
+
+def test_the_ground_s_words_are_those_that_are_drawn() -> None:
+    part, told = opened(most=2), set()
+    for index in range(80):
+        said = part.fields(index)["caption"][-1].partition(" on a ")[2]
+        how, *names = said.replace("ground from ", "graded ").replace(" to ", " ").removesuffix(" ground").split()
+        how, names = (how, names) if names else ("plain", [how])
+        assert (how, *names) == part.scene(index).ground[: 1 + len(names)]
+        covered = torch.nn.functional.max_pool2d(part.masks(index).any(0)[None].float(), 5, 1, 2)[0].bool()
+        shown = part.image(index)[:, ~covered].float()
+        nearest = torch.stack([away(shown, name) for name in names]).amin(0)
+        limit = {"plain": 13, "graded": 140}.get(how, 35)
+        assert float(nearest.min()) <= (limit if how == "graded" else 13)
+        assert float(nearest.median()) <= limit
+        told.add(how)
+    assert told == {"plain", "graded", *scenes.TEXTURES}
+
+
+def test_every_name_is_drawn_as_the_emoji_of_that_name() -> None:
+    _, rows, sheet = shipped()
+    for kind, name in enumerate(NAMES):
+        own = next(picture for row, picture in zip(rows, sheet, strict=True) if name in row.captions)
+        colour, alpha = scenes.cut(torch.from_numpy(own).permute(2, 0, 1).float())
+        side = alpha.shape[-1]
+        scene = scenes.Scene((Thing(kind, 0, 0, side),), ("plain", "white", "black"))
+        pixels, _ = scenes.rendered(scene, side, streams.generator(0, "ground", 0))
+        whole = alpha[0] > 0.999
+        assert float((pixels.float() - colour)[:, whole].abs().max()) < 1, name
+
+
+@pytest.mark.parametrize(
+    ("name", "colour"),
+    [
+        ("red apple", (225, 75, 30)), ("banana", (255, 200, 95)), ("grapes", (140, 85, 155)), ("koala", (160, 155, 160)),
+        ("evergreen tree", (5, 150, 55)), ("four leaf clover", (140, 185, 40)), ("sun", (255, 185, 25)),
+        ("umbrella", (90, 95, 220)), ("airplane", (85, 140, 170)), ("lady beetle", (155, 45, 50)),
+    ],
+)  # fmt: skip
+def test_unmistakable_things_have_their_colours(name: str, colour: tuple[int, int, int]) -> None:
+    drawn, cover = scenes.glyph(NAMES.index(name), 32)
+    assert (drawn.sum((1, 2)) / cover.sum()).tolist() == pytest.approx(colour, abs=15)

@@ -156,13 +156,15 @@ def test_a_table_has_its_ceiling_and_every_name_its_network(tmp_path: Path, code
         generation.table(network(), emoji(3), {"images": bad})
 
 
-def test_extremes_name_the_nearest_real_image(tmp_path: Path) -> None:
+def test_extremes_name_the_nearest_real_image(monkeypatch: pytest.MonkeyPatch) -> None:
     real = {"pooled": torch.arange(20.0)[:, None]}
-    fake = {"pooled": torch.tensor([[3.0], [100.0], [7.4], [5.1]])}
-    found = generation.extreme(real, fake, at_once=3)
-    assert found["best"][0] == (0, 3, 0.0)
-    assert found["worst"][0] == (1, 19, 81.0)
-    assert {k for k, _, _ in found["median"]} <= set(range(4))
+    fake = {"pooled": torch.tensor([[3.0], [100.0], [7.375], [5.125]])}
+    near, far, half, eighth = (0, 3, 0.0), (1, 19, 81.0), (2, 7, 0.375), (3, 5, 0.125)
+    order = [near, eighth, half, far]
+    assert generation.extreme(real, fake, at_once=3) == {"best": order, "median": order, "worst": order[::-1]}
+    monkeypatch.setattr(generation, "SHOWN", 2)
+    few = {"best": [near, eighth], "median": [eighth, half], "worst": [far, half]}
+    assert generation.extreme(real, fake, at_once=3) == few
 
 
 def test_results_compare_only_where_they_were_measured_alike(codec: Codec) -> None:

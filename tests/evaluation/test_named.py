@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from sfumato import cli, files
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Data
 from sfumato.data.emoji import EmojiData
 from sfumato.evaluation import doors, run
 from sfumato.evaluation.doors import Asked
 from sfumato.evaluation.reconstruction import Perceptual
 from sfumato.evaluation.report import text
 from sfumato.evaluation.run import Looking
+from sfumato.evaluation.source import FolderPictures
 from sfumato.families.base import Family, Shape
 from sfumato.features.network import Description, FeatureNetwork
 from sfumato.features.perceptual import PerceptualConfig
@@ -77,6 +79,15 @@ def test_a_folder_that_is_named_is_measured_whole_at_the_run_s_size(model_folder
     few = len(told(Asked(own))["pictures"])
     assert few == len(told(Asked(own, data=str(folder)))["pictures"]) < 12
     assert told(Asked(own, data=str(folder), size=24))["protocol"]["data"]["size"] == 24
+
+
+def test_real_pictures_are_made_small_as_those_of_a_training_are(tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "real", 3)
+    data = {"kind": "folder", "path": str(folder), "size": 16, "held_out": 0}
+    part, real = Data.model_validate(data).open("train"), FolderPictures(folder, 16)
+    for k in range(3):
+        assert real.name(k) == part.field(k, "name")
+        assert torch.equal(real.pictures([k])[0], part.image(k).float() / 127.5 - 1)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 4])

@@ -306,7 +306,11 @@ def test_large_pictures_are_made_in_windows_that_overlap_by_half(
     asked: list[Window] = []
 
     def spied(denoise: None, size: int, stride: int, *, at: Callable[[Window], Denoise], wrap: bool) -> Denoise:
-        return tiled(denoise, size, stride, at=lambda window: (asked.append(window), at(window))[1], wrap=wrap)
+        def seen(window: Window) -> Denoise:
+            asked.append(window)
+            return at(window)
+
+        return tiled(denoise, size, stride, at=seen, wrap=wrap)
 
     monkeypatch.setattr(walking, "tiled", spied)
     assert getattr(everything, task)(**given, seed=0, steps=1)[0].size == (96, 32)

@@ -53,6 +53,20 @@ def test_parts_come_once_and_in_order(count: int) -> None:
     assert not left()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_parts_of_the_next_step_are_made_before_those_of_this_one_are_asked_for(count: int) -> None:
+    made = threading.Event()
+
+    def make(part: Sequence[int]) -> Sequence[int]:
+        if part[0] >= 4:
+            made.set()
+        return part
+
+    with ahead(make, count) as source:
+        source.begin(range(4))
+        assert made.wait(10)
+
+
 def test_a_second_turn_is_given_the_same_batch_and_other_positions_are_made_at_once() -> None:
     with ahead(list, 2) as source:
         first = source.begin(range(4))[0]

@@ -1,14 +1,21 @@
 """Compiled networks train as eager ones do; what must stay eager stays it; on CUDA they are captured too."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.coder import Decoder, Encoder
 from sfumato.backbones.base import Backbone
+from sfumato.backbones.unet import UNet, UNetConfig
+from sfumato.conditioning.base import Sizes
 from sfumato.model import LatentDiffusion
 from sfumato.nn.compiled import is_compiled, wanted
 from sfumato.training import compiled, run
+from sfumato.training.autoencoder import Coder
 from sfumato.training.loop import Loop
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
 
@@ -79,6 +86,32 @@ def test_a_compiled_model_samples_the_same(model_folder: Path) -> None:
             m.denoise(m.conditions({"caption": ["a cat", "a red house"]}, 2), scale=2.0)(x, t) for m in (eager, ready)
         ]
     torch.testing.assert_close(*made, rtol=1e-4, atol=1e-4)
+
+
+def readied(monkeypatch: pytest.MonkeyPatch, where: str, processes: int = 1, **training: Any) -> tuple[list[Any], ...]:
+    """What is laid channels-last of a denoiser and a first stage, and what is compiled, with whether it is captured."""
+    recipe = autoencoder_recipe(**training)
+    stage = Coder(Codec(recipe.autoencoder), recipe.objective)
+    unet = UNetConfig(width=8, multipliers=(1,), blocks=1, attention=(), groups=1).build(4, Sizes())
+    laid, made = list[Any](), list[Any]()
+    monkeypatch.setattr(compiled, "channels_last_", lambda network: laid.append(type(network)))
+    monkeypatch.setattr(
+        compiled, "compile_", lambda network, captured, backend: made.append((type(network), captured, backend))
+    )
+    monkeypatch.setattr("sfumato.distributed.place", lambda: (0, processes))
+    compiled.ready([nn.Sequential(unet), stage], recipe.training, torch.device(where))
+    return laid, made
+
+
+def test_a_denoiser_is_captured_where_its_gradients_are_not_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    several = [UNet, Encoder, Decoder]
+    for accumulate, processes in ((1, 1), (2, 1), (1, 2), (2, 2)):
+        laid, made = readied(monkeypatch, "cuda", processes, accumulate=accumulate)
+        alone = accumulate == processes == 1
+        assert laid == several
+        assert made == [(kind, alone and kind is UNet, "inductor") for kind in several]
+    assert readied(monkeypatch, "cuda", compile="off") == (several, [])
+    assert readied(monkeypatch, "cpu", compile="on") == ([], [(kind, False, "inductor") for kind in several])
 
 
 @pytest.mark.gpu

@@ -12,6 +12,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.conditioning.base import Latents
 from sfumato.conditioning.bundle import Bundle
 from sfumato.conditioning.masked import MaskedConfig
+from sfumato.data import loader
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.prediction import prediction
 from sfumato.diffusion.schedule import ScheduleConfig
@@ -145,7 +146,14 @@ def test_mirrored_pictures_are_compared_with_their_own_latents(
     objective = objective_of(first_stage, tmp_path, perceptual=looking)
     batch = objective.batch(range(32))
     assert batch.crops is not None
-    assert batch.crops.pictures.shape == (32, 3, 32, 32)
+    training = objective.recipe.training
+    plan = loader.plan(objective.train, training.seed, range(32), training.flip, ())
+    assert set(plan.flips) == {False, True}
+    shown = [
+        objective.train.image(k).flip(-1) if flip else objective.train.image(k)
+        for k, flip in zip(plan.indices, plan.flips, strict=True)
+    ]
+    assert torch.equal(batch.crops.pictures, torch.stack(shown).float() / 127.5 - 1)
     made = objective.model.codec.decode(batch.latents)
     own = (made - batch.crops.pictures).square().mean((1, 2, 3))
     other = (made - batch.crops.pictures.flip(-1)).square().mean((1, 2, 3))

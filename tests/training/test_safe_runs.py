@@ -18,7 +18,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.nn.rescale import smaller
 from sfumato.training import checkpoint, log
 from sfumato.training.log import Log
-from sfumato.training.optimizer import rate_at
+from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.recipe import parse
 from sfumato.training.run import environment, modelling, objective_of, train
 from sfumato.training.shortcut import filled
@@ -80,10 +80,26 @@ def family(kind: str, **more: Any) -> dict[str, Any]:
     return {"stage": "family", "family": {"kind": kind, **more}, "data": data, "training": training}
 
 
-def test_the_rate_that_is_told_is_the_one_that_is_used(tmp_path: Path) -> None:
-    train(parse(family("gan", width=8, critic=8, rate=2e-4), "gan"), tmp_path, device="cpu", quiet=True)
+def test_the_rate_that_is_told_is_the_one_that_the_next_step_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[Optimizer, list[float]] = {}
+    real = Optimizer.step
+
+    def step(self: Optimizer, rate: float) -> None:
+        real(self, rate)
+        (taken,) = {group["lr"] for part in self.parts for group in part.param_groups}
+        used.setdefault(self, []).append(taken)
+
+    monkeypatch.setattr(Optimizer, "step", step)
+    fields = family("gan", width=8, critic=8, rate=2e-4)
+    fields["training"] |= {"images": 32, "warmup": 0.25}
+    train(parse(fields, "gan"), tmp_path, device="cpu", quiet=True)
     told = [json.loads(line)["rate"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert max(told) <= 2e-4
+    generator, critic = used.values()
+    assert generator == pytest.approx([2e-7, *told[:-1]])
+    assert max(generator) == told[0] == pytest.approx(2e-4, rel=0.2)
+    assert critic == pytest.approx([4 * rate for rate in generator])  # its lead
 
 
 def test_an_autoencoder_that_nothing_reads_is_refused(tmp_path: Path) -> None:
@@ -152,8 +168,13 @@ def test_more_processes_than_gpus_may_meet_on_the_cpu(monkeypatch: pytest.Monkey
     assert told == []
 
 
-def test_what_fp32_is_on_a_gpu_is_told() -> None:
-    assert environment(torch.device("cpu"))["tf32"] is None
+def test_what_fp32_is_on_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda where: "NVIDIA Something")
+    for allowed in (True, False):
+        with torch.backends.cudnn.flags(allow_tf32=allowed):
+            found, none = environment(torch.device("cuda")), environment(torch.device("cpu"))
+        assert (found["device"], found["tf32"]) == ("NVIDIA Something", allowed)
+        assert (none["device"], none["tf32"]) == ("cpu", None)
 
 
 def test_a_run_goes_on_from_another_folder(first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

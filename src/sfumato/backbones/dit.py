@@ -203,5 +203,5 @@ class DiT(Backbone):
             h = block(h, steer, tokens, mask, turn)
         shift, scale = self.modulate(steer)[:, None].chunk(2, -1)
         h = self.out(modulated(self.norm(h), shift, scale))
-        result = F.pixel_shuffle(h.transpose(1, 2).reshape(len(h), -1, *size), patch)
+        result = F.pixel_shuffle(h.transpose(1, 2).reshape(h.shape[0], -1, *size), patch)
         return at_least_single(result[..., :high, :wide])

@@ -111,7 +111,7 @@ class TransformerBlock(nn.Module):
 
 def spread(tokens: Tensor, like: Tensor) -> Tensor:
     """(B, H * W, C) -> (B, C, H, W), with the sides of `like`."""
-    return tokens.transpose(1, 2).reshape(len(tokens), -1, *like.shape[-2:])
+    return tokens.transpose(1, 2).reshape(tokens.shape[0], -1, *like.shape[-2:])
 
 
 class SpatialTransformer(nn.Module):
