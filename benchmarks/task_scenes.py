@@ -57,7 +57,7 @@ def sheet(rows: list[list[Tensor]], path: Path) -> None:
 
 def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
     """All rows of one recipe, read where they were measured before."""
-    path = asked.out / f"{kind}.json"
+    path = asked.out / (f"{kind}-{asked.wording}.json" if kind == "text" and asked.wording else f"{kind}.json")
     if path.is_file():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return kept
@@ -89,7 +89,14 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
         if scale == scales[0]:
             measure("chance", several, 1)
     sheet(shown, asked.out / f"{kind}.png")
-    told = {"kind": kind, "count": asked.count, "steps": asked.steps, "seed": asked.seed, "rows": rows}
+    told = {
+        "kind": kind,
+        "count": asked.count,
+        "steps": asked.steps,
+        "seed": asked.seed,
+        "wording": asked.wording,
+        "rows": rows,
+    }
     if kind == "text":
         told["captions"] = said(part, field, range(SHOWN), asked.wording)[field]
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")

@@ -96,7 +96,11 @@ def pixels(path: Path | Stored, channels: int = 3, least: int | None = None) -> 
         raise ValueError(f"{path} is a picture of 1, 3 or 4 channels and {channels} are asked for; use .npy arrays")
     with _opened(path, least) as picture:
         if picture.mode in DEEP:
-            return fitting(deep(ImageOps.exif_transpose(picture))[:, :, None] / 257, channels, path)
+            turned = ImageOps.exif_transpose(picture)
+            array, clear = fitting(deep(turned)[:, :, None] / 257, channels, path), _cleared(turned)
+            if clear is not None:
+                array[..., 3 if channels == 4 else slice(None)][clear] = 0 if channels == 4 else 255
+            return array
         whole = coloured(picture)
         whole = (whole if channels == 4 else over_white(whole)).convert(MODES[channels])
     array = np.array(whole)
@@ -264,19 +268,17 @@ def upright(picture: Image.Image) -> Image.Image:
 
 
 def deep(picture: Image.Image) -> Pixels:
-    """The values of a gray picture of 16 bits, (H, W) float32 in [0, 65535], white where it is transparent.
-
-    Raises `ValueError` for values beyond.
-    """
+    """The values of a gray picture of 16 bits, (H, W) float32 in [0, 65535]. Raises `ValueError` for values beyond."""
     array = np.asarray(picture)
     if array.min() < 0 or array.max() > 65535:
         raise ValueError(f"values go from {array.min()} to {array.max()}, 16 bits hold 0 to 65535: save it as .npy")
-    clear = picture.info.get("transparency")  # one value of all, in a PNG
-    return (
-        np.where(array == clear, 65535, array).astype(np.float32)
-        if isinstance(clear, int)
-        else array.astype(np.float32)
-    )
+    return array.astype(np.float32)
+
+
+def _cleared(picture: Image.Image) -> Pixels | None:
+    """Where (H, W) a gray picture of 16 bits is transparent: a PNG names one value for it. None where nowhere."""
+    value = picture.info.get("transparency")
+    return np.asarray(picture) == value if isinstance(value, int) else None
 
 
 def coloured(picture: Image.Image) -> Image.Image:
@@ -289,7 +291,10 @@ def coloured(picture: Image.Image) -> Image.Image:
     if turned.mode == "F":
         raise ValueError("a picture of floats does not say which value is white: save it as .npy, floats in [0, 1]")
     if turned.mode in DEEP:
+        clear = _cleared(turned)
         turned = Image.fromarray((deep(turned) / 257.0 + 0.5).astype(np.uint8))
+        if clear is not None:
+            turned.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
     if turned.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in turned.info:
         turned = turned.convert("RGBA")
     if profile and turned.mode in ("RGB", "RGBA", "L", "CMYK"):

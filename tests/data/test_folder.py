@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sfumato import image
+from sfumato.conditioning import pictures
 from sfumato.conditioning.bundle import Bundle
 from sfumato.conditioning.label import LabelConfig
 from sfumato.data import loader
@@ -321,3 +322,7 @@ def test_gray_of_16_bits_is_white_where_it_is_transparent(tmp_path: Path) -> Non
     expected = np.where(array == 30_000, 255, array / 257)
     np.testing.assert_allclose(image.pixels(tmp_path / "a.png", 1)[:, :, 0], expected, rtol=1e-6)
     assert np.array(image.read(tmp_path / "a.png"))[:, :, 0].tolist() == (expected + 0.5).astype(np.uint8).tolist()
+    clear = image.pixels(tmp_path / "a.png", 4)
+    assert clear[:, :, 3].tolist() == [[255, 0], [255, 0]]
+    with Image.open(tmp_path / "a.png") as opened:  # of a mask it says where, not what is seen
+        np.testing.assert_allclose(pictures.mask(opened, "picture")[0].numpy(), array / 65535, rtol=1e-6)

@@ -253,9 +253,15 @@ def test_a_table_at_the_top_says_what_it_leaves_out_and_leaves_words_to_text_fil
         picture(tmp_path / "a" / f"{k}.png")
         (tmp_path / "a" / f"{k}.txt").write_text(f"words {k}")
     box = [{"label": "cat", "box": [0, 0, 0.5, 1]}]
-    table = ({"file_name": "a/0.png", "boxes": box}, {"file_name": "a/1.png", "text": "told"}, {"file_name": "a/2.png"})
+    picture(tmp_path / "cond" / "0.png")  # named in a column that nobody reads
+    table = (
+        {"file_name": "a/0.png", "boxes": box, "cond_file_name": "cond/0.png"},
+        {"file_name": "a/1.png", "text": "told"},
+        {"file_name": "a/2.png"},
+    )
     rows(tmp_path / "metadata.jsonl", *table)
     found = layout.listed(tmp_path)
     assert [entry.captions for entry in found] == [("words 0",), ("told",), ("words 2",)]
     assert found[0].boxes is not None
-    assert "does not name 1 pictures in its folder, which are left out; the first: 3.png" in caplog.text
+    assert "leaves out pictures of its folder that it does not name: 1, such as a/3.png" in caplog.text
+    assert "has no words for 2 pictures that have a text file" in caplog.text

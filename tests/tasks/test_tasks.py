@@ -462,7 +462,7 @@ def test_what_is_done_to_a_file_is_told_in_python_too(
     Image.new("RGBA", (32, 32), (9, 9, 9, 99)).save(path)
     for _ in range(2):
         everything.vary(picture=path, seed=0, steps=1)
-    told = f"{path}: transparent, seen over white"
+    told = f"{path}: transparent, seen over white; others like it are not told"
     assert [record.message for record in caplog.records if str(path) in record.message] == [told]
 
 

@@ -97,6 +97,6 @@ def parted(recipe: Recipe, folder: Path) -> None:
     with mock.patch.object(distributed, "wrapped", lambda module, *_, **__: module):
         try:
             train(recipe, folder / "run", device="cpu", quiet=True)
-        except RuntimeError as error:
+        except ValueError as error:
             told = str(error)
     (folder / f"told-{distributed.place()[0]}").write_text(told)

@@ -148,7 +148,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.data.emoji import EmojiData
 from sfumato.training import latents
 codec, folder, step, fatal = Codec.load(Path(sys.argv[1])), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-home = {"_encoded": latents, "sync_all": latents.files, "rmtree": latents.shutil}[step]
+home = {"encoded": latents, "sync_all": latents.files, "rmtree": latents.shutil}[step]
 calls, inner = 0, getattr(home, step)
 def dying(*given, **more):
     global calls
@@ -174,7 +174,7 @@ def test_an_encoding_that_is_killed_goes_on(first_stage: Path, tmp_path: Path) -
     whole = latents.encode(codec, part, tmp_path / "whole", shard=64)
     folder, work = tmp_path / "parts", tmp_path / ".parts.part"
     # `rmtree` is first called for a data set of an earlier try, then for the shards
-    for step, fatal, there in (("_encoded", 2, 1), ("sync_all", 1, 1), ("sync_all", 3, 3), ("rmtree", 2, 3)):
+    for step, fatal, there in (("encoded", 2, 1), ("sync_all", 1, 1), ("sync_all", 3, 3), ("rmtree", 2, 3)):
         command = [sys.executable, "-c", ENCODING, str(first_stage), str(folder), step, str(fatal)]
         done = subprocess.run(command, env=environment(), capture_output=True)
         assert done.returncode == -signal.SIGKILL, done.stderr.decode()

@@ -375,7 +375,7 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
     part = EmojiData(size=16).open("held_out")
     whole = latents.encode(codec, part, tmp_path / "whole", shard=64)
     seen: list[range] = []
-    encoded = latents._encoded
+    encoded = latents.encoded
 
     def some(codec: Codec, part: Part, indices: range, flip: bool, at_once: int) -> Tensor:
         if len(seen) == 2:
@@ -383,13 +383,13 @@ def test_an_interrupted_encoding_goes_on_where_it_was(
         seen.append(indices)
         return encoded(codec, part, indices, flip, at_once)
 
-    monkeypatch.setattr(latents, "_encoded", some)
+    monkeypatch.setattr(latents, "encoded", some)
     with pytest.raises(KeyboardInterrupt):
         latents.encode(codec, part, tmp_path / "parts", shard=64)
     assert not (tmp_path / "parts").exists()
     seen.clear()
     seen.append(range(0))
-    monkeypatch.setattr(latents, "_encoded", lambda *given: (seen.append(given[2]), encoded(*given))[1])
+    monkeypatch.setattr(latents, "encoded", lambda *given: (seen.append(given[2]), encoded(*given))[1])
     parts = latents.encode(codec, part, tmp_path / "parts", shard=64)
     assert range(64) not in seen
     assert range(64, 128) not in seen
@@ -404,7 +404,7 @@ def test_two_runs_may_encode_the_same_at_once(
 ) -> None:
     part = EmojiData(size=16).open("held_out")  # three shards
     expected = latents.encode(codec, part, tmp_path / "alone", shard=64).rows(range(len(part)))
-    encoded, seen = latents._encoded, list[int]()
+    encoded, seen = latents.encoded, list[int]()
 
     def overtaken(codec: Codec, part: Part, indices: range, flip: bool, at_once: int) -> Tensor:
         """While one run encodes a shard, another ends, or writes the same shard."""
@@ -417,7 +417,7 @@ def test_two_runs_may_encode_the_same_at_once(
                 latents._write(tmp_path / ".both.part" / latents._name(at), found)
         return found
 
-    monkeypatch.setattr(latents, "_encoded", overtaken)
+    monkeypatch.setattr(latents, "encoded", overtaken)
     both = latents.encode(codec, part, tmp_path / "both", shard=64)
     assert torch.equal(both.rows(range(len(part))), expected)
     assert {p.name for p in tmp_path.iterdir()} == {"alone", "both"}

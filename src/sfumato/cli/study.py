@@ -84,8 +84,6 @@ def command(
     )  # fmt: skip
     said = shlex.join(["sfumato", "study", *sys.argv[2:]]) if sys.argv[1:2] == ["study"] else f"sfumato study {name}"
     more = {key: value for key, value in (("watts", watts), ("equal", equal)) if value}
-    if name == "compression":
-        more.setdefault("equal", "time")
     often = trainings or max(min(int(hours / HOURS[name]), MOST), 1)
     found, page = study(name, desk, said, trainings=often, **more)
     for claim in found.claims:

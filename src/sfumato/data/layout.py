@@ -58,10 +58,8 @@ def listed(root: Path) -> list[Entry]:
     several = {folder: _listed(folder, root) for folder in folders(root)}
     unread = [path for path in walked(root) if path.suffix.lower() in UNREAD]
     if unread:
-        warn(
-            __name__,
-            f"{root}: {len(unread)} pictures are of a format that is not read; convert them; the first: {unread[0].name}",
-        )
+        told = f"{len(unread)} pictures are of a format that is not read; convert them; the first: {unread[0].name}"
+        warn(__name__, f"{root}: {told}")
     entries = _annotated(several, root)
     if not entries:
         raise ValueError(
@@ -196,9 +194,9 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
     images, companions = _companions(folder, root)
     source = _table(folder)
     if source is not None:
-        rows = [_row(source, number, row, root) for number, row in enumerate(table(source), 1)]
-        rows = [row._replace(captions=row.captions or _beside(row.file.with_suffix(".txt"))) for row in rows]
-        _unnamed(source, rows, companions)
+        said = table(source)
+        rows = _worded([_row(source, number, row, root) for number, row in enumerate(said, 1)], source)
+        _unnamed(source, said, rows, companions)
         return _accompanied(rows, images, companions, all_of_them=False)
     if images != folder:
         return _accompanied(_listed(images, root), images, companions, all_of_them=True)
@@ -207,11 +205,8 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
     loose = [name for _, name in inside if len(name.parts) == 1]
     grouped = not loose
     if 0 < 10 * len(loose) <= len(inside):
-        warn(
-            __name__,
-            f"{folder}: {len(loose)} of {len(inside)} pictures lie beside its folders, such as {min(loose)}, so that folders "
-            "are no classes; move them",
-        )
+        told = f"{len(loose)} of {len(inside)} pictures lie beside its folders, such as {min(loose)}"
+        warn(__name__, f"{folder}: {told}, so that folders are no classes; move them")
     entries = [
         Entry(
             path,
@@ -224,15 +219,24 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
     return _accompanied(_told(entries, shown, root), images, companions, all_of_them=True)
 
 
-def _unnamed(source: Path, rows: Sequence[Entry], companions: dict[str, Path]) -> None:
-    """Warn of the pictures beside a table, and below, that it does not name."""
-    known = {os.path.realpath(path) for row in rows for path in (row.file, row.map, row.pair) if path is not None}
-    there = (path for path in pictures(source.parent) if not set(companions.values()).intersection(path.parents))
-    if left := [path for path in there if os.path.realpath(path) not in known]:
-        warn(
-            __name__,
-            f"{source} does not name {len(left):,} pictures in its folder, which are left out; the first: {min(left).name}",
-        )
+def _worded(rows: list[Entry], source: Path) -> list[Entry]:
+    """The rows, those without words with the lines of the text file beside their picture."""
+    found = [row if row.captions else row._replace(captions=_beside(row.file.with_suffix(".txt"))) for row in rows]
+    if taken := sum(a.captions != b.captions for a, b in zip(rows, found, strict=True)):
+        warn(__name__, f"{source} has no words for {taken:,} pictures that have a text file, and that is read")
+    return found
+
+
+def _unnamed(source: Path, said: Sequence[Any], rows: Sequence[Entry], companions: dict[str, Path]) -> None:
+    """Warn of the pictures beside a table, and below, that it does not name, in any column."""
+    named, folder = {path for row in rows for path in (row.file, row.map, row.pair) if path is not None}, source.parent
+    if left := [path for path in pictures(folder) if path not in named]:  # by another road, or in columns of others
+        others = {folder / value for row in said for value in row.values() if isinstance(value, str)}
+        known, beside = {os.path.realpath(path) for path in named | others}, {*companions.values()}
+        left = [p for p in left if os.path.realpath(p) not in known and not beside.intersection(p.parents)]
+    if left:
+        told = f"{len(left):,}, such as {min(left).relative_to(folder).as_posix()}"
+        warn(__name__, f"{source} leaves out pictures of its folder that it does not name: {told}")
 
 
 def _told(entries: list[Entry], shown: Sequence[Path], root: Path) -> list[Entry]:

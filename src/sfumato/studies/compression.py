@@ -1,7 +1,7 @@
 """`compression`: which factor f is best (Rombach et al., 2022, section 4.1, figures 6 and 7)?
 
-First stages of every factor and one denoiser on each, of the same size and trained for the same time, a first stage's apart, so that a small f
-sees few images and a large one many. The Fréchet distance along training, by its FLOPs as in figure 6, and against pictures
+First stages of every factor and one denoiser on each, of the same size and trained for the same time, or FLOPs, a first stage's
+apart, so that a small f sees few images and a large one many. The Fréchet distance along training, by its FLOPs as in figure 6, and against pictures
 a second in sampling. Small maps do fewer FLOPs a second, so that equal time and equal FLOPs are two questions: `equal` says
 which is asked.
 """

@@ -108,9 +108,9 @@ class Desk:
     def longest(self) -> int | None:
         """Tokens of the longest caption of any part; None where a conditioner reads as many by itself."""
         asked, parts = TextConfig(), [self.train, *(self.opened.open(n) for n in self.opened.parts if n != "train")]
-        texts = [sorted(set(flat([p.field(k, asked.field) for k in p.telling(asked.field)]))) for p in parts]
-        tokenizer = train_tokenizer(texts[0], asked.vocabulary)
-        most = max(counted([text for several in texts for text in several], tokenizer), default=0)
+        texts = [list(flat([p.field(k, asked.field) for k in p.telling(asked.field)])) for p in parts]
+        tokenizer = train_tokenizer(texts[0], asked.vocabulary)  # from repeated ones too, as training does
+        most = max(counted(sorted({text for several in texts for text in several}), tokenizer), default=0)
         return most if most > asked.length else None
 
     @cached_property

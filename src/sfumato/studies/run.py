@@ -28,6 +28,8 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
     if name not in HOURS:
         raise ValueError(f"there is no study {name!r}; known: {', '.join(HOURS)}")
     run: Callable[..., Result] = importlib.import_module(f"sfumato.studies.{name}").study
+    if name == "compression":
+        more.setdefault("equal", "time")
     begun(desk, trainings, more.get("equal"))
     desk = enough(desk)
     found = list[Result]()
@@ -75,7 +77,7 @@ def begun(desk: Desk, trainings: int, equal: str | None = None) -> None:
             raise ValueError(
                 f"{desk.folder} holds this study with {option} {told}; go on with that, or choose another folder with --out"
             )
-    desk.keep_plan("asked", asked)
+    desk.keep_plan("asked", {**kept, **asked})
 
 
 def clocked(desk: Desk, run: Callable[..., Result], **more: Any) -> Result:

@@ -19,8 +19,8 @@ from sfumato.tasks.requests import Request
 READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
 
 
-def converted(request: Request, channels: int) -> list[str]:
-    """What is done to each file that was handed in before a model of so many channels sees it, a line a file."""
+def converted(request: Request, channels: int) -> list[tuple[Path, str]]:
+    """What is done to each file that was handed in before a model of so many channels sees it."""
     found = []
     for field in (*READ, "mask", "map"):
         value = getattr(request, field, None)
@@ -36,7 +36,7 @@ def converted(request: Request, channels: int) -> list[str]:
             if field == "mask":
                 said = [name for name in said if name != contact.UNSEEN] + _read_as(path)
             if said:
-                found.append(f"{path}: {', '.join(said)}")
+                found.append((path, ", ".join(said)))
     return found
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import itertools
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -15,7 +16,6 @@ from sfumato import __version__, image, shipped
 from sfumato import device as devices
 from sfumato.conditioning.boxes import Box
 from sfumato.config import explain
-from sfumato.data.once import warn
 from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
@@ -25,6 +25,8 @@ from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request,
 from sfumato.tasks.said import fields, planned
 from sfumato.tasks.walk import Progress
 
+log = logging.getLogger(__name__)
+
 
 class Pipeline:
     """A loaded model. `model` is the LatentDiffusion itself, for those who want the tensors; `family` is set instead
@@ -33,7 +35,7 @@ class Pipeline:
     def __init__(
         self, model: LatentDiffusion | Family, name: str, dtype: torch.dtype = torch.float32, digest: str = ""
     ) -> None:
-        self.name, self.digest = name, digest
+        self.name, self.digest, self.told = name, digest, set[str]()
         self.family = model.eval() if isinstance(model, Family) else None
         if self.family is not None and dtype != torch.float32:
             raise ValueError("a model of this family works in float32; leave precision out")
@@ -133,8 +135,10 @@ class Pipeline:
                 f"{_name(kind)} takes a request of its own type, {kind.__name__}; got {type(request).__name__}"
             )
         request = request or asked(kind, settings)
-        for line in given.converted(request, self.channels):
-            warn(__name__, line)
+        for path, said in given.converted(request, self.channels):
+            if said not in self.told:
+                log.warning("%s: %s; others like it are not told", path, said)
+            self.told.add(said)
         return list(self.stream(request))
 
 

@@ -59,7 +59,8 @@ def placed(model: LatentDiffusion, request: Request, canvas: Canvas) -> dict[str
         else:
             numbers = model.conditions.reader(field).value(given.opened(value, role))
             (high, wide), (h, w) = numbers.shape, (canvas.height, canvas.width)
-            if abs(high * w / wide - h) > 1 and abs(wide * h / high - w) > 1:  # pixels, by which a size may be rounded
+            pixel = max(1.0, h / high, w / wide)  # of the coarser of the two, by which sizes may be rounded
+            if abs(high * w / wide - h) > pixel and abs(wide * h / high - w) > pixel:
                 raise ValueError(f"the map is {wide}x{high} and the picture {w}x{h}; crop it to that shape")
             said[field] = given.larger(
                 numbers, *(round(n / s) for n, s in zip(numbers.shape, (down, across), strict=True))

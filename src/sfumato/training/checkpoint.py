@@ -109,10 +109,10 @@ def replace(folder: Path, publish: Callable[[Path], None]) -> None:
 
 
 def equal(weights: Sequence[Tensor], images: int) -> None:
-    """Raise `RuntimeError` where the processes of a run hold other weights, whose gradients did not meet: a run that trains
+    """Raise `ValueError` where the processes of a run hold other weights, whose gradients did not meet: a run that trains
     several models and saves one of them looks healthy."""
     if (far := distributed.apart(weights)) > APART:
-        raise RuntimeError(
+        raise ValueError(
             f"at image {images:,} the weights of the run's processes are {far:.2g} apart and should be equal: their gradients "
-            "do not meet; nothing was saved, and the last checkpoint may be wrong too; train in one process"
+            "do not meet; this checkpoint is not saved, and earlier ones may be wrong too; train in one process"
         )

@@ -136,7 +136,7 @@ def there(folder: Path, data: Data) -> Path:
         own = f" {shlex.quote(f'data.path={path}')}" if path and "path" in its else ""
         aside = getattr(data, "held_out", None) if own else None  # what one stage holds out the other may not be shown
         if aside is not None and aside != its.get("held_out", type(data).model_fields["held_out"].default):
-            own += f" data.held_out={aside:g}"
+            own += f" data.held_out={aside!r}"
         told += f" with `sfumato train {name}{own}`"
     raise ValueError(f"there is no model folder {folder}; {told}, or name another in its place")
 
