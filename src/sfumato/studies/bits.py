@@ -31,7 +31,6 @@ from sfumato.tasks.pipeline import opened
 from sfumato.training.likelihood import Measure, over
 
 SIDE = 8  # pixels
-WIDTH = 352  # of the VAE
 BYTES, VAE, PIXELS = "transformer over bytes", "VAE", "pixel diffusion"
 # of the distance of two levels of 8 bits, each of which gives a bound: a model that knows of levels has the better one by
 # the small blur, which costs it 0.2 bits of what it knows for sure, one that knows none by the large one
@@ -41,11 +40,12 @@ Found = dict[str, list[float]]  # bits per dimension of each picture, `held` and
 
 
 def fields(small: Desk) -> dict[str, dict[str, Any]]:
-    """All three, at 8 pixels, of about five million weights that draw."""
+    """All three, at 8 pixels. The VAE is small: with as many weights as the others it is behind itself after as long a
+    training (of flowers, 6.88 bits rather than 6.44)."""
     cond = recipes.by_class() if small.labelled else None
     return {
         BYTES: recipes.family("autoregressive", tokens="bytes", side=SIDE, width=256, depth=6, heads=4, batch=8),
-        VAE: recipes.family("vae", width=WIDTH, channels=16),
+        VAE: recipes.family("vae", width=128, channels=16),
         PIXELS: recipes.denoiser(small.pixels("bits-pixels"), cond, width=128, multipliers=(1, 1)),
     }
 

@@ -77,7 +77,6 @@ def study(desk: Desk) -> Result:
     desk.dividing(CODES)
     desk.drawable(recipes.gan())
     desk.keeping("shares of the hours", [MODELS, MEASURING, BITS, FIRST])
-    desk.keeping("networks whose bits are compared", [bits.SIDE, bits.WIDTH])
     hours = (1 - MEASURING) * desk.hours / MODELS
     stage, codes = desk.latents(FIRST * hours), coded(desk, FIRST * hours)
     wanted = fields(desk, stage, codes)
