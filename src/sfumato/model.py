@@ -57,6 +57,9 @@ class DiffusionConfig(Config):
     )
     conditioners: dict[str, ConditionerConfig] = {}
     distilled: DistilledConfig | None = None
+    steps: int | None = Field(
+        None, ge=1, le=1000, description="of sampling where a request says none, of a model that wants few"
+    )
 
     def sighted(self) -> Self:
         """This configuration. Raises `ValueError` where the prediction says nothing of the picture where sampling begins."""

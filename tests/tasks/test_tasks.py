@@ -455,6 +455,16 @@ def test_a_map_may_be_larger_than_its_picture(everything: Pipeline) -> None:
         everything.vary(picture=noise(32, 32), map=nearly, seed=0, steps=1)
 
 
+def test_a_model_that_wants_few_steps_takes_them_where_none_are_said() -> None:
+    model = built({"hole": {"kind": "masked", "dropout": 0.0}}, steps=3)
+    given: dict[str, Any] = {"picture": noise(32, 32), "mask": Image.new("L", (32, 32), 255), "seed": 0}
+    plain = model.inpaint(**given)[0]
+    assert json.loads(plain.info["sfumato"])["steps"] == 3
+    assert far(plain, model.inpaint(**given, steps=3)[0]) == 0 < far(plain, model.inpaint(**given, steps=2)[0])
+    free = model.inpaint(**given, method="free", resample=1)[0]
+    assert json.loads(free.info["sfumato"])["steps"] == 25
+
+
 def test_what_is_done_to_a_file_is_told_in_python_too(
     everything: Pipeline, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -133,6 +133,13 @@ def test_a_finished_run_is_not_published_anew(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "model" / "model.yaml").stat().st_mtime_ns > before
 
 
+def test_a_run_that_goes_on_may_say_other_steps_of_sampling(first_stage: Path, tmp_path: Path) -> None:
+    recipe = diffusion_recipe(first_stage, images=16, batch=16, checkpoint=16)
+    train(recipe, tmp_path, device="cpu", quiet=True)
+    longer = diffusion_recipe(first_stage, images=32, batch=16, checkpoint=16).model_copy(update={"steps": 4})
+    assert LatentDiffusion.load(train(longer, tmp_path, device="cpu", quiet=True, resume=True)).config.steps == 4
+
+
 def test_a_run_of_edm_goes_on_with_the_deviation_that_it_began_with(first_stage: Path, tmp_path: Path) -> None:
     asked = diffusion_recipe(first_stage, images=32).model_copy(update={"prediction": "edm"})
     train(asked, tmp_path / "run", device="cpu", quiet=True)

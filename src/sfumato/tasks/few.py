@@ -1,4 +1,4 @@
-"""Requests as a model that was distilled into few steps wants them, in all that the user did not say."""
+"""Requests as a model that wants few steps, or was distilled into few, wants them, in all that the user did not say."""
 
 from typing import Any, TypeVar
 
@@ -12,14 +12,17 @@ Asked = TypeVar("Asked", bound=Request)
 
 
 def settled(model: LatentDiffusion, request: Asked) -> Asked:
-    """The request with the model's own sampler, grid, steps and guidance where none were said.
+    """The request with the model's own steps, and of a distilled one sampler, grid and guidance, where none were said.
 
     A model with a plain flow is sampled in its few steps, its guidance baked in, unless something is said that only the
     flow can do: more steps, another sampler, guidance or a negative. Raises `ValueError` where both are said.
     """
     distilled = model.config.distilled
     if distilled is None:
-        return request
+        steps, free = model.config.steps, getattr(request, "method", None) == "free"  # which wants its usual steps
+        if steps is None or free or "steps" in request.model_fields_set:
+            return request
+        return request.model_copy(update={"steps": steps})
     own: dict[str, Any] = {"sampler": distilled.sampler, "grid": "even", "steps": distilled.steps, "guidance": 1.0}
     if getattr(request, "invert", False):
         own["sampler"] = "ddim"  # which inversion turns round

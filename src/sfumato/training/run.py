@@ -237,11 +237,11 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     if resume and path.is_file():
         fields = recipes.load_yaml(str(path))
         written = parse(fields, str(path))
-        if isinstance(written, DiffusionRecipe) and isinstance(recipe, DiffusionRecipe) and "data_std" not in fields:
-            # begun before it was told: what edm took until then
-            written, recipe = (one.model_copy(update={"data_std": 0.5}) for one in (written, recipe))
-        if isinstance(written, DiffusionRecipe) and isinstance(recipe, DiffusionRecipe) and "unsaid" not in fields:
-            written, recipe = (one.model_copy(update={"unsaid": 0.0}) for one in (written, recipe))
+        if isinstance(written, DiffusionRecipe) and isinstance(recipe, DiffusionRecipe):
+            written = written.model_copy(update={"steps": recipe.steps})  # of sampling
+            # begun before these were told: what edm took until then, and nothing that is unsaid
+            before = {name: value for name, value in (("data_std", 0.5), ("unsaid", 0.0)) if name not in fields}
+            written, recipe = (one.model_copy(update=before) for one in (written, recipe))
         if written.data.masks and recipe.data.masks and "all" not in (fields["data"].get("masks") or {}):
             written, recipe = (_whole(one, 0.0) for one in (written, recipe))
         free = {name: getattr(recipe.training, name) for name in FREE}
