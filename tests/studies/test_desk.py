@@ -281,9 +281,8 @@ def test_no_more_pictures_are_drawn_than_half_of_a_set(desk: Desk, tmp_path: Pat
     assert enough(desk) is desk
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["compression", "cost", "guidance", "conditioning", "families", "limits"])
-def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies that do little of everything."""
     monkeypatch.setattr("sfumato.studies.recipes.BATCH", 16)
     monkeypatch.setattr("sfumato.studies.compression.STEPS", (1, 2))
     monkeypatch.setattr("sfumato.studies.compression.POINTS", 2)
@@ -296,6 +295,24 @@ def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest
     monkeypatch.setattr("sfumato.studies.conditioning.CAPTIONS", 8)
     monkeypatch.setattr("sfumato.studies.cost.FACTORS", (1, 4))
     monkeypatch.setattr("sfumato.studies.cost.ENCODED", 16)
+
+
+@pytest.mark.slow
+def test_a_folder_without_classes_is_studied_to_its_end(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hurried(monkeypatch)
+    found, page = study("families", of_folder(desk, tmp_path, 16), "sfumato study families")
+    assert found.claims
+    text = (page.parent / "study.md").read_text(encoding="utf-8")
+    assert "classes covered" not in text
+    assert "nan" not in text.split()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["compression", "cost", "guidance", "conditioning", "families", "limits"])
+def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    hurried(monkeypatch)
     desk.folder = desk.folder.parent / name
     more: dict[str, Any] = {"factors": (1, 4, 8, 16)} if name == "compression" else {}
     found, page = study(name, desk, f"sfumato study {name}", **more)
