@@ -88,7 +88,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
         shown.append(several)
         if scale == scales[0]:
             measure("chance", several, 1)
-    sheet(shown, asked.out / f"{kind}.png")
+    sheet(shown, path.with_suffix(".png"))
     told = {
         "kind": kind,
         "count": asked.count,

@@ -90,10 +90,11 @@ def _told(value: Any) -> str:
     return repr(value)[:40] if shape is None else f"{type(value).__name__} {value.dtype} {tuple(shape)}"
 
 
-def fits(found: Tensor, size: tuple[int, int], field: str) -> Tensor:
-    """The (..., H, W), whose sides are as the latent's grid's, to within a place of it. Raises `ValueError`."""
+def fits(found: Tensor, size: tuple[int, int], field: str, within: float = 1.0) -> Tensor:
+    """The (..., H, W), whose sides are as those of `size`, to so much of it: the latent's grid, or a picture. Raises
+    `ValueError`."""
     (high, wide), (h, w) = found.shape[-2:], size
-    if abs(high * w / wide - h) > 1 and abs(wide * h / high - w) > 1:
+    if abs(high * w / wide - h) > within and abs(wide * h / high - w) > within:
         raise ValueError(
             f"{field} is {wide}x{high}, and the picture to be made has sides as {w} to {h}; crop it to that shape"
         )

@@ -1,9 +1,9 @@
 """`compression`: which factor f is best (Rombach et al., 2022, section 4.1, figures 6 and 7)?
 
-First stages of every factor and one denoiser on each, of the same size and trained for the same time, or FLOPs, a first stage's
-apart, so that a small f sees few images and a large one many. The Fréchet distance along training, by its FLOPs as in figure 6, and against pictures
-a second in sampling. Small maps do fewer FLOPs a second, so that equal time and equal FLOPs are two questions: `equal` says
-which is asked.
+First stages of every factor and one denoiser on each, of the same size and trained for the same time, or FLOPs, a first
+stage's apart, so that a small f sees few images and a large one many. The Fréchet distance along training, by its FLOPs as
+in figure 6, and against pictures a second in sampling. Small maps do fewer FLOPs a second, so that equal time and equal
+FLOPs are two questions: `equal` says which is asked.
 """
 
 from collections.abc import Mapping, Sequence
@@ -77,7 +77,7 @@ def study(
         f"pixels, so that its f = 32 leaves {PAPER // 32} x {PAPER // 32} places; here "
         + ", ".join(f"f = {f} leaves {desk.train.size // f} x {desk.train.size // f}" for f in factors if f > 1)
         + f".{' Left out, for they do not divide the size: f = ' + ', '.join(map(str, gone)) + '.' if gone else ''}",
-        protocol=desk.protocol(curves="the first sampling seed alone"),
+        protocol=desk.protocol(equal=WORDS[equal], curves="the first sampling seed alone"),
         claims=claims(several, {t.name: rows[t.name][distance(desk)] for t in several}, equal),
     )
     result.tables.append(table(desk, several, rows, equal))

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sfumato.conditioning import pictures
 from sfumato.conditioning.base import Draws
 from sfumato.conditioning.boxes import box, scaled
 from sfumato.conditioning.bundle import silent
@@ -58,10 +59,9 @@ def placed(model: LatentDiffusion, request: Request, canvas: Canvas) -> dict[str
             said[field] = value if down == across == 1 else scaled(value, down, across)
         else:
             numbers = model.conditions.reader(field).value(given.opened(value, role))
-            (high, wide), (h, w) = numbers.shape, (canvas.height, canvas.width)
-            pixel = max(1.0, h / high, w / wide)  # of the coarser of the two, by which sizes may be rounded
-            if abs(high * w / wide - h) > pixel and abs(wide * h / high - w) > pixel:
-                raise ValueError(f"the map is {wide}x{high} and the picture {w}x{h}; crop it to that shape")
+            size = canvas.height, canvas.width
+            pixel = max(1.0, *(n / m for n, m in zip(size, numbers.shape, strict=True)))  # sizes may be rounded to one
+            pictures.fits(numbers, size, field, pixel)
             said[field] = given.larger(
                 numbers, *(round(n / s) for n, s in zip(numbers.shape, (down, across), strict=True))
             )
