@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -72,18 +73,20 @@ def test_a_hole_at_the_edge_goes_on_in_what_continues_the_picture(
 def test_places_are_told_of_the_picture_and_not_of_what_its_latents_reach(everything: Pipeline) -> None:
     model = everything.model
     assert isinstance(model, LatentDiffusion)
-    request = Layout(boxes=BOXES, map=STRIPES, width=50, height=37)
+    stripes = STRIPES.resize((50, 37), Image.Resampling.NEAREST)
+    request = Layout(boxes=BOXES, map=stripes, width=50, height=37)
     found = said.placed(model, request, canvas.parted(model, 50, 37))  # on latents of 56 x 40 pixels
     for box, corners in zip(found["boxes"], ((0.1, 0.2, 0.5, 0.9), (0.5, 0, 1, 0.4)), strict=True):
         assert isinstance(box, Box)
         assert [56 * box.x0, 40 * box.y0, 56 * box.x1, 40 * box.y1] == pytest.approx(
             [50 * corners[0], 37 * corners[1], 50 * corners[2], 37 * corners[3]]
         )
-    own = said.placed(model, request, canvas.parted(model, 56, 40))
+    whole = stripes.resize((56, 40), Image.Resampling.NEAREST)
+    own = said.placed(model, Layout(boxes=BOXES, map=whole, width=56, height=40), canvas.parted(model, 56, 40))
     assert own["boxes"] == request.boxes
-    assert own["map"].shape == (32, 32)
-    assert found["map"].shape == (35, 36)  # 32 of 37 in 40, 32 of 50 in 56
-    assert torch.equal(found["map"][:32, :32], own["map"])
+    assert own["map"].shape == found["map"].shape == (40, 56)
+    assert np.array_equal(own["map"], whole)
+    assert np.array_equal(found["map"][:37, :50], stripes)  # where the picture is, the map as it was, not stretched
 
 
 @pytest.mark.parametrize("side", [9, 16])
