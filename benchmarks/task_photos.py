@@ -298,17 +298,37 @@ def distances(real: Tensor, fake: Tensor) -> dict[str, float]:
 
 
 def label(asked: argparse.Namespace) -> Rows:
+    """By class, `photo-label`."""
+    return told_apart(asked, "label")
+
+
+def text(asked: argparse.Namespace) -> Rows:
+    """By words, `photo-text`: each caption is a class of its own."""
+    return told_apart(asked, "caption")
+
+
+def answers(part: Part, field: str) -> list[Any]:
+    """What is said of every picture, its first caption where there are several."""
+    found = [part.fields(k)[field] for k in range(len(part))]
+    return [one[0] if field == "caption" else one for one in found]
+
+
+def told_apart(asked: argparse.Namespace, field: str) -> Rows:
     """Distances and a classifier's agreement against guidance; the classifier is linear on the features of real pictures."""
-    model = LatentDiffusion.load(asked.runs / "photo-label/model").for_sampling()
+    name = {"label": "label", "caption": "text"}[field]
+    model = LatentDiffusion.load(asked.runs / f"photo-{name}/model").for_sampling()
     net = networks.opened(asked.features)
     train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
     real = torch.stack([train.image(k) for k in range(len(train))]).float() / 127.5 - 1.0
     apart = torch.stack([held.image(k) for k in range(len(held))]).float() / 127.5 - 1.0
     seen, other = features(net, real), features(net, apart)
-    classes = torch.tensor([train.fields(k)["label"] for k in range(len(train))])
-    wanted = torch.tensor([held.fields(k)["label"] for k in range(len(held))])
+    words = answers(train, field)
+    known = list(train.labels) if field == "label" else sorted(set(words))
+    number = {value: k for k, value in enumerate(range(len(known)) if field == "label" else known)}
+    classes = torch.tensor([number[one] for one in words])
+    wanted = torch.tensor([number.get(one, -1) for one in answers(held, field)])
     torch.manual_seed(0)
-    judge = nn.Linear(seen.shape[1], len(train.labels))
+    judge = nn.Linear(seen.shape[1], len(known))
     mean, std = seen.mean(0), seen.std(0) + 1e-3
     optimizer = torch.optim.AdamW(judge.parameters(), 1e-3, weight_decay=1.0)
     for _ in range(400):
@@ -322,8 +342,9 @@ def label(asked: argparse.Namespace) -> Rows:
             return float((judge((found - mean) / std).argmax(1) == labels).float().mean())
 
     count = asked.count
-    balance = [classes[k % len(classes)].item() for k in streams.generator(0, "classes").permutation(len(classes))]
-    said = {"label": [int(balance[k % len(balance)]) for k in range(count)]}
+    order = streams.generator(0, "classes").permutation(len(classes)).tolist()
+    asked_for = classes[[order[k % len(order)] for k in range(count)]]
+    said = {field: [words[order[k % len(order)]] for k in range(count)]}
     rebuilt = torch.cat([model.pictures(model.codec.encode(b)) for b in apart.split(64)])
     rows: Rows = {
         "real, held out": {**distances(seen, other), "agreement": agreement(other, wanted)},
@@ -338,15 +359,54 @@ def label(asked: argparse.Namespace) -> Rows:
         found = features(net, some)
         rows[f"guidance {scale:g}"] = {
             **distances(seen, found),
-            "agreement": agreement(found, torch.tensor(said["label"])),
+            "agreement": agreement(found, asked_for),
         }
         pictures[scale] = some
         print(scale, rows[f"guidance {scale:g}"], flush=True)
     best = min(asked.guidance, key=lambda s: rows[f"guidance {s:g}"]["Fréchet"])
-    by_class = sorted(range(count), key=lambda k: (said["label"][k], k))
-    chosen = [k for c in range(len(train.labels)) for k in [i for i in by_class if said["label"][i] == c][:SHOWN]]
-    image.sheet(pictures[best][chosen], SHOWN).save(asked.out / "label.png")
-    sheet([pictures[s] for s in asked.guidance], asked.out / "label-guidance.png")
+    each = SHOWN if field == "label" else 1
+    chosen = [k for c in range(len(known)) for k in (asked_for == c).nonzero().flatten().tolist()[:each]]
+    image.sheet(pictures[best][chosen], SHOWN).save(asked.out / f"{name}.png")
+    if field == "caption":
+        print("\n".join(f"{k}: {known[int(asked_for[place])]}" for k, place in enumerate(chosen)))
+        first = [words.index(known[int(asked_for[place])]) for place in chosen]
+        image.sheet(real[first], SHOWN).save(asked.out / f"{name}-real.png")
+    sheet([pictures[s] for s in asked.guidance], asked.out / f"{name}-guidance.png")
+    return rows
+
+
+def reference(asked: argparse.Namespace) -> Rows:
+    """Pictures like a held-out one, `photo-reference`: whether that one is nearest to what was made of it, among as many,
+    by the network that told of it and by the perceptual one, which did not."""
+    model = LatentDiffusion.load(asked.runs / "photo-reference/model").for_sampling()
+    net, look = networks.opened(asked.features), ScriptConfig(kind="torchscript", network=asked.perceptual).build()
+    train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
+    seen, given = features(net, shown(train, 4000)[1]), shown(held, asked.count)[1]
+    reader = model.conditions.reader("reference")
+    said = {"reference": list(features(reader.opened(), given))}
+    own = features(net, given)
+
+    def told_of(made: Tensor) -> dict[str, float]:
+        found = features(net, made)
+        near = F.normalize(found, dim=1) @ F.normalize(own, dim=1).T
+        with torch.no_grad():
+            apart = torch.stack([look(one.expand_as(given), given) for one in made])
+        count = torch.arange(len(made))
+        return {
+            **distances(seen, found), "cosine to its own": float(near.diagonal().mean()),
+            "to others": float((near.sum() - near.trace()) / (near.numel() - len(near))),
+            "own is nearest": float((near.argmax(1) == count).float().mean()),
+            "by the perceptual distance": float((apart.argmin(1) == count).float().mean()),
+        }  # fmt: skip
+
+    rows: Rows = {"real, held out": told_of(given)}
+    rows["reconstructed"] = told_of(torch.cat([model.pictures(model.codec.encode(b)) for b in given.split(64)]))
+    several = [given]
+    for scale in asked.guidance:
+        several.append(sampled(model, said, asked.count, asked.steps[-1], scale, 0))
+        rows[f"guidance {scale:g}"] = told_of(several[-1])
+        print(scale, rows[f"guidance {scale:g}"], flush=True)
+    sheet(several, asked.out / "reference.png", 2 * SHOWN)
     return rows
 
 
@@ -453,7 +513,8 @@ def semantic(asked: argparse.Namespace) -> Rows:
 
 
 TASKS: dict[str, Callable[[argparse.Namespace], Rows]] = {
-    "upscale": upscale, "inpaint": inpaint, "label": label, "unconditional": unconditional, "semantic": semantic,
+    "upscale": upscale, "inpaint": inpaint, "label": label, "text": text, "reference": reference,
+    "unconditional": unconditional, "semantic": semantic,
 }  # fmt: skip
 
 

@@ -20,13 +20,15 @@ from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from sfumato import image
-from sfumato.data import beside, twins
+from sfumato.data import beside, shelf, twins
 from sfumato.data.base import Data, Part
 from sfumato.data.beside import NO_CLASSES, Classes
 from sfumato.data.frame import Frame, centred, drawn
 from sfumato.data.layout import Entry, categories, folders, labels, listed, parted, unwrapped
 from sfumato.data.once import warn
 from sfumato.data.survey import Seen, surveyed
+
+MANY = 10_000  # pictures from which on their groups are kept: comparing fewer with one another takes half a second
 
 
 class FolderData(Data):
@@ -47,12 +49,16 @@ class FolderData(Data):
         0.5, gt=0, le=1, description="smallest side of such a square, over the picture's shorter one"
     )
 
+    cache: Path = Field(
+        Path("runs/data"), description="folder where what was seen of a large folder of pictures is kept"
+    )
+
     def read(self, part: str) -> "FolderPart":
         if not self.path.is_dir():
             raise ValueError(f"there is no folder {self.path}; give the folder of your pictures as data.path")
         root = unwrapped(self.path)
         entries, known = listed(root), beside.classes(root, *folders(root))
-        looked = surveyed(root, entries, self.channels, known)
+        looked = surveyed(root, entries, self.channels, known, self.cache)
         kept = _within(root, [(entry, one) for entry, one in zip(entries, looked, strict=True) if one is not None])
         out = self._out(root, kept)
         chosen = [(entry, one) for entry, one in kept if (entry.name in out) == (part == "held_out")]
@@ -66,7 +72,7 @@ class FolderData(Data):
         found = FolderPart(chosen, labels(entries), self.size, self.channels, crops, self.closest, known, names)
         if part == "train":
             looks = tuple(one.looks for _, one in kept)
-            found.compared = partial(_alike, [entry.name for entry, _ in kept], looks, out)
+            found.compared = partial(_alike, [entry.name for entry, _ in kept], looks, out, self.cache)
         return found
 
     def _out(self, root: Path, kept: Sequence[tuple[Entry, Seen]]) -> set[str]:
@@ -77,7 +83,7 @@ class FolderData(Data):
             return {entry.name for entry, _ in kept if entry.name.startswith(aside)}
         if self.held_out == 0:
             return set()
-        digests, numbers = [one.digest for _, one in kept], _grouped(tuple(one.looks for _, one in kept))
+        digests, numbers = [one.digest for _, one in kept], _grouped(tuple(one.looks for _, one in kept), self.cache)
         twins.crowded(root, numbers)
         first = dict(zip((entry.name for entry, _ in kept), twins.deciding(digests, numbers), strict=True))
         if len(set(first.values())) == 1:  # all look alike: then by their files
@@ -228,10 +234,18 @@ class FolderPart(Part):
         return {number: str(entry.map) for several, entry in reversed(shown) for number in several}
 
 
-def _alike(names: Sequence[str], looks: tuple[twins.Looks, ...], out: set[str]) -> str:
-    return twins.alike(names, _grouped(looks), out)
+def _alike(names: Sequence[str], looks: tuple[twins.Looks, ...], out: set[str], cache: Path) -> str:
+    return twins.alike(names, _grouped(looks, cache), out)
 
 
 @lru_cache(maxsize=4)
-def _grouped(looks: tuple[twins.Looks, ...]) -> list[int]:
-    return twins.groups(looks)
+def _grouped(looks: tuple[twins.Looks, ...], cache: Path) -> list[int]:
+    if len(looks) < MANY:
+        return twins.groups(looks)
+    path = cache / f"groups-{hashlib.sha256(repr(looks).encode()).hexdigest()[:32]}.json"
+    before = shelf.read(path)
+    if isinstance(before, list) and len(before) == len(looks):
+        return before
+    found = twins.groups(looks)
+    shelf.write(path, found)
+    return found
