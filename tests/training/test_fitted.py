@@ -121,6 +121,19 @@ def test_previews_amplify_what_is_said_and_no_picture_that_is_given(
     objective.preview()
     assert seen == 12 * [rows]  # one call a step
     assert {"lowres"} in said or rows == 16  # what guidance moves away from has the same small pictures
+    assert len(said) == rows // 16  # and nothing is worked out that no step asks for
+
+
+@pytest.mark.parametrize(("steps", "taken"), [(None, 12), (4, 4), (50, 12)])
+def test_previews_take_the_few_steps_that_a_model_is_sampled_in(
+    first_stage: Path, tmp_path: Path, steps: int | None, taken: int
+) -> None:
+    asked = diffusion_recipe(first_stage).model_copy(update={"steps": steps})
+    objective = denoising(asked, tmp_path, torch.device("cpu"))
+    seen: list[int] = []
+    objective.model.denoiser.register_forward_pre_hook(lambda _, given: seen.append(len(given[0])))
+    objective.preview()
+    assert len(seen) == taken
 
 
 def test_tokens_that_nobody_would_hear_are_refused(first_stage: Path, tmp_path: Path) -> None:

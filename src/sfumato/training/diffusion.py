@@ -154,15 +154,16 @@ class Denoising(Objective):
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
-        """One sample for each of a few conditions, always from the same noise. Guidance, as in requests, amplifies what is
-        said and no picture that is given."""
+        """One sample for each of a few conditions, always from the same noise, in twelve steps, or in the fewer that the
+        recipe says its models are sampled in. Guidance, as in requests, amplifies what is said and no picture that is given."""
         fields, conditions = self._previewed(), self.model.conditions
         kept = {name: values for name, values in fields.items() if name in conditions.kept}
         count = next((len(values) for values in fields.values()), PREVIEWS)
         x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device, self.dtype)
-        other = conditions(kept, count) if kept else None
-        denoise = self.model.denoise(conditions(fields, count), other, 2.5 if len(fields) > len(kept) else 1.0)
-        grid = even(self.model.denoiser.schedule, 12)
+        guided = len(fields) > len(kept)
+        other = conditions(kept, count) if kept and guided else None
+        denoise = self.model.denoise(conditions(fields, count), other, 2.5 if guided else 1.0)
+        grid = even(self.model.denoiser.schedule, min(self.recipe.steps or 12, 12))
         return image.sheet(self.model.pictures(last(ddim(denoise, grid.begin(x), grid))), columns=min(count, 8))
 
     def validate(self) -> dict[str, float]:
