@@ -176,7 +176,7 @@ def upscale(asked: argparse.Namespace) -> Rows:
     sheet([torch.stack(c[:SHOWN]) for c in columns], asked.out / "upscale.png")
     if asked.kodak:
         pictures = [image.to_tensor(image.read(p)) for p in sorted(asked.kodak.rglob("*.png"))][: asked.kodak_count]
-        columns = all_of("Kodak", pictures, asked.steps[-1:])
+        columns = all_of("Kodak", pictures, asked.steps)
         cut = [torch.stack([p[:, 128:384, 192:448] for p in c[:4]]) for c in columns]
         sheet(cut, asked.out / "upscale-kodak.png", 4)
     return rows

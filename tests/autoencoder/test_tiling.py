@@ -55,6 +55,19 @@ def test_tiles_of_convolutions_are_the_whole(
     torch.testing.assert_close(codec.moments(images, tile), codec.moments(images), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("groups", "same"), [(None, True), (4, False)])
+def test_what_is_around_a_place_says_nothing_where_norms_know_no_neighbours(groups: int | None, same: bool) -> None:
+    coder = {"width": 8, "groups": groups, "blocks": 1, "middle_attention": False, "middle_blocks": 0, "stem": 4}
+    codec = stirred(Codec(KLConfig.model_validate({"coder": coder})))
+    images = torch.rand(1, 3, 128, 192) * 2 - 1
+    images[..., :64] *= 0.1  # its contrast is not that of the rest
+    latents = codec.encode(images)
+    part = codec.encode(images[..., 64:])
+    assert torch.allclose(latents[..., 5:-5, 13:-5], part[..., 5:-5, 5:-5], atol=1e-4) == same
+    assert torch.allclose(codec.moments(images, 64, share=0), codec.moments(images), atol=1e-4) == same
+    assert torch.allclose(codec.decode(latents, 64, share=0), codec.decode(latents), atol=1e-4) == same
+
+
 def test_half_the_margin_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     codec, latents = tiny(), torch.randn(1, 4, 32, 32)
     monkeypatch.setattr("sfumato.autoencoder.tiling.reach", lambda *given: reach(*given) // 2)

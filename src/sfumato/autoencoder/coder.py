@@ -19,7 +19,7 @@ from sfumato.autoencoder.tiling import Contracting, Expanding
 from sfumato.config import Config
 from sfumato.nn.attention import MapAttention
 from sfumato.nn.conv import Conv2d, Down, Downsample, ResBlock, Up, Upsample, smooth_, zeroed
-from sfumato.nn.norm import GroupNorm
+from sfumato.nn.norm import norm
 from sfumato.nn.recompute import levels
 
 
@@ -44,7 +44,9 @@ class CoderConfig(Config):
     refine: int = Field(0, ge=0, description="channels of the full-resolution convolutions that end the decoder")
     down: Down = "asymmetric"
     up: Up = "nearest"
-    groups: PositiveInt = 32
+    groups: PositiveInt | None = Field(
+        32, description="of the group norms, as published; null: each place is normalised by itself, alike at any size"
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -100,7 +102,7 @@ class CoderConfig(Config):
 
 
 def _finish(config: CoderConfig, width: int, out: int) -> list[nn.Module]:
-    return [GroupNorm(width, config.groups, eps=1e-6), nn.SiLU(), Conv2d(width, out, 3, padding=1)]
+    return [norm(width, config.groups, eps=1e-6), nn.SiLU(), Conv2d(width, out, 3, padding=1)]
 
 
 class Encoder(Contracting):
