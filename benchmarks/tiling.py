@@ -1,8 +1,9 @@
-"""What a large decode needs and what tiles change: `python benchmarks/tiling.py memory|error [--help]`.
+"""What a large decode needs and what tiles change: `python benchmarks/tiling.py memory|error|parts [--help]`.
 
 `memory` decodes noise latents of one square picture in a child process and reads the child's anonymous memory
 (RssAnon in /proc) before torch's first use and at its peak. `error` decodes pictures of a trained first stage whole
-and by tiles, and prints what differs, in dB and in 8-bit values.
+and by tiles, and prints what differs, in dB and in 8-bit values. `parts` encodes pictures whole and in windows that know
+nothing of one another, as if each were a picture, and prints how well they come back.
 """
 
 import argparse
@@ -118,6 +119,36 @@ def error(given: argparse.Namespace) -> None:
         print(name, " ".join(f"{value:.3f}" for value in means))
 
 
+def parts(given: argparse.Namespace) -> None:
+    """Print the PSNR of pictures that were encoded whole, and in windows of these sides, then decoded whole."""
+    import torch
+
+    from sfumato import image
+    from sfumato.autoencoder.codec import Codec
+    from sfumato.evaluation.reconstruction import psnr
+    from sfumato.windows import Window, blend
+
+    codec = Codec.load(given.model).requires_grad_(False)
+    f = codec.factor
+    paths = sorted(p for p in Path(given.pictures).rglob("*") if p.suffix in (".png", ".jpg"))[:: given.every]
+    rows: dict[str, list[float]] = {}
+    for path in paths:
+        picture = image.to_tensor(image.read(path))[None]
+        picture = picture[..., : picture.shape[-2] // f * f, : picture.shape[-1] // f * f]
+        several = {"whole": codec.encode(picture)}
+
+        def encoded(window: Window, _: torch.Tensor, picture: torch.Tensor = picture) -> torch.Tensor:
+            return codec.encode(window.times(f).crop(picture))
+
+        for side in given.side:
+            places = side // f
+            several[f"windows of {side}"] = blend(picture[..., ::f, ::f], places, max(places // 2, 1), encoded)
+        for name, latents in several.items():
+            rows.setdefault(name, []).append(float(psnr(picture, codec.decode(latents))))
+    for name, found in rows.items():
+        print(f"{name}: {torch.tensor(found).mean():.2f} dB, {len(found)} pictures")
+
+
 def main() -> None:
     """Read the words and run."""
     if sys.argv[1:2] == [CHILD]:
@@ -141,6 +172,12 @@ def main() -> None:
     two.add_argument("--share", type=int, nargs="+", default=[0, 1, 2, 3, 5])
     two.add_argument("--count", type=int, default=4)
     two.set_defaults(run=error)
+    three = verbs.add_parser("parts")
+    three.add_argument("model", type=Path)
+    three.add_argument("pictures", type=Path)
+    three.add_argument("--side", type=int, nargs="+", default=[128])
+    three.add_argument("--every", type=int, default=4, help="one of so many pictures")
+    three.set_defaults(run=parts)
     given = parser.parse_args()
     given.run(given)
 
