@@ -1,10 +1,11 @@
 """The convolutional encoder and decoder shared by the KL and VQ first stages, for any power-of-two factor.
 
-The shape of Rombach et al. (2022): residual levels joined by down- and upsampling, self-attention in the middle. Two
+The shape of Rombach et al. (2022): residual levels joined by down- and upsampling, self-attention in the middle. Three
 options are ours. A `stem` moves blocks of pixels into channels first, so that no wide convolution runs at full
 resolution: at 64 pixels this is eight times less work. A decoder that ended in the opposite shuffle would draw a faint
 grid of blocks, because no weight sees two blocks' finished pixels; so `refine` channels pass through a few thin
-full-resolution convolutions after the shuffle.
+full-resolution convolutions after the shuffle. Without `groups` the norms look at a place and not at the whole map, so
+that a place's latents do not change with the size of the picture around it.
 """
 
 import math

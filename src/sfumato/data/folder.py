@@ -48,7 +48,6 @@ class FolderData(Data):
     closest: float = Field(
         0.5, gt=0, le=1, description="smallest side of such a square, over the picture's shorter one"
     )
-
     cache: Path = Field(
         Path("runs/data"), description="folder where what was seen of a large folder of pictures is kept"
     )

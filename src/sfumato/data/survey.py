@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 SMALL = 64  # pixels a side that suffice to see what a picture looks like
 PIXELS = 16_000_000  # of a picture of which few are decoded at once, for one takes hundreds of megabytes
 LARGE = Semaphore(2)
-KEPT = 1_000  # pictures from which on what was seen is kept: of fewer it is seen again in a second
+KEPT = 1_000  # pictures from which on what was seen is kept: of fewer it is seen again in seconds
 Stamp = tuple[tuple[int, int], ...]  # size and time of an entry's files
 
 
