@@ -41,7 +41,7 @@ from sfumato.nn.compiled import Compile, compile_
 from sfumato.training.compiled import ready
 from sfumato.training.loop import Loop
 from sfumato.training.objective import Objective
-from sfumato.training.recipe import TrainingConfig
+from sfumato.training.settings import TrainingConfig
 
 GUIDANCE = 3.0
 Step = Callable[[], Any]

@@ -236,7 +236,7 @@ def test_classes_of_other_data_are_told_as_the_teacher_knows_them(first_stage: P
     assert told("cat", "dog") == {1, 2}
     assert told("a", "b") == {0, 1}  # called otherwise
     with pytest.raises(
-        ValueError, match="the teacher does not know the class 'hen' of the data; it knows bird, cat, dog"
+        ValueError, match="the model does not know the class 'hen' of the data; it knows bird, cat, dog"
     ):
         told("dog", "hen")
 

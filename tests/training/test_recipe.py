@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from sfumato import shipped
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.conditioning.base import Sizes
@@ -26,6 +27,8 @@ def test_every_shipped_recipe_parses_and_builds(name: str) -> None:
             read.autoencoder.build()
         elif isinstance(read, recipe.DistillationRecipe):
             assert read.teacher.parts[-1] == "model"
+        elif isinstance(read, recipe.FinetuningRecipe):
+            assert (shipped.folder(read.start) / "model.yaml").is_file()
         elif isinstance(read, recipe.FamilyRecipe):
             codes = VQConfig.model_validate({"coder": {"factor": 4, "channels": 4}})
             read.family.build(Shape(3, read.data.size), ("a", "b"), Codec(codes) if read.autoencoder else None)

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato import device, distributed
+from sfumato import device, distributed, files
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.nn.rescale import smaller
-from sfumato.training import checkpoint, log
+from sfumato.training import checkpoint, log, posthoc
 from sfumato.training.log import Log
 from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.recipe import parse
@@ -254,3 +254,53 @@ def test_resumed_plots_keep_the_point_at_the_checkpoint(tmp_path: Path) -> None:
                 one.report(images, {"loss": 1.0})
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in found.Scalars("loss")] == [100, 200, 300]
+
+
+def test_snapshots_of_a_run_that_is_begun_again_are_gone(tmp_path: Path) -> None:
+    """They lie after what the new one has seen, and would be taken for its end."""
+    for images in (32, 64, 4096):
+        posthoc.save(tmp_path / "averages", images, 1, [0.05], [[torch.ones(2)]])
+    train(autoencoder_recipe(ema=[0.05], snapshots=48), tmp_path, device="cpu", quiet=True)
+    assert [s.images for s in posthoc.found(tmp_path)] == [48, 96]
+    shutil.rmtree(checkpoint.found(tmp_path / "state")[-1])  # interrupted after 64
+    shutil.rmtree(tmp_path / "model")
+    train(autoencoder_recipe(ema=[0.05], snapshots=48), tmp_path, resume=True, device="cpu", quiet=True)
+    assert [s.images for s in posthoc.found(tmp_path)] == [48, 96]
+
+
+def test_a_critic_too_large_for_the_pictures_is_told_before_training(tmp_path: Path) -> None:
+    critic = {"critic": {"start": 1_000_000, "layers": 4}}
+    with pytest.raises(ValueError, match="the critic needs pictures of 48 pixels a side; these are 32x32"):
+        train(autoencoder_recipe(critic), tmp_path, device="cpu", quiet=True)
+
+
+def test_a_first_stage_without_weights_is_measured_and_published(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = parse(
+        {"stage": "autoencoder", "autoencoder": "identity", "data": "emoji", "training": {"images": 1}}, "pixels"
+    )
+    codec = Codec.load(train(recipe, tmp_path, device="cpu", quiet=True))
+    assert "nothing to train" in caplog.text
+    assert 0.1 < float(codec.scale.max()) < 0.9
+    assert float(codec.shift.min()) > 0.1  # emoji stand on white
+    assert codec.factor == 1
+
+
+def test_a_checkpoint_that_lost_a_file_while_it_was_written_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process that goes on with the same run tidies up what it takes for left over."""
+    inner, written = files.save_tensors, list[Path]()
+
+    def save(path: Path, tensors: Any, half: bool = False) -> None:
+        inner(path, tensors, half)
+        written.append(path)
+        if len(written) == 1:
+            checkpoint.tidy(tmp_path)
+
+    monkeypatch.setattr(files, "save_tensors", save)
+    group = {"a": torch.ones(2)}
+    with pytest.raises(OSError, match="weights"):
+        checkpoint.save(tmp_path, 8, {"weights": group, "averages": group}, {}, 2)
+    assert checkpoint.found(tmp_path) == []

@@ -15,8 +15,8 @@ from sfumato.training import latents
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.loop import Loop
 from sfumato.training.optimizer import Optimizer
-from sfumato.training.recipe import TrainingConfig
 from sfumato.training.run import objective_of, train
+from sfumato.training.settings import TrainingConfig
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
 
 CPU = torch.device("cpu")

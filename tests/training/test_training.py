@@ -28,8 +28,9 @@ from sfumato.training.log import _append, cut, lines
 from sfumato.training.loop import Interrupted, Loop
 from sfumato.training.muon import Muon, orthogonal
 from sfumato.training.optimizer import Optimizer, rate_at
-from sfumato.training.recipe import Recipe, TimesConfig, TrainingConfig, dump, parse
+from sfumato.training.recipe import Recipe, TimesConfig, dump, parse
 from sfumato.training.run import objective_of, train
+from sfumato.training.settings import TrainingConfig
 from sfumato.training.validation import denoising as held_out_loss
 from tests.conftest import adversarial_recipe, autoencoder_recipe, diffusion_recipe
 from tests.data.test_renumbered import pictures

@@ -101,6 +101,19 @@ def test_a_first_stages_held_out_error_falls(tmp_path: Path) -> None:
     assert Codec.load(tmp_path / "a/best").fingerprint() == Codec.load(tmp_path / "a/model").fingerprint()
 
 
+@pytest.mark.parametrize("count", [3, 8, 11, 15, 23])
+def test_a_first_stage_is_judged_by_pictures_of_all_of_the_part(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, shown = run.reconstruction(autoencoder_recipe(held_out=32), torch.device("cpu")), list[int]()
+    monkeypatch.setattr("sfumato.training.autoencoder.JUDGED", 8)
+    part = objective.held_out
+    assert part is not None
+    inner = type(part).image
+    monkeypatch.setattr(type(part), "image", lambda self, k: (shown.append(k), inner(self, k))[1])
+    monkeypatch.setattr(type(part), "__len__", lambda self: count)
+    objective.validate()
+    assert shown == [k * count // min(count, 8) for k in range(min(count, 8))]
+
+
 def test_a_first_stage_is_shown_judged_and_measured_few_large_pictures_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

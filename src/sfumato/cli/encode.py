@@ -31,7 +31,7 @@ def command(
     from sfumato import device as devices
     from sfumato import shipped
     from sfumato.autoencoder.codec import Codec
-    from sfumato.training.run import cached
+    from sfumato.training.given import cached
 
     where = devices.pick(device)
     codec = Codec.load(shipped.folder(autoencoder)).to(where)

@@ -86,7 +86,7 @@ def _drawn(data: Any, path: Path, seed: int, flip: float) -> None:
     from rich.table import Table
 
     from sfumato.data import contact
-    from sfumato.training.run import held_out
+    from sfumato.training.given import held_out
 
     for name in data.parts[:2]:
         if name == "held_out" and getattr(data, "held_out", None) == 0 and held_out(data) is None:

@@ -66,13 +66,15 @@ def _needs(recipe: "Recipe", folder: Path, device: str) -> None:
     from rich.table import Table
 
     from sfumato import device as devices
-    from sfumato.training.run import needed, sized, there
+    from sfumato import shipped
+    from sfumato.training.given import there
+    from sfumato.training.run import needed, sized
 
     console = Console(stderr=True)
-    first = getattr(recipe, "autoencoder", getattr(recipe, "teacher", None))
+    first = next((p for key in ("autoencoder", "teacher", "start") if (p := getattr(recipe, key, None))), None)
     if isinstance(first, Path):
         try:
-            there(first, recipe.data)
+            there(shipped.folder(first), recipe.data)
         except ValueError as error:
             console.print(f"Memory is not known yet: {error}.", soft_wrap=True)
             return

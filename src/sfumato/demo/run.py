@@ -25,8 +25,9 @@ from sfumato.demo.report import Page, curves, percent
 from sfumato.evaluation.run import evaluate_model
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.pipeline import Pipeline
+from sfumato.training.given import cached
 from sfumato.training.rate import rate
-from sfumato.training.run import cached, denoising, reconstruction, train
+from sfumato.training.run import denoising, reconstruction, train
 
 say = Console(stderr=True)
 FIRST, SECOND = "first-stage", "denoiser"

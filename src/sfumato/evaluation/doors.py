@@ -23,8 +23,8 @@ from sfumato.families.base import Family
 from sfumato.features import network as networks
 from sfumato.model import LatentDiffusion
 from sfumato.training.fitted import classes
+from sfumato.training.given import held_out
 from sfumato.training.likelihood import LIMIT, likelihood
-from sfumato.training.run import held_out
 
 Show = Callable[[Path], Path]  # writes the page
 

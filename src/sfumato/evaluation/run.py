@@ -31,7 +31,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.tasks.few import settled
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
-from sfumato.training import run
+from sfumato.training import given
 from sfumato.training.validation import LIMIT, TIMES, denoising
 
 COLOURS = (1, 3, 4)  # channels of pictures that networks look at
@@ -271,7 +271,7 @@ def _generated(
         extra |= _apart(found, measures)
         # pictures of another kind would lie far from the training part
         own = data.trained if isinstance(data, Outside) else data
-        apart = run.held_out(own)
+        apart = given.held_out(own)
         if apart is not None and len(apart):
             extra["memorising"] = {"held_out": apart.fingerprint}
             seen: dict[str, Source] = {

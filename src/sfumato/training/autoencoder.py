@@ -29,7 +29,8 @@ from sfumato.device import at_least_single
 from sfumato.nn.rescale import smaller
 from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
 from sfumato.training.objective import Objective
-from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, ReconstructionConfig, TrainingConfig
+from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, ReconstructionConfig
+from sfumato.training.settings import TrainingConfig
 
 SMOOTH = 0.9  # decay of the gradients' lengths from which the adaptive weight is told
 REVIVE = 512  # pictures at most whose latents unused codes are moved to
@@ -214,11 +215,17 @@ class Reconstruction(Objective):
             return {"coder": self.coder}
         last_layer(self.codec)
         critic = PatchDiscriminator(self.codec.image_channels, weights.critic.width, weights.critic.layers)
+        critic.fits(self.train.size, self.train.size)  # it may begin after days
         self.coder = Coder(self.codec, weights, critic)
         return {"coder": self.coder, "critic": Critic(critic, weights.critic, self.coder)}
 
     def of(self) -> dict[str, str]:
         return {"the pictures": self.train.fingerprint}
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to train."""
+        return any(p.requires_grad for p in self.codec.autoencoder.parameters())
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
         if turn == "coder":
@@ -315,7 +322,8 @@ class Reconstruction(Objective):
         """The mean absolute error over pixels of at most 256 held-out pictures, spread over the part, and the PSNR in dB."""
         if (part := self.held_out) is None:
             return {}
-        chosen = range(0, len(part), max(len(part) // JUDGED, 1))[:JUDGED]
+        count = min(len(part), JUDGED)
+        chosen = [k * len(part) // count for k in range(count)]
 
         def differences(begin: int) -> tuple[Tensor, Tensor]:
             originals = self._stacked(part, chosen[begin : begin + 32])

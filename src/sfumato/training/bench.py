@@ -28,8 +28,8 @@ from sfumato.training.family import Modelling
 from sfumato.training.latents import Fresh
 from sfumato.training.loop import Loop
 from sfumato.training.rate import seconds_of_steps
-from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, Recipe
-from sfumato.training.run import denoising, distilling, modelling, reconstruction
+from sfumato.training.recipe import FamilyRecipe, Recipe
+from sfumato.training.run import objective_of
 
 SAMPLE, ROOM = 256, 256 << 20  # pictures at most whose parts are kept for measuring, and bytes of them
 SLACK = 1.1  # loading that is faster than the step by this factor does not hold it up
@@ -162,13 +162,9 @@ def _built(recipe: Recipe, where: torch.device) -> tuple[Reconstruction | Denois
     """The objective with fresh weights, or None and why it cannot be built."""
     try:
         with torch.random.fork_rng(devices=[]):
-            if isinstance(recipe, AutoencoderRecipe):
-                return reconstruction(recipe, where), ""
-            if isinstance(recipe, FamilyRecipe):
-                return modelling(recipe, where), ""
-            if isinstance(recipe, DistillationRecipe):
-                return distilling(recipe.model_copy(update={"cache": False}), Path(), where), ""
-            return denoising(recipe.model_copy(update={"cache": False}), Path(), where), ""
+            if "cache" in type(recipe).model_fields:
+                recipe = recipe.model_copy(update={"cache": False})
+            return objective_of(recipe, Path(), where), ""
     except (ValueError, OSError) as error:
         return None, str(error)
 

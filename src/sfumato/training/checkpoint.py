@@ -34,7 +34,8 @@ def save(
         shutil.rmtree(part, ignore_errors=True)
         for name, group in tensors.items():
             files.save_tensors(part / f"{name}.safetensors", group)
-        hashes = {p.name: files.sha256(p) for p in sorted(part.iterdir())}
+        # of what was to be written: a second process that tidies up would leave a part of it
+        hashes = {f"{name}.safetensors": files.sha256(part / f"{name}.safetensors") for name in sorted(tensors)}
         files.write(
             part / "state.json", json.dumps({"images": images, "lasting": lasting, **facts, "files": hashes}, indent=1)
         )

@@ -17,7 +17,7 @@ from sfumato.backbones.base import Backbone
 from sfumato.families.autoregressive import Transformer
 from sfumato.nn.compiled import BACKEND, channels_last_, compile_, wanted
 from sfumato.training.autoencoder import Coder
-from sfumato.training.recipe import TrainingConfig
+from sfumato.training.settings import TrainingConfig
 
 
 def networks(turns: Iterable[nn.Module]) -> Iterator[nn.Module]:

@@ -14,8 +14,9 @@ from sfumato.conditioning.base import Conditions, Sizes
 from sfumato.families import base as families
 from sfumato.model import LatentDiffusion
 from sfumato.training import recipe as recipes
+from sfumato.training.finetuning import begun
 from sfumato.training.fitted import fitted
-from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe
+from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, FinetuningRecipe
 from sfumato.training.run import modelling
 from sfumato.training.shortcut import strided
 
@@ -49,6 +50,8 @@ def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
     if isinstance(read, DistillationRecipe):
         teacher = LatentDiffusion.load(read.teacher)
         return text, both(strided(teacher, read.steps) if read.how == "shortcut" else teacher)
+    if isinstance(read, FinetuningRecipe):
+        return text, both(begun(read))
     codec = _planned(read.autoencoder)
     if codec is None:
         return text, [("denoiser", f"train the first stage first: {read.autoencoder} is not there", "", "", "")]

@@ -41,13 +41,17 @@ class PatchDiscriminator(nn.Sequential):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
+    def fits(self, width: int, height: int) -> None:
+        """Raise `ValueError` where pictures of these sides are smaller than a patch's steps."""
+        if min(width, height) < self.smallest:
+            raise ValueError(
+                f"the critic needs pictures of {self.smallest} pixels a side; these are {width}x{height}: set "
+                "objective.critic.layers lower"
+            )
+
     def judge(self, pictures: Tensor) -> Tensor:
         """Logits (B, N) in float32. Raises `ValueError` where the pictures are smaller than a patch's steps."""
-        if min(pictures.shape[2:]) < self.smallest:
-            raise ValueError(
-                f"the critic needs pictures of {self.smallest} pixels a side; these are "
-                f"{pictures.shape[3]}x{pictures.shape[2]}: set objective.critic.layers lower"
-            )
+        self.fits(pictures.shape[3], pictures.shape[2])
         logits: Tensor = self(pictures)
         return at_least_single(logits).flatten(1)
 

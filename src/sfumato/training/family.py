@@ -14,7 +14,8 @@ from sfumato.families.base import Drawn, Family, save, single
 from sfumato.streams import Stream
 from sfumato.training.likelihood import over
 from sfumato.training.objective import Objective
-from sfumato.training.recipe import FamilyRecipe, TrainingConfig
+from sfumato.training.recipe import FamilyRecipe
+from sfumato.training.settings import TrainingConfig
 
 FIRST = 512  # pictures that a family may look at before it begins
 

@@ -122,18 +122,28 @@ def classes(model: LatentDiffusion) -> tuple[str, ...]:
     return tuple(getattr(model.conditions.reader("label"), "labels", ())) if told else ()
 
 
-def shared(part: Part, teacher: LatentDiffusion) -> Part:
-    """The part with its classes numbered as the teacher's of the same names; as it is where no name is shared.
+def shared(part: Part, model: LatentDiffusion) -> Part:
+    """The part with its classes numbered as the model's of the same names; as it is where no name is shared.
 
-    Raises `ValueError` where the teacher knows some of them only.
+    Raises `ValueError` where the model knows some of them only.
     """
-    known = classes(teacher)
-    gone = [name for name in part.labels if name not in known]
-    if known and gone and len(gone) < len(part.labels):
-        raise ValueError(
-            f"the teacher does not know the class {gone[0]!r} of the data; it knows {', '.join(known[:20])}"
-        )
-    return renumbered(part, known)
+    names = classes(model)
+    gone = [name for name in part.labels if name not in names]
+    if names and gone and len(gone) < len(part.labels):
+        raise ValueError(f"the model does not know the class {gone[0]!r} of the data; it knows {', '.join(names[:20])}")
+    return renumbered(part, names)
+
+
+def known(model: LatentDiffusion, part: Part, apart: Part | None) -> tuple[Part, Part | None]:
+    """Both parts as a trained model is told of them. Raises `ValueError` where they have not what its conditioners read, or
+    say what these cannot read."""
+    part, apart = shared(part, model), apart and shared(apart, model)
+    for name, conditioner in model.config.conditioners.items():
+        present(conditioner, part)
+        seen(conditioner, part)
+        for shown in filter(None, (part, apart)):
+            readable(conditioner, model.texts[name], shown)
+    return part, apart
 
 
 def heard(model: LatentDiffusion) -> None:

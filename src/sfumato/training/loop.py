@@ -6,14 +6,12 @@ stopped and resumed takes the same steps as one that was not.
 
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -24,10 +22,11 @@ from sfumato import distributed, files, streams
 from sfumato.lanes import lanes, side_by_side
 from sfumato.training import ahead, checkpoint, posthoc
 from sfumato.training.ema import Averages, decays
+from sfumato.training.interrupt import Flag, interrupts
 from sfumato.training.log import Log
 from sfumato.training.objective import Objective
 from sfumato.training.optimizer import Optimizer, rate_at
-from sfumato.training.recipe import TrainingConfig
+from sfumato.training.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
 Watch = Callable[[int, Path | None], None]  # (images seen, a preview just written or None)
@@ -100,9 +99,11 @@ class Loop:
         if self.images >= c.images and there:
             return  # what is concluded anew on another machine may differ in a last bit, and others hang on it
         self._shared()
+        if distributed.chief():
+            posthoc.cut(self.folder / "averages", self.images)
         with (
             Log(self.folder, self.title, c.images, self.images, self.quiet) as log,
-            _interrupts() as stopped,
+            interrupts() as stopped,
             self.ahead,
         ):
             if self.images == 0:
@@ -163,7 +164,7 @@ class Loop:
             "processes"
         )
 
-    def _halted(self, stopped: "_Flag", before: int) -> bool:
+    def _halted(self, stopped: Flag, before: int) -> bool:
         """Whether the user stopped the run. Several processes agree on it now and then, since asking costs a meeting."""
         if distributed.place()[1] > 1:
             return crossed(before, self.images, self.config.report) and distributed.some(bool(stopped))
@@ -370,31 +371,3 @@ def accumulate(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | 
 def crossed(before: int, after: int, every: int) -> bool:
     """Whether a multiple of `every` lies in (before, after]."""
     return after // every > before // every
-
-
-class _Flag:
-    def __init__(self) -> None:
-        self.set = False
-
-    def __bool__(self) -> bool:
-        return self.set
-
-
-@contextmanager
-def _interrupts() -> Iterator[_Flag]:
-    """Ctrl-C sets the flag, so that the step at hand ends well; a second one stops at once."""
-    flag = _Flag()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        flag.set = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: whoever runs us there owns the signals
-        yield flag
-        return
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -12,7 +12,7 @@ from sfumato.lanes import lanes
 from sfumato.training.muon import Muon
 from sfumato.training.objective import Objective
 from sfumato.training.optimizer import Optimizer
-from sfumato.training.recipe import TrainingConfig
+from sfumato.training.settings import TrainingConfig
 
 LARGEST = 32  # the batch that `auto` prefers: larger ones learn less from the same pictures in short runs
 SHARE = 0.5  # of the memory that is free; the rest is for workspaces, which are not counted

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from sfumato.lanes import side_by_side
 from sfumato.training.muon import Muon
-from sfumato.training.recipe import TrainingConfig
+from sfumato.training.settings import TrainingConfig
 
 SMALLEST = 16  # rows or columns; thinner matrices (first and last layers) have no spectrum worth levelling
 

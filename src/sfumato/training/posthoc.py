@@ -8,6 +8,7 @@ guessed, is chosen when the run is over.
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -44,6 +45,13 @@ def save(folder: Path, images: int, step: int, widths: Sequence[float], averages
     for number, several in enumerate(averages):
         files.save_tensors(place / f"{number}.safetensors", {str(k): t for k, t in enumerate(several)})
     files.write(place / FACTS, json.dumps({"images": images, "step": step, "widths": list(widths)}))
+
+
+def cut(folder: Path, images: int) -> None:
+    """Delete the snapshots after so many images: of a run that did not come this far again, they are another's."""
+    for path in folder.glob("[0-9]*"):
+        if path.name.isdecimal() and int(path.name) > images:
+            shutil.rmtree(path)
 
 
 def found(run: Path) -> list[Snapshot]:

@@ -11,7 +11,7 @@ from sfumato import device as devices
 from sfumato.training import compiled
 from sfumato.training.loop import Loop
 from sfumato.training.objective import Objective
-from sfumato.training.recipe import TrainingConfig
+from sfumato.training.settings import TrainingConfig
 
 WARM = 2  # calls
 

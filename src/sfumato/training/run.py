@@ -4,7 +4,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from sfumato import __version__, distributed, files
 from sfumato import device as devices
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.coder import CoderConfig
-from sfumato.data.base import Data, Part
+from sfumato.data.base import Part
 from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn import draws
@@ -29,22 +28,23 @@ from sfumato.training.card import card
 from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
-from sfumato.training.fitted import fitted, heard, present, seen, shared, varied
-from sfumato.training.latents import Fresh, Latents, encode
+from sfumato.training.finetuning import begun, named, times
+from sfumato.training.fitted import fitted, heard, known, varied
+from sfumato.training.given import cached, held_out, there
+from sfumato.training.latents import Fresh, Latents
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
 from sfumato.training.objective import Objective
-from sfumato.training.readable import readable
 from sfumato.training.recipe import (
     AutoencoderRecipe,
+    DecodedConfig,
     DiffusionRecipe,
     DistillationRecipe,
     FamilyRecipe,
+    FinetuningRecipe,
     Recipe,
     dump,
-    load_yaml,
     parse,
-    shipped,
 )
 from sfumato.training.shortcut import Shortcutting
 
@@ -75,9 +75,23 @@ def train(
         torch.manual_seed(recipe.training.seed)  # of the fresh weights; everything later has streams of its own
         dtype = devices.precision(recipe.training.precision, where)
         objective = _ready(recipe, folder, where, dtype)
+    if isinstance(objective, Reconstruction) and not objective.learns:
+        return _measured(objective, folder)
     compiled.ready(objective.turns.values(), recipe.training, where)
     loop = Loop(objective, recipe.training, folder, f"{recipe.stage} {folder.name}", where, dtype, quiet, watch)
     loop.run(resume)
+    return folder / "model"
+
+
+def _measured(objective: Reconstruction, folder: Path) -> Path:
+    """The model folder of a first stage that has nothing to train: `kind: identity`, whose latents are pixels."""
+    log.warning(
+        "this first stage has nothing to train: only its shift and scale are measured, over the training pictures"
+    )
+    objective.conclude()
+    if distributed.chief():
+        objective.publish(folder / "model")
+    distributed.wait()
     return folder / "model"
 
 
@@ -90,14 +104,16 @@ def _ready(recipe: Recipe, folder: Path, where: torch.device, dtype: torch.dtype
     return objective
 
 
-def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Objective:
-    """What a recipe trains, with fresh weights. Raises as `train` does."""
+def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Reconstruction | Denoising | Modelling:
+    """What a recipe trains, before it is trained. Raises as `train` does."""
     if isinstance(recipe, AutoencoderRecipe):
         return reconstruction(recipe, where)
     if isinstance(recipe, FamilyRecipe):
         return modelling(recipe, where)
     if isinstance(recipe, DistillationRecipe):
         return distilling(recipe, folder, where)
+    if isinstance(recipe, FinetuningRecipe):
+        return finetuning(recipe, folder, where)
     return denoising(recipe, folder, where)
 
 
@@ -120,35 +136,8 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
     model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
     heard(model)
     varied(model, part)
-    latents: Latents | Fresh = Fresh(codec, part)
-    if recipe.cache:
-        latents = cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
+    latents = _latents(codec, part, recipe, folder)
     return Denoising(model, recipe, part, latents, where, card(recipe), apart if recipe.training.held_out else None)
-
-
-def there(folder: Path, data: Data) -> Path:
-    """The model folder that a training builds on. Raises `ValueError` with what to train first where it is not there."""
-    if folder.exists():
-        return folder
-    name, told = folder.parent.name if folder.name == "model" else "", "train it first"
-    if name in shipped():
-        its, path = load_yaml(name)["data"], getattr(data, "path", None)
-        own = f" {shlex.quote(f'data.path={path}')}" if path and "path" in its else ""
-        aside = getattr(data, "held_out", None) if own else None  # what one stage holds out the other may not be shown
-        if aside is not None and aside != its.get("held_out", type(data).model_fields["held_out"].default):
-            own += f" data.held_out={aside!r}"
-        told += f" with `sfumato train {name}{own}`"
-    raise ValueError(f"there is no model folder {folder}; {told}, or name another in its place")
-
-
-def held_out(data: Data, needed: bool = False) -> Part | None:
-    """What is held out, for runs and evaluations to show; None where nothing is, unless it is `needed`. Raises then."""
-    try:
-        return data.open("held_out")
-    except ValueError:
-        if needed:
-            raise
-        return None
 
 
 @draws.wanted()
@@ -194,29 +183,42 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
         raise ValueError(
             f"the teacher makes {teacher.size} pixels a side and data.size is {recipe.data.size}; make them equal"
         )
-    fields = {n: getattr(teacher.config, n) for n in DiffusionConfig.model_fields if n != "distilled"}
-    whole = DiffusionRecipe(
-        stage="diffusion", autoencoder=recipe.teacher / "autoencoder", cache=recipe.cache, prompts=recipe.prompts,
-        data=recipe.data, training=recipe.training, **fields,
-    )  # fmt: skip
-    part, apart = recipe.data.open("train"), held_out(recipe.data)
-    part, apart = shared(part, teacher), apart and shared(apart, teacher)
-    for name, conditioner in teacher.config.conditioners.items():
-        present(conditioner, part)
-        seen(conditioner, part)
-        for shown in filter(None, (part, apart)):
-            readable(conditioner, teacher.texts[name], shown)
-    latents: Latents | Fresh = Fresh(teacher.codec, part)
-    if recipe.cache:
-        latents = cached(teacher.codec, part, folder.parent / "latents", recipe.training.flip > 0)
+    whole = _whole_of(teacher, recipe, autoencoder=recipe.teacher / "autoencoder")
+    part, _ = known(teacher, recipe.data.open("train"), held_out(recipe.data))
     way = Shortcutting if recipe.how == "shortcut" else Distilling
-    return way(teacher, recipe, whole, part, latents, where, card(whole))
+    return way(teacher, recipe, whole, part, _latents(teacher.codec, part, recipe, folder), where, card(whole))
 
 
-def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
-    """The latent cache of a part, one folder a pair of fingerprints, encoded where it is not there yet."""
-    name = f"{part.fingerprint[:12]}-{codec.fingerprint()[:12]}{'-flip' if flip else ''}"
-    return encode(codec, part, folder / name, flip=flip)
+@draws.wanted()
+def finetuning(recipe: FinetuningRecipe, folder: Path, where: torch.device) -> Denoising:
+    """The second stage's objective with the weights of a trained model. Raises `ValueError` where the data have not what its
+    conditioners read, and as `finetuning.begun`."""
+    model = begun(recipe).to(where)
+    whole = _whole_of(
+        model, recipe, autoencoder=recipe.start / "autoencoder", times=times(recipe, model),
+        weighting=recipe.weighting, decoded=recipe.decoded, unsaid=recipe.unsaid,
+    )  # fmt: skip
+    told, part = bool(recipe.training.held_out), recipe.data.open("train")
+    named(model, part)
+    part, apart = known(model, part, held_out(recipe.data, told))
+    latents = _latents(model.codec, part, recipe, folder)
+    return Denoising(model, whole, part, latents, where, card(whole), apart if told else None)
+
+
+def _whole_of(model: LatentDiffusion, recipe: DistillationRecipe | FinetuningRecipe, **more: Any) -> DiffusionRecipe:
+    """The recipe of a second stage that makes such a model of such data."""
+    kept = {n: getattr(model.config, n) for n in DiffusionConfig.model_fields if n != "distilled"}
+    shared = {n: getattr(recipe, n) for n in ("cache", "prompts", "data", "training")}
+    return DiffusionRecipe(stage="diffusion", **kept, **shared, **more)
+
+
+def _latents(
+    codec: Codec, part: Part, recipe: DiffusionRecipe | DistillationRecipe | FinetuningRecipe, folder: Path
+) -> Latents | Fresh:
+    """A part's latents: from the cache beside the run folder, or encoded when they are shown."""
+    if recipe.cache:
+        return cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)
+    return Fresh(codec, part)
 
 
 def _agreed(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:
@@ -362,12 +364,11 @@ def sized(recipe: Recipe, found: Needs) -> Recipe:
 def needed(recipe: Recipe, folder: Path, where: torch.device) -> Needs:
     """What a training needs of memory, measured on two pictures. Writes nothing but what reading the
     data keeps of them (`kind: table`), which a training needs too; raises as `train` does."""
-    if isinstance(recipe, DiffusionRecipe | DistillationRecipe):
+    if isinstance(recipe, DiffusionRecipe | DistillationRecipe | FinetuningRecipe):
         recipe = recipe.model_copy(update={"cache": False})
-    if (
-        isinstance(recipe, DiffusionRecipe) and recipe.decoded is not None
-    ):  # whatever share is decoded, a part may be all
-        recipe = recipe.model_copy(update={"decoded": recipe.decoded.model_copy(update={"every": 1})})
+    decoded = getattr(recipe, "decoded", None)
+    if isinstance(decoded, DecodedConfig):  # whatever share is decoded, a part may be all
+        recipe = recipe.model_copy(update={"decoded": decoded.model_copy(update={"every": 1})})
     small = _with(recipe, batch=2, accumulate=1)
     dtype = devices.precision(recipe.training.precision, where)
     with torch.random.fork_rng(devices=[]):

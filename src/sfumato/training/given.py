@@ -1,0 +1,40 @@
+"""What a training is given: the model folder that it builds on, pictures held out, latents."""
+
+import shlex
+from pathlib import Path
+
+from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Data, Part
+from sfumato.training.latents import Latents, encode
+from sfumato.training.recipe import load_yaml, shipped
+
+
+def there(folder: Path, data: Data) -> Path:
+    """The model folder that a training builds on. Raises `ValueError` with what to train first where it is not there."""
+    if folder.exists():
+        return folder
+    name, told = folder.parent.name if folder.name == "model" else "", "train it first"
+    if name in shipped():
+        its, path = load_yaml(name)["data"], getattr(data, "path", None)
+        own = f" {shlex.quote(f'data.path={path}')}" if path and "path" in its else ""
+        aside = getattr(data, "held_out", None) if own else None  # what one stage holds out the other may not be shown
+        if aside is not None and aside != its.get("held_out", type(data).model_fields["held_out"].default):
+            own += f" data.held_out={aside!r}"
+        told += f" with `sfumato train {name}{own}`"
+    raise ValueError(f"there is no model folder {folder}; {told}, or name another in its place")
+
+
+def held_out(data: Data, needed: bool = False) -> Part | None:
+    """What is held out, for runs and evaluations to show; None where nothing is, unless it is `needed`. Raises then."""
+    try:
+        return data.open("held_out")
+    except ValueError:
+        if needed:
+            raise
+        return None
+
+
+def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
+    """The latent cache of a part, one folder a pair of fingerprints, encoded where it is not there yet."""
+    name = f"{part.fingerprint[:12]}-{codec.fingerprint()[:12]}{'-flip' if flip else ''}"
+    return encode(codec, part, folder / name, flip=flip)
