@@ -192,5 +192,16 @@ def free(device: torch.device, root: Path = Path("/")) -> int:
         for names in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
             limit, used = (_read(group / name) for name in names)
             if limit.isdecimal() and used.isdecimal():
-                found = min(found, int(limit) - int(used))
+                found = min(found, int(limit) - int(used) + _files(group))
     return max(found, 0)
+
+
+def _files(group: Path) -> int:
+    """Bytes of read files that a control group keeps while nobody wants the memory: it counts them as used."""
+    kept = dict(line.split()[:2] for line in _read(group / "memory.stat").splitlines() if line)
+    names = (
+        ("total_inactive_file", "total_active_file")
+        if "total_inactive_file" in kept
+        else ("inactive_file", "active_file")
+    )
+    return sum(int(kept.get(name, 0)) for name in names)

@@ -79,6 +79,10 @@ def test_maps_with_palettes_and_in_colour_hold_the_same_numbers(tmp_path: Path, 
     assert np.array_equal(reader.value(shown.convert("RGB")).numpy(), halves(32, 32))
     assert np.array_equal(part.fields(0)["map"], halves(32, 32))
     assert "label" not in part.fields(0)
+    # what a class is called, and which colour it has, is what a run learns
+    for other in (["a", "c", "b"], palette), (["a", "b", "c"], [palette[k] for k in (0, 2, 1)]):
+        (tmp_path / "classes.json").write_text(json.dumps(dict(zip(("classes", "palette"), other, strict=True))))
+        assert opened(tmp_path, size=32).fingerprint != part.fingerprint
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,17 @@ def test_a_text_beside_a_picture_is_its_caption(tmp_path: Path) -> None:
     assert part.labels == ()
 
 
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_captions_are_read_in_every_unicode_and_refused_in_others(tmp_path: Path, coding: str) -> None:
+    file = paint(tmp_path / "a.png").with_suffix(".txt")
+    file.write_bytes("café à la crème\r\ntwo\r\n".encode(coding))
+    part = FolderData(path=tmp_path, size=8, held_out=0).open()
+    assert part.fields(0)["caption"] == ["café à la crème", "two"]
+    file.write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8.*save it"):
+        FolderData(path=tmp_path, size=8, held_out=0).open()
+
+
 def test_metadata_gives_texts_and_labels(tmp_path: Path) -> None:
     paint(tmp_path / "x" / "a.jpg")
     paint(tmp_path / "b.jpg", "blue")

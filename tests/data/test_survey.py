@@ -11,7 +11,7 @@ from PIL import Image
 
 from sfumato.data.base import Data
 from sfumato.data.folder import FolderPart
-from sfumato.training import recipe, run
+from sfumato.training import given, recipe, run
 from sfumato.training.fitted import fitted
 from sfumato.training.readable import readable
 
@@ -99,7 +99,7 @@ def asked(path: Path, conditioner: dict[str, Any], **more: Any) -> recipe.Diffus
 
 def settled(found: recipe.DiffusionRecipe) -> Any:
     """The conditioner as a training completes it."""
-    return fitted(found, found.data.open("train"), run.held_out(found.data))[0].conditioners["one"]
+    return fitted(found, found.data.open("train"), given.held_out(found.data))[0].conditioners["one"]
 
 
 def parts(root: Path, train: dict[str, Any], val: dict[str, Any]) -> Path:
@@ -156,9 +156,9 @@ def test_data_of_which_nothing_is_held_out_are_trained_on_all_the_same(tmp_path:
     noise(tmp_path / "a" / "0.png", 0)
     found = asked(tmp_path, {"kind": "label"})
     nothing = found.model_copy(update={"data": found.data.model_copy(update={"held_out": 0.0})})
-    assert run.held_out(nothing.data) is None
+    assert given.held_out(nothing.data) is None
     config = settled(nothing)
     readable(config, {}, nothing.data.open("train"))
     wanting = nothing.model_copy(update={"training": nothing.training.model_copy(update={"held_out": 8})})
     with pytest.raises(ValueError, match=r"no picture of .* is left for the part 'held_out'"):
-        run.held_out(wanting.data, needed=True)
+        given.held_out(wanting.data, needed=True)

@@ -65,6 +65,24 @@ def test_affinity_is_heeded_and_so_many_threads_are_taken(tmp_path: Path, monkey
         (V2, {"memory.max": "max", "memory.current": "7"}, 1000 << 10),
         (V2, {"a/memory.max": "5000", "a/memory.current": "2000", "memory.max": "9", "memory.current": "3"}, 6),
         (V2, {"a/b/memory.max": "5000", "a/b/memory.current": "6000"}, 0),
+        (
+            V2,
+            {
+                "a/memory.max": "5000",
+                "a/memory.current": "4900",
+                "a/memory.stat": "file 9\ninactive_file 700\nactive_file 50",
+            },
+            850,
+        ),  # what is kept of files that were read is given back when it is wanted
+        (
+            V1,
+            {
+                "memory/a/memory.limit_in_bytes": "5000",
+                "memory/a/memory.usage_in_bytes": "4900",
+                "memory/a/memory.stat": "inactive_file 1\ntotal_inactive_file 700\ntotal_active_file 50",
+            },
+            850,
+        ),
         (V1, {"memory/a/memory.limit_in_bytes": "5000", "memory/a/memory.usage_in_bytes": "2000"}, 3000),
         (V1, {"memory/memory.limit_in_bytes": str((1 << 63) - 4096), "memory/memory.usage_in_bytes": "1"}, 1000 << 10),
     ],

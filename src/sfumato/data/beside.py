@@ -5,6 +5,7 @@ of the same name for each picture. The names of a map's classes, and their colou
 `classes.json`: {classes, palette}. Boxes in files of COCO's form are read by `coco.py`.
 """
 
+import codecs
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,6 +29,18 @@ class Classes(NamedTuple):
 
 NO_CLASSES = Classes()
 SHARP = 8  # values of a map beside a pixel's side
+
+
+def text(path: Path) -> str:
+    """What a text file says, of whatever Unicode it is. Raises `ValueError` where it is of none."""
+    content = path.read_bytes()
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' «Unicode»
+    try:
+        return content.decode("utf-16" if marked else "utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
+    except UnicodeDecodeError:
+        raise ValueError(
+            f"{path} is not UTF-8, so its letters are not known; save it, and others like it, as UTF-8"
+        ) from None
 
 
 def classes(*folders: Path) -> Classes:

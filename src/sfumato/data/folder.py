@@ -137,6 +137,7 @@ class FolderPart(Part):
         more += [[one.beside, e.boxes] for e, one in looked if e.map or e.pair or e.boxes]
         ratios = [one.ratio for one in self.seen]
         more += [ratios] if set(ratios) != {1} else []
+        more += [[self.class_names, self.palettes]] if self.class_names or self.palettes else []
         self.fingerprint = hashlib.sha256(json.dumps([size, labels, told, *more]).encode()).hexdigest()
 
     def __len__(self) -> int:

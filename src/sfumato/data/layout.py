@@ -332,9 +332,8 @@ def _accompanied(entries: list[Entry], images: Path, companions: dict[str, Path]
 
 
 def _beside(path: Path) -> tuple[str, ...]:
-    """The lines of a text file, each a caption; () where there is no file."""
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n") if path.is_file() else []
-    return tuple(line.strip() for line in lines if line.strip())
+    """The lines of a text file, each a caption; () where there is no file. Raises `ValueError` for one that is no text."""
+    return tuple(line.strip() for line in beside.text(path).split("\n") if line.strip()) if path.is_file() else ()
 
 
 def _row(source: Path, number: int, row: Any, root: Path) -> Entry:
