@@ -36,6 +36,9 @@ def pixels(folder: str | Path) -> "np.ndarray[Any, Any]":
 def test_a_model_that_ships_is_found_by_its_name_and_ones_own_comes_first(shelf: Path, tmp_path: Path) -> None:
     assert shipped.names() == ["small"]
     assert sfumato.load("small", device="cpu").name == "small"
+    Path("small").mkdir()  # of pictures, say: `--out small`
+    assert shipped.folder("small") == shelf / "small"
+    Path("small").rmdir()
     with pytest.raises(ValueError, match=r"no model folder tiny; use one that ships \(small\)"):
         sfumato.load("tiny")
     own = tmp_path / "work" / "small"

@@ -14,12 +14,12 @@ def names() -> list[str]:
 def folder(name: str | Path) -> Path:
     """The model folder that is meant, or the path as it is where there is none.
 
-    What is on the user's disk comes before what ships.
+    A model on the user's disk comes before one that ships; a folder of pictures of the same name does not.
     """
     path = Path(name)
     if not (path / SHEET).is_file() and (path / "model" / SHEET).is_file():
         return path / "model"
-    if not path.exists() and str(name) in names():
+    if not (path / SHEET).is_file() and str(name) in names():
         return MODELS / str(name)
     return path
 

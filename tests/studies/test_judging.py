@@ -73,6 +73,9 @@ def test_shares_are_of_what_lies_above_as_many_real_pictures() -> None:
     rows_ = {"teacher, 25 steps": rows(distance=[600.0, 601.0, 599.0]), "GAN": rows(distance=[900.0, 901.0, 899.0])}
     rows_ |= {f"{how}, {n}": rows(distance=[690.0, 691.0, 689.0]) for how in limits.WAYS for n in limits.FEW}
     assert [limits.quick(rows_, "distance", least)[0].outcome for least in (0.0, 300.0)] == [HOLDS, FAILS]
+    # models that repeat their pictures lie below: the nearer one is not the farther one for it
+    rows_ |= {f"{how}, {n}": rows(distance=[580.0, 581.0, 579.0]) for how in limits.WAYS for n in limits.FEW}
+    assert limits.quick(rows_, "distance", 700.0)[0].outcome == HOLDS
 
 
 def test_blurred_pictures_are_less_sharp() -> None:
@@ -117,6 +120,10 @@ def test_times_that_differ_are_not_equal() -> None:
     assert [cost.as_near(4, far, near, longer).outcome for longer in times] == [FAILS, FAILS, FAILS, OPEN]
     assert "in 1.06 times the seconds" in cost.as_near(4, near, far, 1.06).measured
     assert "no farther than real pictures" in cost.as_near(4, Spread(-1.0, 0.5, 3), far, 1.0).measured
+    # both are nearer than as many real pictures: there is nothing that one could be 1.6 times as near to
+    assert cost.as_near(8, Spread(-4.0, 0.1, 3), Spread(-5.0, 0.1, 3), 1.0).outcome == OPEN
+    found = cost.as_near(8, Spread(2.0, 0.1, 3), Spread(-1.0, 0.1, 3), 1.0)
+    assert (found.outcome, "0.00 times" in found.measured) == (FAILS, True)
 
 
 def test_latents_are_sooner_only_in_all_samplings() -> None:

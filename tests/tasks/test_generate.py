@@ -192,7 +192,7 @@ def test_samplers_are_told_and_taken_by_the_names_that_users_know() -> None:
     assert set(TITLES) == set(SAMPLERS)
     beside = {"width": 8, "height": 8, "model": "m", "model_hash": "0", "version": "0"}
     for name, title in TITLES.items():
-        told = metadata.infotext({**Generate(sampler=title).model_dump(), **beside})
+        told = metadata.infotext({**Generate(sampler=title).model_dump(), **beside}, (8, 8))
         assert Generate(sampler=title).sampler == Generate(sampler=title.upper()).sampler == name
         assert f"Sampler: {title}, Schedule type: Karras, " in told
 

@@ -80,6 +80,17 @@ def test_of_a_photograph_with_a_part_erased_that_part_is_the_hole() -> None:
     assert said == ["a picture with transparent parts: these are the hole"]
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_of_a_gray_photograph_with_a_part_erased_that_part_is_the_hole_too(mode: str) -> None:
+    ramp = np.linspace(0, 255, 32, dtype=np.uint8)[None].repeat(32, 0)
+    erased = np.zeros((32, 32), np.uint8)
+    erased[8:20, 4:16] = 1
+    photo = Image.fromarray(np.stack([ramp, 255 * (1 - erased)], 2), "LA").convert(mode)
+    found, said = hole(photo, False)
+    assert np.array_equal(found[0].numpy(), erased)
+    assert said == ["a picture with transparent parts: these are the hole"]
+
+
 def test_gray_masks_with_transparent_parts_are_seen_over_black() -> None:
     layer = np.full((8, 8, 2), 255, np.uint8)
     layer[..., 0] *= painted()

@@ -126,3 +126,19 @@ def test_a_null_that_was_never_learned_guides_nothing() -> None:
     with torch.no_grad():
         family.transformer.named.weight[-1] += 100.0
     assert torch.equal(family.drawn(many, one, 3.0), before)
+
+
+def test_of_two_kinds_of_labels_each_is_told_its_own() -> None:
+    two = built({
+        "hue": {"kind": "label", "field": "colour", "width": 8, "labels": ["red", "blue", "both"]},
+        "form": {"kind": "label", "field": "shape", "width": 8, "labels": ["cat", "dog", "both"]},
+    })  # fmt: skip
+    assert fields(two.model, [None], ["red"]) == {"colour": ["red"]}
+    assert fields(two.model, [None] * 2, ["cat", "blue"]) == {"colour": ["blue"] * 2, "shape": ["cat"] * 2}
+    assert fields(two.model, [None], ["both", "dog"]) == {"colour": ["both"], "shape": [["both", "dog"]]}
+    assert len(two.generate(label=["red", "cat"], seed=0, steps=1)) == 1
+    for word in ("green", "1"):
+        with pytest.raises(
+            ValueError, match=rf"no label of this model is called '{word}'; .*colour: red, blue, both; shape"
+        ):
+            two.generate(label=word, seed=0, steps=1)

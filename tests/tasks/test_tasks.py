@@ -19,7 +19,7 @@ from sfumato.diffusion.samplers import Denoise
 from sfumato.evaluation.reconstruction import psnr
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn.fill import smooth
-from sfumato.tasks import inpaint, panorama, upscale
+from sfumato.tasks import inpaint, metadata, panorama, upscale
 from sfumato.tasks import walk as walking
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
@@ -260,6 +260,31 @@ def test_white_grounds_come_back_too_each_picture_for_itself() -> None:
     assert torch.allclose(upscale.corrected(made[1:], small), found[1:], atol=1e-5)
 
 
+def test_what_is_the_average_of_no_picture_is_told_how_near_it_came(
+    everything: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = Image.fromarray(np.where(np.arange(16)[None].repeat(8, 0) % 2, 255, 0).astype(np.uint8)).convert("RGB")
+    big = everything.upscale(picture=lines, seed=0, steps=1)[0]
+    assert f"to {shrunk_again(big, lines):.0f}" in caplog.text  # dB
+    caplog.clear()
+    everything.upscale(picture=noise(12, 10).resize((30, 20), Image.Resampling.BICUBIC), seed=0, steps=1)
+    assert not caplog.text
+
+
+def test_rounds_end_where_they_are_worth_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = torch.where(torch.arange(8) % 2 == 0, -1.0, 1.0).expand(3, 8, 8)
+    asked, inner = list[int](), upscale._inner
+    monkeypatch.setattr(upscale, "_inner", lambda a, b: (asked.append(1), inner(a, b))[1])
+    start = torch.zeros(1, 3, 32, 32)
+    found, rounds = upscale.corrected(start, lines), len(asked) // 25
+    assert rounds < 30
+    more = upscale.corrected(start, lines, rounds=60, most=60)
+    far = [
+        float((F.interpolate(x, (8, 8), mode="bicubic", antialias=True) - lines).square().mean()) for x in (found, more)
+    ]
+    assert far[0] < 1.1 * far[1]
+
+
 # layout, semantic
 
 
@@ -386,6 +411,12 @@ def test_generate_interpolates_and_varies(nothing: Pipeline) -> None:
         ("upscale", {"picture": noise(500, 500)}, "2000x2000 pixels are 15,376 windows"),
         ("semantic", {"map": Image.new("L", (2000, 2000))}, "ask for a smaller"),
         ("generate", {"until": 3, "count": 2}, "give all three"),
+        (
+            "vary",
+            {"picture": noise(32, 32), "invert": True, "count": 3},
+            "3 pictures would be the same; leave count out",
+        ),
+        ("layout", {"boxes": [("cat", 10**400, 0, 1, 1)]}, "corners as numbers"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_sentence(
@@ -403,6 +434,8 @@ def test_a_model_without_the_condition_says_what_it_takes(nothing: Pipeline) -> 
     ):
         with pytest.raises(ValueError, match=r"it takes no condition, and not '\w+'"):
             getattr(nothing, task)(**fields)
+    with pytest.raises(ValueError, match="takes no source; leave the source out"):
+        nothing.vary(picture=noise(32, 32), invert=True, source="a cat", steps=1)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "P", "GIF"])
@@ -535,3 +568,32 @@ def test_boxes_that_were_always_told_are_planned_or_said() -> None:
     for said in ({"plan": False}, {"width": 48}):
         with pytest.raises(ValueError, match="this model was told boxes"):
             model.generate(prompt="a cat", seed=0, steps=1, **said)
+
+
+BIRD = [("cat", np.float32(0.125), np.float32(0.25), np.float32(0.5), np.float32(1.0))]
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [
+        ("generate", {"label": np.int64(1), "boxes": BIRD}),
+        ("vary", {"picture": noise(32, 24), "strength": 0.5}),
+        ("inpaint", {"picture": noise(32, 32), "mask": hole(32, 32, (4, 4, 20, 20))}),
+        ("upscale", {"picture": noise(8, 8)}),
+        ("layout", {"boxes": [{"label": "cat", "box": np.array([0.125, 0.25, 0.5, 1.0])}]}),
+        ("panorama", {"width": 48}),
+    ],
+)
+def test_the_settings_in_a_picture_make_it_again(
+    everything: Pipeline, task: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    made = getattr(everything, task)(**fields, seed=3, count=2, steps=2)[1]
+    metadata.save(made, tmp_path / "a.png")
+    told = metadata.read(tmp_path / "a.png")
+    assert f"Size: {made.size[0]}x{made.size[1]}" in made.info["parameters"]
+    assert told.pop("task") == task
+    for name in ("model", "model_hash", "version"):
+        told.pop(name)
+    given = {name: fields[name] for name in ("picture", "mask") if name in fields}
+    again = getattr(everything, task)(**{**told, **given})[0]
+    assert far(again, made) < 0.05

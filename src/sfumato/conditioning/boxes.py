@@ -90,7 +90,7 @@ def box(value: Any) -> Box:
         raise ValueError(f"{FORM}; got {value!r}")
     try:
         corners = [float(v) for v in value[1:]]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{FORM}, corners as numbers; got {value!r}") from None
     x0, y0, x1, y1 = corners
     if not all(0 <= c <= 1 for c in corners):  # false for NaN too

@@ -88,7 +88,7 @@ def cosine_interpolated(
 ) -> Tensor:
     """Log SNR of a cosine schedule shifted for a noise resolution that moves from `high` to `low` with the noise.
 
-    Hoogeboom et al. (2023), section 3.1, for pictures of `size`; log SNR is kept within ±`limit`.
+    Hoogeboom et al. (2023), section 3.1, for pictures of `size`; log SNR is kept within ±`limit` before it is shifted.
     """
     begin, end = (math.atan(math.exp(-0.5 * s * limit)) for s in (1.0, -1.0))
     logsnr = -2 * torch.tan(begin + u.double() * (end - begin)).log()

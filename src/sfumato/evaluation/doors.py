@@ -82,6 +82,10 @@ def evaluate(asked: Asked, look: Looking, device: torch.device, tell: Tell) -> t
     Raises `ValueError` where the target is nothing that can be measured, or something is missing for it.
     """
     folder = shipped.folder(asked.target)
+    if not folder.exists():
+        raise ValueError(
+            f"there is no folder {folder}; give a model's, a run's or one of pictures, or {shipped.told()}"
+        )
     text = (folder / "model.yaml").read_text(encoding="utf-8") if (folder / "model.yaml").is_file() else "{}"
     stage = (yaml.safe_load(text) or {}).get("stage")
     if stage is None and _pictures(folder):

@@ -218,12 +218,14 @@ def claims(
 
 def as_near(factor: int, one: Spread, other: Spread, longer: float) -> Claim:
     """Whether latents come so much nearer than pixels in equal time, theirs being so many times as long as pixels'."""
-    times = f"{other.value / one.value:.2f} times" if one.value > 0 else "no farther than real pictures"
+    times = f"{max(other.value, 0.0) / one.value:.2f} times" if one.value > 0 else "no farther than real pictures"
+    # shares of what lies above: models that repeat their pictures may lie below
+    near, far = (dataclasses.replace(found, value=max(found.value, 0.0)) for found in (one, other))
     claim = judged(
         f"LDM-{factor}'s distance is at least {PAPER_QUALITY:g} times as near to that of as many real pictures, after equal "
         "time of the denoiser",
         f"{one.told()} above it against {other.told()}: {times}",
-        Pair(one, other, by=1 - 1 / PAPER_QUALITY),
+        Pair(near, far, by=1 - 1 / PAPER_QUALITY),
     )
     if abs(longer - 1) <= EQUAL:
         return claim

@@ -129,7 +129,7 @@ def quick(rows: dict[str, Row], name: str, least: float = 0.0) -> list[Claim]:
         judged("Four steps of a student are within a fifth of the teacher's 25, above as many real pictures",
                f"{best[4]}: {four[name].told()} against {slow[name].told()}, as many real pictures {least:,.0f}; "
                f"{four.rate.value / slow.rate.value:.1f} times the pictures a second",
-               Pair(_above(four[name], least, 1 + FIFTH), _above(slow[name], least))),
+               Pair(four[name], _fifth_over(slow[name], least))),
         judged("One step of a student is better than the GAN",
                f"{best[1]}: {once[name].told()} against {gan[name].told()}", Pair(once[name], gan[name])),
         judged("One step of a student is faster than the GAN, decoding included",
@@ -138,9 +138,12 @@ def quick(rows: dict[str, Row], name: str, least: float = 0.0) -> list[Claim]:
     ]  # fmt: skip
 
 
-def _above(found: Spread, least: float, over: float = 1.0) -> Spread:
-    """How far a distance lies above another, over a number."""
-    return dataclasses.replace(found, value=(found.value - least) / over, spread=found.spread / over)
+def _fifth_over(found: Spread, least: float) -> Spread:
+    """A distance whose part above `least` is a fifth longer; one at or below it, as models that repeat pictures are, stays."""
+    if found.value <= least:
+        return found
+    over = 1 + FIFTH
+    return dataclasses.replace(found, value=least + over * (found.value - least), spread=over * found.spread)
 
 
 # channels

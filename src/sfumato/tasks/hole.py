@@ -19,6 +19,7 @@ LOSSY = ("JPEG", "MPO", "WEBP", "AVIF")
 GRAY = 24  # of 255, by which channels differ where lossy files hold gray
 MARKED = 63  # of 255: a colour whose largest channel is above it is no black
 FRINGED = "a lossy file: what is nearly black or nearly white is taken to be so"
+SHADED = 0.2  # of what is opaque in a photograph in gray, at the least, is neither nearly black nor nearly white
 FEW = 8  # colours, in steps of `STEP`, that strokes on a layer have at most
 STEP = 8  # of 255: brushes, resizes and lossy files shift a colour a little
 OPAQUE = "strokes on an empty layer: where it is opaque is the hole"
@@ -31,8 +32,8 @@ ONES = "of 0 and 1: 1 is the hole"
 def hole(shown: Image.Image, lossy: bool) -> tuple[Tensor, list[str]]:
     """An opened mask -> (1, H, W) in [0, 1], 1 in the hole, and in words how it was read where that is not plain.
 
-    With transparent parts: strokes of one colour, or of a few that are not gray, are the hole; of a picture in many colours
-    what is transparent is; a gray one is seen over black. In colour without them, what is not black is the hole. Numbers of 0 and 1
+    With transparent parts: strokes of one colour, or of a few that are not gray, are the hole; of a picture in many colours,
+    or shades of gray, what is transparent is; another gray one is seen over black. In colour without them, what is not black is the hole. Numbers of 0 and 1
     alone are a hole of 1. In a `lossy` file what is nearly black is black, and nearly white white.
     """
     said: list[str] = []
@@ -64,7 +65,8 @@ def _layered(shown: Image.Image, clear: Any) -> tuple[Image.Image, str]:
     several = len(np.unique(seen // STEP, axis=0))
     if several <= 1 or (several <= FEW and _colours(seen)):
         return Image.fromarray(clear), OPAQUE
-    if _colours(seen):
+    grays = ((seen > MARKED) & (seen < 255 - MARKED)).mean()  # of which a mask has few, but at its edges
+    if _colours(seen) or (several > FEW and grays > SHADED):
         return Image.fromarray(255 - clear), ERASED
     return Image.alpha_composite(Image.new("RGBA", shown.size, "black"), shown).convert("L"), OVER
 

@@ -40,8 +40,7 @@ def settings(
         "task": type(request).__name__.lower(),
         "prompt": prompt,
         "seed": seed,
-        "width": size[0],
-        "height": size[1],
+        **({"width": size[0], "height": size[1]} if "width" in type(request).model_fields else {}),
         **kept,
         "model": model,
         "model_hash": model_hash,
@@ -67,8 +66,8 @@ def _told(value: Any) -> str:
     return f"{type(value).__name__} {size[0]}x{size[1]}" if isinstance(size, tuple) else str(value)
 
 
-def infotext(s: dict[str, Any]) -> str:
-    """The `parameters` text of AUTOMATIC1111's web UI."""
+def infotext(s: dict[str, Any], size: tuple[int, int]) -> str:
+    """The `parameters` text of AUTOMATIC1111's web UI, of a picture of this width and height."""
     lines = [s.get("prompt") or ""]
     if s.get("negative"):
         lines.append(f"Negative prompt: {s['negative']}")
@@ -76,7 +75,7 @@ def infotext(s: dict[str, Any]) -> str:
         **(_walked(s) if "steps" in s else {}),
         **({"CFG scale": f"{s['guidance']:g}"} if "guidance" in s else {}),
         "Seed": s["seed"],
-        "Size": f"{s['width']}x{s['height']}",
+        "Size": f"{size[0]}x{size[1]}",
         "Model hash": s["model_hash"],
         "Model": s["model"],
         "RNG": "CPU",
@@ -117,7 +116,7 @@ def save(picture: Image.Image, path: Path) -> None:
 
 def attach(picture: Image.Image, s: dict[str, Any]) -> Image.Image:
     """The picture with the settings in its `info`, as `save` writes them."""
-    picture.info[A1111], picture.info[OURS] = infotext(s), json.dumps(s, ensure_ascii=False)
+    picture.info[A1111], picture.info[OURS] = infotext(s, picture.size), json.dumps(s, ensure_ascii=False)
     return picture
 
 

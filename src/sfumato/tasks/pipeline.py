@@ -144,7 +144,9 @@ class Pipeline:
 
 def opened(path: Path, where: torch.device, trust: bool = False) -> LatentDiffusion | Family:
     """The model of a folder, of whatever stage it is."""
-    text = (path / "model.yaml").read_text(encoding="utf-8") if (path / "model.yaml").is_file() else ""
+    text = (
+        (path / "model.yaml").read_text(encoding="utf-8", errors="replace") if (path / "model.yaml").is_file() else ""
+    )
     if "stage: family" in text.splitlines():
         return families.load(path, where, trust)
     return LatentDiffusion.load(path, where, trust=trust)

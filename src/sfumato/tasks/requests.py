@@ -4,6 +4,7 @@ Nothing here imports torch, so that help and errors answer at once.
 """
 
 import json
+import operator
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,13 @@ def _known_grid(value: Any) -> Any:
 def _classes(value: Any) -> Any:
     """Classes by name or by number, one or several."""
     several = value if isinstance(value, list | tuple) else [value]
-    return [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in several]
+    found = [_integer(one) for one in several]
+    return [str(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in found]
+
+
+def _integer(value: Any) -> Any:
+    """A whole number of another library as Python's; anything else as it is."""
+    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
 
 
 Texts = Annotated[list[str], BeforeValidator(_listed)]
@@ -102,7 +109,24 @@ def _boxes(value: Any) -> Any:
             found += _boxes_of(Path(one))
         else:
             found.append(one)
-    return [_spoken(one) if isinstance(one, str) else one for one in found]
+    return [_spoken(one) if isinstance(one, str) else _plain(one) for one in found]
+
+
+def _plain(one: Any) -> Any:
+    """A box with the numbers of another library as Python's, which are kept in the picture; what is no box as it is."""
+    if isinstance(one, Mapping) and set(one) == {"label", "box"}:
+        corners = one["box"]
+        return {"label": _integer(one["label"]), "box": _floats(corners)}
+    if isinstance(one, list | tuple) and len(one) == 5:
+        return (_integer(one[0]), *_floats(one[1:]))
+    return one
+
+
+def _floats(corners: Any) -> Any:
+    try:
+        return [float(c) for c in corners]
+    except (TypeError, ValueError, OverflowError):
+        return corners  # which is told where boxes are read
 
 
 def _spoken(words: str) -> Any:
@@ -278,6 +302,15 @@ class Vary(Request):
         False, description="find the picture's own noise by DDIM inversion, for edits that keep its form"
     )
     source: str | None = Field(None, description="with invert: what the given picture shows")
+
+    @model_validator(mode="after")
+    def _differ(self) -> Self:
+        if self.invert and self.total > 1 and len(self.prompt or []) < 2:
+            raise ValueError(
+                f"an inversion begins with the picture's own noise, whatever the seed, so that {self.total} pictures would be "
+                "the same; leave count out, or give several prompts"
+            )
+        return self
 
 
 class Inpaint(Request):

@@ -17,23 +17,37 @@ Said = Mapping[str, Sequence[Any]]  # values by field, one a picture
 TOLD = {"boxes": "layouts", "map": "semantic maps"}  # what a request of any task may say of where things stand
 
 
-def fields(model: LatentDiffusion, prompts: Sequence[str | None], labels: Sequence[str] | None) -> dict[str, list[Any]]:
-    """What words and classes say; several classes are all of each picture.
+def fields(
+    model: LatentDiffusion, prompts: Sequence[str | None], labels: Sequence[str] | None, what: str = "prompt"
+) -> dict[str, list[Any]]:
+    """What words, the request's `what`, and classes say; several classes are all of each picture.
 
-    Raises `ValueError` where the model takes no text or no label.
+    Raises `ValueError` where the model takes no text or no label, and where none of its fields knows a label.
     """
     said: dict[str, list[Any]] = {}
     if any(p is not None for p in prompts):
-        said.update({field: list(prompts) for field in _words(model, "prompt")})
+        said.update({field: list(prompts) for field in _words(model, what)})
     if labels is None:
         return said
-    known = model.conditions.asked("label")
+    known = {field: model.conditions.reader(field) for field in model.conditions.asked("label")}
     if not known:
         raise ValueError("this model was trained without labels, so it takes no label; leave the label out")
-    for field in known:
-        several: list[Any] = [named(one, getattr(model.conditions.reader(field), "labels", ())) for one in labels]
-        said[field] = [several if len(several) > 1 else several[0]] * len(prompts)
+    for one in labels:
+        for field in _knowing(one, known):
+            said.setdefault(field, []).append(named(one, getattr(known[field], "labels", ())))
+    several = {field: said[field] for field in known if field in said}
+    said.update({field: [found if len(found) > 1 else found[0]] * len(prompts) for field, found in several.items()})
     return said
+
+
+def _knowing(label: str, readers: Mapping[str, Any]) -> list[str]:
+    """The fields that a label is said of: the only one, or of several those that know its name. Raises `ValueError` where
+    none of several does, for a number is a class of each."""
+    found = [field for field, reader in readers.items() if label in getattr(reader, "labels", ())]
+    if len(readers) == 1 or found:
+        return found or list(readers)
+    known = "; ".join(f"{field}: {', '.join(map(str, reader.labels[:20]))}" for field, reader in readers.items())
+    raise ValueError(f"no label of this model is called {label!r}; give a name of one of its labels ({known})")
 
 
 def _words(model: LatentDiffusion, what: str) -> list[str]:

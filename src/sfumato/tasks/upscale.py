@@ -7,6 +7,7 @@ was taught to take away what small pictures have of their own: noise, blur, the 
 """
 
 import dataclasses
+import logging
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,10 @@ from sfumato.tasks.requests import Upscale
 from sfumato.tasks.said import denied, takes
 from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
+log = logging.getLogger(__name__)
 ENOUGH = 50.0  # dB; rounding to 8 bits alone leaves 59
+PROMISED = 45.0  # dB
+STALLED = 0.99  # of the squared error, at which another round is worth nothing
 
 
 def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = None) -> Iterator[Made]:
@@ -53,7 +57,11 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
         x = rows.noise.normal(made.shape, 0).to(model.device)
         said = rows.every(field, value)
         large = made.cut(model.pictures(walk(model, x, request, said, rows.noise, rows.tell, stride=made.stride)))
-        return corrected(large, small.to(large)) if request.consistent else large
+        if not request.consistent:
+            return large
+        large = corrected(large, small.to(large))
+        _told(large, small.to(large))
+        return large
 
     yield from batches(model, request, made, make, tell)
 
@@ -63,7 +71,7 @@ def corrected(pictures: Tensor, small: Tensor, rounds: int = 6, most: int = 40, 
 
     The correction of least squares, A' (A A')⁻¹ (small - A x), A the resize, by conjugate gradients; again after what left
     [-1, 1] was cut, since cutting disturbs it: `rounds` times, and up to `most` until a picture agrees to `ENOUGH` dB, which
-    white grounds want.
+    white grounds want, or comes no nearer: text in black on white is the average of no such picture.
     """
     size = (small.shape[-2], small.shape[-1])
 
@@ -77,10 +85,12 @@ def corrected(pictures: Tensor, small: Tensor, rounds: int = 6, most: int = 40, 
             (found,) = torch.autograd.grad(down(x), x, y)
         return found
 
-    x = pictures
+    x, far = pictures, torch.full((len(pictures), 1, 1, 1), math.inf, device=pictures.device)
     for number in range(most):
         left = small.expand(len(x), *small.shape) - down(x)
-        wanting = (left.square().mean((1, 2, 3), keepdim=True) > 4 * 10 ** (-ENOUGH / 10)) | (number < rounds)
+        before, far = far, left.square().mean((1, 2, 3), keepdim=True)
+        nearing = (far > 4 * 10 ** (-ENOUGH / 10)) & (far < STALLED * before)
+        wanting = nearing | (number < rounds)
         if not bool(wanting.any()):
             break
         y, along = torch.zeros_like(left), left
@@ -89,10 +99,23 @@ def corrected(pictures: Tensor, small: Tensor, rounds: int = 6, most: int = 40, 
             image = down(back(along))
             step = square / _inner(along, image).clamp(min=1e-12)
             y, left = y + step * along, left - step * image
-            before, square = square, _inner(left, left)
-            along = left + square / before.clamp(min=1e-20) * along
+            last, square = square, _inner(left, left)
+            along = left + square / last.clamp(min=1e-20) * along
         x = torch.where(wanting, (x + back(y)).clamp(-1, 1), x)  # each picture for itself, whatever the batch
     return x
+
+
+def _told(pictures: Tensor, small: Tensor) -> None:
+    """Warn where pictures, made small again, are not the one given: black beside white, as in text, is the average of
+    no picture in their range."""
+    made = F.interpolate(pictures, small.shape[-2:], mode="bicubic", antialias=True, align_corners=False)
+    worst = 10 * math.log10(4 / max(float((made - small).square().mean((1, 2, 3)).max()), 1e-12))
+    if worst < PROMISED:
+        log.warning(
+            "made small again the picture is the one given to %.1f dB only, for what is so sharp is the average of no larger "
+            "picture",
+            worst,
+        )
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -60,7 +60,7 @@ def _inverted(model: LatentDiffusion, request: Vary, x_0: Tensor, rows: Rows, se
     if request.source:
         classes = not model.conditions.asked("caption") and bool(model.conditions.asked("label"))
         words, labels = (None, [request.source]) if classes else (request.source, None)
-        said.update(fields(model, [words] * len(rows), labels))
+        said.update(fields(model, [words] * len(rows), labels, "source"))
     said.update({field: rows.said[field] for field in model.conditions.wanting(said) if field in rows.said})
     up = grid(request.grid)(model.denoiser.schedule, request.steps, start=request.strength)
     return last(inversion(bound(model, x_0, plain, said, rows.noise, rows=up), x_0, up, refine=REFINE))
