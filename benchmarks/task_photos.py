@@ -97,6 +97,13 @@ def sheet(rows: Sequence[Tensor], path: Path, columns: int = SHOWN) -> None:
 # super-resolution
 
 
+def facing(one: Tensor, other: Tensor, path: Path, columns: int = 16) -> None:
+    """Rows of the one above rows of the other, in turns."""
+    blank = torch.ones(-len(one) % columns, *one.shape[1:])
+    rows = [torch.cat([several, blank]).split(columns) for several in (one, other)]
+    image.sheet(torch.cat([row for pair in zip(*rows, strict=True) for row in pair]), columns).save(path)
+
+
 class Regression(nn.Module):
     """A small residual network that predicts the mean: what minimises the squared error and blurs."""
 
@@ -370,11 +377,12 @@ def told_apart(asked: argparse.Namespace, field: str) -> Rows:
     best = min(asked.guidance, key=lambda s: rows[f"guidance {s:g}"]["Fréchet"])
     each = SHOWN if field == "label" else 1
     chosen = [k for c in range(len(known)) for k in (asked_for == c).nonzero().flatten().tolist()[:each]]
-    image.sheet(pictures[best][chosen], SHOWN).save(asked.out / f"{name}.png")
-    if field == "caption":
+    if field == "label":
+        image.sheet(pictures[best][chosen], SHOWN).save(asked.out / f"{name}.png")
+    else:
         print("\n".join(f"{k}: {known[int(asked_for[place])]}" for k, place in enumerate(chosen)))
         first = [words.index(known[int(asked_for[place])]) for place in chosen]
-        image.sheet(real[first], SHOWN).save(asked.out / f"{name}-real.png")
+        facing(real[first], pictures[best][chosen], asked.out / f"{name}.png")
     sheet([pictures[s] for s in asked.guidance], asked.out / f"{name}-guidance.png")
     return rows
 

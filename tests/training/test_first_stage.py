@@ -413,6 +413,35 @@ def test_equivariance_is_the_error_of_moved_latents_the_same_for_all_parts_of_a_
     torch.testing.assert_close(with_ - without, 0.5 * error.detach(), atol=1e-5, rtol=1e-4)
 
 
+def test_parts_of_a_step_agree_where_a_run_was_made_longer(tmp_path: Path) -> None:
+    """A run of 20 images that goes on to 36 steps from 20, in batches of 16."""
+    recipe = autoencoder_recipe({"equivariance": 0.5, "critic": {**CRITIC, "start": 32, "ramp": 32}}, batch=16)
+    loop = Loop(reconstruction(recipe, CPU), recipe.training, tmp_path, "", CPU, torch.float32, quiet=True)
+    objective = loop.objective
+    assert isinstance(objective, Reconstruction)
+    objective.offset = 4
+    for first in (20, 36):
+        parts = [objective.batch(range(first + k, first + 16, 4)) for k in range(4)]
+        assert {part.begun for part in parts} == {first == 36} == {objective.active("critic", range(first, first + 16))}
+        assert len({part.moved for part in parts}) == 1
+        assert len({float(h) for part in parts for h in part.heed}) == 1
+
+
+def test_a_run_that_goes_on_knows_where_its_steps_begin(tmp_path: Path) -> None:
+    short = autoencoder_recipe(images=20)
+    train(short, tmp_path, device="cpu", quiet=True)
+    longer = autoencoder_recipe(images=36)
+    seen: list[int] = []
+
+    def watch(images: int, path: Path | None) -> None:
+        seen.append(images)
+
+    objective = reconstruction(longer, CPU)
+    loop = Loop(objective, longer.training, tmp_path, "", CPU, torch.float32, True, watch)
+    loop.run(resume=True)
+    assert (objective.offset, seen[-1]) == (4, 36)
+
+
 def test_equivariance_makes_moved_latents_mean_moved_pictures(tmp_path: Path) -> None:
     found = {}
     for weight in (0.0, 1.0):

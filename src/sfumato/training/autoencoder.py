@@ -255,14 +255,14 @@ class Reconstruction(Objective):
         """How the latents of a step are made smaller and turned: the same for all parts of it."""
         if not self.recipe.objective.equivariance:
             return 0, 0
-        step, side = position // self.recipe.training.batch, self.shape[1]
+        step, side = (position - self.offset) // self.recipe.training.batch, self.shape[1]
         rng = streams.generator(self.recipe.training.seed, "equivariance", step)
         return int(rng.integers(max(side // 4, 1), side + 1)), int(rng.integers(4))
 
     def _since(self, position: int) -> int:
         """Images since the critic began, at the start of this position's step: one answer for all parts of a step."""
         critic, batch = self.recipe.objective.critic, self.recipe.training.batch
-        return -1 if critic is None else position // batch * batch - critic.start
+        return -1 if critic is None else position - (position - self.offset) % batch - critic.start
 
     def _heed(self, position: int) -> float:
         critic = self.recipe.objective.critic

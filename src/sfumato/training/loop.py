@@ -94,6 +94,7 @@ class Loop:
         if resume:
             self._resume()
         c = self.config
+        self.objective.offset = self.images % c.batch
         made, published = self.folder / "model" / "model.yaml", self.folder / "published"  # after so many images
         there = made.is_file() and published.is_file() and published.read_text() == str(self.images)
         if self.images >= c.images and there:

@@ -20,6 +20,7 @@ class Objective(ABC):
     """
 
     turns: Mapping[str, nn.Module]
+    offset: int = 0  # of the first image of every step: not 0 where a run was made longer whose last batch was short
     uneven: ClassVar[bool] = False  # whether a part of a batch may leave some of the learned weights out
 
     @property
