@@ -54,6 +54,8 @@ def test_it_begins_as_the_model_and_both_turns_learn(model_folder: Path, tmp_pat
     assert made.codec.fingerprint() == start.codec.fingerprint()
     assert not alike(made.denoiser, start.denoiser)
     assert not alike(made.conditions, start.conditions)
+    told = (tmp_path / "a/model/README.md").read_text(encoding="utf-8")
+    assert f"Trained, from the weights of {model_folder}, on 96 images" in told
 
 
 def test_a_run_resumes_to_the_bit(model_folder: Path, tmp_path: Path) -> None:

@@ -8,8 +8,11 @@ from sfumato import __version__
 from sfumato.training.recipe import DiffusionRecipe, FamilyRecipe
 
 
-def card(recipe: DiffusionRecipe | FamilyRecipe, labels: Sequence[str] = ()) -> str:
-    """The model folder's README: what it is, what it was trained on, how to use it; `labels` are those of a family."""
+def card(recipe: DiffusionRecipe | FamilyRecipe, labels: Sequence[str] = (), start: str = "") -> str:
+    """The model folder's README: what it is, what it was trained on, how to use it.
+
+    `labels` are those of a family, `start` is the model that was trained on.
+    """
     said = {k: v for k, v in recipe.data.model_dump(mode="json").items() if v is not None}
     data = yaml.safe_dump(said, sort_keys=False).strip()
     kinds = {c.kind_name() for c in recipe.conditioners.values()} if isinstance(recipe, DiffusionRecipe) else set()
@@ -21,8 +24,10 @@ def card(recipe: DiffusionRecipe | FamilyRecipe, labels: Sequence[str] = ()) -> 
         called = f"generate({_said(kinds, bool(labels))}count=4, seed=0)"
     return (
         f"# {_called(recipe)} made with Sfumato {__version__}\n\n"
-        f"Trained on {recipe.training.images:,} images of\n\n```yaml\n{data}\n```\n\n"
-        "The licence of the pictures it was trained on is that of their authors; see the data set.\n\n"
+        f"Trained{f', from the weights of {start},' if start else ''} on {recipe.training.images:,} images of\n\n"
+        f"```yaml\n{data}\n```\n\n"
+        "The licence of the pictures it was trained on is that of their authors; see the data set."
+        f"{' What the other model was trained on stands on its own card.' if start else ''}\n\n"
         '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
         f"images = model.{called}\n```\n"
     )

@@ -202,7 +202,7 @@ def finetuning(recipe: FinetuningRecipe, folder: Path, where: torch.device) -> D
     named(model, part)
     part, apart = known(model, part, held_out(recipe.data, told))
     latents = _latents(model.codec, part, recipe, folder)
-    return Denoising(model, whole, part, latents, where, card(whole), apart if told else None)
+    return Denoising(model, whole, part, latents, where, card(whole, start=str(recipe.start)), apart if told else None)
 
 
 def _whole_of(model: LatentDiffusion, recipe: DistillationRecipe | FinetuningRecipe, **more: Any) -> DiffusionRecipe:
