@@ -33,8 +33,9 @@ def hole(shown: Image.Image, lossy: bool) -> tuple[Tensor, list[str]]:
     """An opened mask -> (1, H, W) in [0, 1], 1 in the hole, and in words how it was read where that is not plain.
 
     With transparent parts: strokes of one colour, or of a few that are not gray, are the hole; of a picture in many colours,
-    or shades of gray, what is transparent is; another gray one is seen over black. In colour without them, what is not black is the hole. Numbers of 0 and 1
-    alone are a hole of 1. In a `lossy` file what is nearly black is black, and nearly white white.
+    or shades of gray, what is transparent is; another gray one is seen over black. In colour without them, what is not
+    black is the hole. Numbers of 0 and 1 alone are a hole of 1. In a `lossy` file what is nearly black is black, and nearly
+    white white.
     """
     said: list[str] = []
     clear = np.asarray(shown.convert("RGBA"))[..., 3] if _transparent(shown) else None

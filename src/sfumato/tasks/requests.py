@@ -63,7 +63,10 @@ def _classes(value: Any) -> Any:
 
 def _integer(value: Any) -> Any:
     """A whole number of another library as Python's; anything else as it is."""
-    return operator.index(value) if hasattr(value, "__index__") and not isinstance(value, bool) else value
+    try:
+        return value if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return value
 
 
 Texts = Annotated[list[str], BeforeValidator(_listed)]

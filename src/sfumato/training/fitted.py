@@ -135,8 +135,10 @@ def shared(part: Part, model: LatentDiffusion) -> Part:
 
 
 def known(model: LatentDiffusion, part: Part, apart: Part | None) -> tuple[Part, Part | None]:
-    """Both parts as a trained model is told of them. Raises `ValueError` where they have not what its conditioners read, or
-    say what these cannot read."""
+    """Both parts as a trained model is told of them.
+
+    Raises `ValueError` where they have not what its conditioners read, or say what these cannot read.
+    """
     part, apart = shared(part, model), apart and shared(apart, model)
     for name, conditioner in model.config.conditioners.items():
         present(conditioner, part)
