@@ -68,6 +68,14 @@ def test_a_conditioner_is_asked_whatever_its_field_is_called() -> None:
     assert two.model.conditions.asked("label") == ["label"]  # the one that is called so, not both
 
 
+def test_of_two_maps_none_is_told_in_silence() -> None:
+    grounds, things = ({**CONDITIONERS["semantic"], "field": field} for field in ("grounds", "things"))
+    with pytest.raises(ValueError, match=r"semantic maps in grounds and things, and a request says one.* 'map'"):
+        built({"a": grounds, "b": things}).semantic(map=STRIPES, seed=0, steps=1)
+    meant = built({"a": grounds, "b": CONDITIONERS["semantic"]})
+    assert meant.semantic(map=STRIPES, seed=0, steps=1)[0].size == (32, 32)
+
+
 def test_windows_hear_what_the_whole_bundle_says_of_them(everything: Pipeline) -> None:
     said: dict[str, list[Any]] = {
         "boxes": [[("cat", 0.1, 0.2, 0.5, 0.9)], None],

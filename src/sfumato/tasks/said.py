@@ -98,13 +98,20 @@ def planned(model: LatentDiffusion, said: Said, seeds: Sequence[int]) -> Said:
 
 
 def takes(model: LatentDiffusion, role: str, what: str) -> str:
-    """The field of the conditioner that plays this role. Raises `ValueError` unless the model was trained with one."""
+    """The field of the conditioner that plays this role. Raises `ValueError` unless the model was trained with one, and where
+    several fields are meant and none of them is called so."""
     found: list[str] = model.conditions.asked(role)
     if not found:
         known = ", ".join(sorted(set(model.conditions.fields.values())))
         raise ValueError(
             f"this model was not trained for {what}: it takes {known or 'no condition'}, and not {role!r}; "
             "use a model whose recipe has that conditioner"
+        )
+    if len(found) > 1:
+        raise ValueError(
+            f"this model was trained for {what} in {' and '.join(found)}, and a request says one; in Python "
+            "`model.conditions` is told each by its field, or train one whose recipe calls the one that is meant "
+            f"{role!r}"
         )
     return found[0]
 
