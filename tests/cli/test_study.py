@@ -25,6 +25,8 @@ def test_an_unknown_study_and_a_missing_network_are_told(tmp_path: Path, capsys:
     assert "is not TorchScript" in refused(["cost", "--features", str(here), "--hours", "1"], capsys)
     assert "a study takes some hours" in refused(["cost", "--features", str(here), "--hours", "0"], capsys)
     assert "features" in refused(["cost"], capsys)
+    for watts in ("0", "-5", "nan", "inf"):
+        assert "watts are what this" in refused(["cost", "--features", str(here), "--watts", watts], capsys)
     assert "--equal is time or flops" in refused(["cost", "--features", str(here), "--equal", "flops"], capsys)
     assert "got steps" in refused(["compression", "--features", str(here), "--equal", "steps"], capsys)
     assert "unknown precision 'fp8'" in refused(["cost", "--features", str(here), "--precision", "fp8"], capsys)

@@ -1,5 +1,6 @@
 """A study goes on where it was stopped, and says so where it cannot."""
 
+import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from sfumato.features import network
 from sfumato.studies import bits, compression, recipes
 from sfumato.studies.desk import Desk, whole
 from sfumato.studies.result import Result, Table
-from sfumato.studies.run import begun, enough, joined, study, took
+from sfumato.studies.run import begun, enough, joined, study, ticking, took
 from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim
 from sfumato.training import run as runs
 from sfumato.training.loop import Interrupted, Loop
@@ -118,14 +119,24 @@ def test_captions_are_read_however_long(desk: Desk, tmp_path: Path) -> None:
     text.learn([folder.train.field(k, "caption") for k in range(len(folder.train))], ())
 
 
-def test_a_call_that_was_killed_took_what_its_trainings_did(desk: Desk) -> None:
-    run = desk.run("one")
-    run.mkdir(parents=True)
-    (run / "times.jsonl").write_text('{"images": 64, "seconds": 7200.0}\n')
-    desk.keep_plan("images", {"one": 64})
-    assert took(desk) == pytest.approx(2.0)
-    desk.keep_plan("took", {"hours": 3.0})
-    assert took(desk) == 3.0
+def test_the_time_of_a_call_that_was_killed_counts(desk: Desk) -> None:
+    desk.keep_plan("took", {"hours": 3.0})  # as it was kept before
+    with ticking(desk, 0.01):
+        while took(desk) == 3.0:
+            time.sleep(0.01)
+        killed = took(desk)  # as far as it would be known if this were its end
+    with ticking(desk):
+        pass
+    assert took(desk) > killed > 3.0
+
+
+def test_pictures_that_are_not_there_leave_nothing_behind(desk: Desk, tmp_path: Path) -> None:
+    nowhere = replace(
+        desk, folder=tmp_path / "study", data={"kind": "folder", "path": str(tmp_path / "no"), "size": 16}
+    )
+    with pytest.raises(ValueError, match="there is no folder"):
+        study("cost", nowhere, "")
+    assert not (tmp_path / "study").exists()
 
 
 def test_an_unknown_study_is_refused(desk: Desk) -> None:

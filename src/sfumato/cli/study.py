@@ -1,5 +1,6 @@
 """`sfumato study NAME`: a claim of the paper, trained and measured here."""
 
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from sfumato.studies.names import HOURS, TOLD
 
 MOST = 3  # trainings that are not asked for
+USUAL = ", ".join(f"{hours:g} for {name}" for name, hours in HOURS.items())
 NAMES = "; ".join(f"{name}: {text}" for name, text in TOLD.items())
 
 
@@ -23,7 +25,7 @@ def command(
     ] = "emoji",
     size: Annotated[int, typer.Option(min=16, help="pixels a side")] = 32,
     hours: Annotated[
-        float | None, typer.Option(min=0.0, help=f"of training and sampling on this machine; by default {HOURS}")
+        float | None, typer.Option(min=0.0, help=f"of training and sampling on this machine; by default {USUAL}")
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", "-o", help="folder of studies; one folder within for each data set and size")
@@ -67,6 +69,8 @@ def command(
     hours = hours or HOURS[name]
     if watts is not None and name != "cost":
         raise ValueError("watts are of the study cost; leave --watts out")
+    if watts is not None and not 0 < watts < math.inf:
+        raise ValueError(f"watts are what this machine draws, above 0; got {watts:g}")
     if equal is not None and (name != "compression" or equal not in ("time", "flops")):
         raise ValueError(f"--equal is time or flops, and of the study compression; got {equal} of {name}")
     from sfumato import device as devices

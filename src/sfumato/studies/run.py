@@ -2,21 +2,26 @@
 
 import dataclasses
 import importlib
+import json
 import math
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 from safetensors import safe_open
 
+from sfumato import files
 from sfumato.studies.desk import Desk, say
 from sfumato.studies.names import HOURS
 from sfumato.studies.result import Figure, Result, Table
 from sfumato.studies.verdict import Claim, together
 
 LEAST = 8  # images a sampling
+CLOCK, TICK = "clock.json", 10.0  # seconds
 
 
 def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: Any) -> tuple[Result, Path]:
@@ -30,8 +35,8 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
     run: Callable[..., Result] = importlib.import_module(f"sfumato.studies.{name}").study
     if name == "compression":
         more.setdefault("equal", "time")
-    begun(desk, trainings, more.get("equal"))
     desk = enough(desk)
+    begun(desk, trainings, more.get("equal"))
     found = list[Result]()
     for k in range(trainings):
         folder = desk.folder / f"again-{k}" if k else desk.folder
@@ -81,23 +86,42 @@ def begun(desk: Desk, trainings: int, equal: str | None = None) -> None:
 
 
 def clocked(desk: Desk, run: Callable[..., Result], **more: Any) -> Result:
-    """One training of a study; the time of all calls that it took is kept beside it, that of stopped ones too."""
-    before, begin = float(desk.plan("took").get("hours", 0.0)), time.perf_counter()
-    try:
+    """One training of a study; the time of all calls that it took is kept beside it, that of killed ones too."""
+    with ticking(desk):
         found = run(desk, **more)
-    finally:
-        desk.keep_plan("took", {"hours": before + (time.perf_counter() - begin) / 3600})
     found.hours = took(desk)
     found.tables.append(trainings_of(desk))
     return found
 
 
+@contextmanager
+def ticking(desk: Desk, every: float = TICK) -> Iterator[None]:
+    """Keep `clock.json`, the hours of all calls, written every so many seconds, for a call that is killed tells nothing at
+    its end."""
+    before, begin, done = took(desk), time.perf_counter(), threading.Event()
+
+    def tick() -> None:
+        files.write(desk.folder / CLOCK, json.dumps({"hours": before + (time.perf_counter() - begin) / 3600}))
+
+    def tell() -> None:
+        while not done.wait(every):
+            tick()
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        tick()
+
+
 def took(desk: Desk) -> float:
-    """Hours of all calls: those that they told, or of its trainings where these took longer, for a call that was killed tells
-    nothing."""
-    return max(
-        float(desk.plan("took").get("hours", 0.0)), sum(desk.seconds(name) for name in desk.plan("images")) / 3600
-    )
+    """Hours of all calls until now."""
+    path = desk.folder / CLOCK
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else desk.plan("took")  # where it was before
+    return float(kept.get("hours", 0.0))
 
 
 def trainings_of(desk: Desk) -> Table:
