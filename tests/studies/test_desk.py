@@ -2,8 +2,10 @@
 
 import time
 import warnings
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.picked import Picked
 from sfumato.features import network
-from sfumato.studies import bits, compression, recipes
+from sfumato.studies import bits, compression, families, limits, recipes
 from sfumato.studies.desk import Desk, whole
 from sfumato.studies.result import Result, Table
 from sfumato.studies.run import begun, enough, joined, study, ticking, took
@@ -107,6 +109,42 @@ def test_equal_flops_are_shared_by_what_they_take(desk: Desk, monkeypatch: pytes
         assert [alike(t) for t in found] == pytest.approx([alike(found[0])] * 3, rel=0.2 if equal == "flops" else 0.02)
         assert sum(t.images / rates[t.run.name] for t in found) == pytest.approx(0.5 * 3600, rel=0.02)
         desk.keep_plan("images", {})
+
+
+def test_what_families_and_few_steps_compare_has_the_same_hours(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that a model needs counts: its first stage, a student's teacher and its first stage."""
+
+    class Compared(Exception):
+        pass
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise Compared
+
+    given: dict[str, float] = {}
+
+    def budget(self: Desk, name: str, fields: dict[str, Any], hours: float) -> int:
+        given[name] = hours
+        return 64
+
+    row = defaultdict(lambda: SimpleNamespace(value=1.0))
+    monkeypatch.setattr(Desk, "budget", budget)
+    monkeypatch.setattr(Desk, "trained", lambda self, name, *_: self.run(name) / "model")
+    for module, name in ((families, "generated"), (limits, "few_rows")):
+        monkeypatch.setattr(module, name, lambda *_, **__: row)
+    monkeypatch.setattr(families, "claims", stop)
+    monkeypatch.setattr(limits, "reals", stop)
+    with pytest.raises(Compared):
+        families.study(desk)
+    stages = {"family-latent-diffusion": "first-latents", "family-VQ-transformer": "first-codes"}
+    stages["family-VQ-transformer-f-2"] = "first-codes-f2"
+    whole_ = [hours + given.get(stages.get(name, ""), 0.0) for name, hours in given.items() if "first" not in name]
+    assert len(whole_) == 7
+    assert whole_ == pytest.approx([whole_[0]] * 7)
+    given.clear()
+    with pytest.raises(Compared):
+        limits.few(desk, Result("limits", "", ""))
+    for student in ("few-consistency", "few-shortcut"):
+        assert given[student] + given["teacher"] + given["first-latents"] == pytest.approx(given["gan"])
 
 
 def test_captions_are_read_however_long(desk: Desk, tmp_path: Path) -> None:
