@@ -125,7 +125,7 @@ def explain(error: ValidationError, name: str) -> str:
     """One line a fault: where it stands, what is wrong, and the keys that are known there."""
     lines = []
     for fault in error.errors():
-        place = ".".join(str(p) for p in fault["loc"]) or "(top)"
+        place = ".".join(map(str, fault["loc"]))
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             text = "unknown key"
@@ -133,5 +133,5 @@ def explain(error: ValidationError, name: str) -> str:
             text = "is missing"
         else:
             text += f" (got {str(fault['input'])[:60]!r})" if fault["type"] != "value_error" else ""
-        lines.append(f"{name}: {place}: {text}")
+        lines.append(": ".join(part for part in (name, place, text) if part))
     return "\n".join(lines)

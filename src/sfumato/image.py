@@ -95,16 +95,30 @@ def pixels(path: Path | Stored, channels: int = 3, least: int | None = None) -> 
     if channels not in MODES:
         raise ValueError(f"{path} is a picture of 1, 3 or 4 channels and {channels} are asked for; use .npy arrays")
     with _opened(path, least) as picture:
-        if picture.mode in DEEP:
-            turned = ImageOps.exif_transpose(picture)
-            array, clear = fitting(deep(turned)[:, :, None] / 257, channels, path), _cleared(turned)
-            if clear is not None:
-                array[..., 3 if channels == 4 else slice(None)][clear] = 0 if channels == 4 else 255
-            return array
-        whole = coloured(picture)
-        whole = (whole if channels == 4 else over_white(whole)).convert(MODES[channels])
-    array = np.array(whole)
+        return values(picture, channels, path)
+
+
+def values(picture: Image.Image, channels: int, name: Path | Stored | str) -> Pixels:
+    """An opened picture as `pixels` of 1, 3 or 4 channels; `name` is what errors call it."""
+    if picture.mode in DEEP:
+        turned = ImageOps.exif_transpose(picture)
+        array, clear = fitting(deep(turned)[:, :, None] / 257, channels, name), _cleared(turned)
+        if clear is not None:
+            array[..., 3 if channels == 4 else slice(None)][clear] = 0 if channels == 4 else 255
+        return array
+    whole = coloured(picture)
+    array = np.array((whole if channels == 4 else over_white(whole)).convert(MODES[channels]))
     return array[:, :, None] if channels == 1 else array
+
+
+def transparent(picture: Image.Image) -> bool:
+    """Whether anything of an opened picture can be seen through; one with an alpha channel may be opaque all over."""
+    if picture.mode in DEEP:
+        clear = _cleared(picture)
+        return clear is not None and bool(clear.any())
+    if picture.mode not in ("RGBA", "LA", "PA", "La", "RGBa") and "transparency" not in picture.info:
+        return False
+    return bool((np.asarray(picture.convert("RGBA"))[..., 3] < 255).any())
 
 
 def arrayed(path: Path | Stored) -> bool:
@@ -171,7 +185,7 @@ def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name
         known = places[used] >= 0
         own_numbers = (places[used] == used)[known].all()  # as data sets order their palettes
         if 2 <= known.sum() < len(used) and 2 * known.sum() > len(used) and not own_numbers:
-            raise _strange(name, own[used[~known]], knows)
+            raise _strange(name, own[used[~known]], palette, knows)
         return places[held] if known.all() else held
     if picture.mode in ("L", "1", *DEEP):
         return np.asarray(picture)
@@ -180,13 +194,20 @@ def numbered(picture: Image.Image, palette: Sequence[tuple[int, int, int]], name
     colours = np.asarray(picture.convert("RGB"))
     places = _places(colours, palette)
     if (places < 0).any():
-        raise _strange(name, colours[places < 0][:1000], knows)
+        raise _strange(name, colours[places < 0], palette, knows)
     return places
 
 
-def _strange(name: str, colours: Pixels, knows: str) -> ValueError:
-    several = sorted({tuple(c) for c in colours.tolist()})[:4]
-    return ValueError(f"{name} has colours {several} that {knows} does not know")
+def _strange(name: str, colours: Pixels, palette: Sequence[tuple[int, int, int]], knows: str) -> ValueError:
+    """The error that names colours of no class, those of classes, and what smears them."""
+    found = np.unique(colours.reshape(-1, 3), axis=0)
+    several, known = ([tuple(c) for c in list(some)[:4]] for some in (found.tolist(), palette))
+    more = f" and {len(found) - 4:,} more" if len(found) > 4 else ""
+    rest = f" and {len(palette) - 4} more" if len(palette) > 4 else ""
+    return ValueError(
+        f"{name} has colours {several}{more} that {knows} does not know, which has {known}{rest}; use these alone, without "
+        "soft edges, and save it as PNG, for a JPEG smears them"
+    )
 
 
 def _places(colours: Pixels, palette: Sequence[tuple[int, int, int]]) -> Pixels:
@@ -223,7 +244,7 @@ def _array(path: Path | Stored) -> Pixels:
     return array.astype(np.float32) * 255
 
 
-def fitting(array: Pixels, channels: int, path: Path | Stored) -> Pixels:
+def fitting(array: Pixels, channels: int, path: Path | Stored | str) -> Pixels:
     """(H, W, C) with another number of channels. Raises `ValueError` where that has no meaning."""
     have = array.shape[2]
     if have == channels:

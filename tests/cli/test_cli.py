@@ -307,21 +307,26 @@ def test_conversions_of_a_given_picture_are_said(
     turned = Image.Exif()
     turned[0x0112] = 6
     whole.convert("RGB").save(tmp_path / "turned.jpg", exif=turned)
-    whole.convert("RGBA").save(tmp_path / "clear.png")
+    whole.convert("RGBA").save(tmp_path / "opaque.png")
+    whole.convert("CMYK").save(tmp_path / "print.jpg")
+    seen_through = whole.convert("RGBA")
+    seen_through.putalpha(whole)
+    seen_through.save(tmp_path / "clear.png")
     whole.save(tmp_path / "moves.gif", save_all=True, append_images=[whole.rotate(90)])
     whole.convert("RGB").save(tmp_path / "plain.png")
     told = {}
-    for name in ("turned.jpg", "clear.png", "moves.gif", "plain.png"):
+    for name in ("turned.jpg", "clear.png", "moves.gif", "plain.png", "opaque.png", "print.jpg"):
         words = ["vary", model_folder, "-i", tmp_path / name, "--steps", 1, "--seed", 0, "--out", tmp_path / "out"]
         code, out, err = call(*words, capsys=capsys)
         assert code == 0
         assert "turned" not in out
         told[name] = [line for line in err.splitlines() if line.startswith(str(tmp_path / name))]
-    assert "turned as their EXIF says" in told["turned.jpg"][0]
+    assert "turned as EXIF says" in told["turned.jpg"][0]
     assert "over white" in told["clear.png"][0]
     assert "first frame of an animation" in told["moves.gif"][0]
     assert "centred square" not in str(told)
-    assert told["plain.png"] == []
+    assert "CMYK made RGB" in told["print.jpg"][0]
+    assert told["plain.png"] == told["opaque.png"] == []
     (tmp_path / "text.png").write_text("no picture")
     code, _, err = call("vary", model_folder, "-i", tmp_path / "text.png", capsys=capsys)
     assert (code, "cannot be read as a picture" in err) == (2, True)
@@ -347,6 +352,9 @@ def test_every_task_has_its_verb(model_folder: Path, tmp_path: Path, capsys: pyt
         (["layout", model_folder, "--box", "dog 0 0 1 1"], "not trained for layouts"),
         (["semantic", model_folder, "--map", tmp_path / "none.png"], "there is no file"),
         (["vary", model_folder], "picture"),
+        (["vary", model_folder, *given, "--label", " "], "a label is empty; leave label out"),
+        (["inpaint", model_folder, *given], "inpaint: there is nothing to fill"),
+        (["inpaint", model_folder, *given, "--expand", 8, "--method", "fill"], "known: auto, trained, free"),
     ):
         code, _, err = call(*words, capsys=capsys)
         assert code == 2

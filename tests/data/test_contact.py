@@ -58,9 +58,9 @@ def test_what_is_changed_on_the_way_is_counted(tmp_path: Path) -> None:
     found = contact.conversions(sorted(tmp_path.iterdir()))
     assert found == {
         "transparent, seen over white": 1,
-        "deeper than 8 bits": 1,
+        "of more than 8 bits, which are kept": 1,
         "cut to their centred square": 1,
-        "turned as their EXIF says": 1,
+        "turned as EXIF says": 1,
         "first frame of an animation": 1,
     }
 
@@ -103,8 +103,8 @@ def test_pictures_in_the_bytes_of_a_table_are_counted_too(tmp_path: Path) -> Non
     ]
     expected = {
         "transparent, seen over white": 1,
-        "deeper than 8 bits": 1,
-        "turned as their EXIF says": 1,
+        "of more than 8 bits, which are kept": 1,
+        "turned as EXIF says": 1,
         "colour or transparency of 16 bits, cut to 8": 1,
         "cut to their centred square": 1,
         "damaged, where training would stop": 1,
@@ -114,7 +114,7 @@ def test_pictures_in_the_bytes_of_a_table_are_counted_too(tmp_path: Path) -> Non
     pq.write_table(pa.table({"image": images}), tmp_path / "a.parquet")
     fields = {"kind": "table", "path": str(tmp_path / "a.parquet"), "size": 8, "held_out": 0, "cache": str(tmp_path)}
     told = dict(contact.facts(Data.model_validate({**fields, "channels": 1}).open()))["converted"]
-    assert "turned as their EXIF says: 1" in told
+    assert "turned as EXIF says: 1" in told
     assert "transparent, seen over white: 1" in told
 
 

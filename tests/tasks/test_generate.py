@@ -18,7 +18,7 @@ from sfumato.evaluation.reconstruction import psnr
 from sfumato.tasks import metadata, walk
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
-from sfumato.tasks.requests import TITLES, Generate
+from sfumato.tasks.requests import TITLES, Generate, Layout
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,27 @@ def test_a_saved_and_loaded_model_samples_the_same_bits(pipeline: Pipeline, tmp_
     again = sfumato.load(tmp_path / "again", device="cpu")
     one, two = (tensors(p.generate(prompt="sun", seed=1, steps=3)) for p in (pipeline, again))
     assert torch.equal(one, two)
+
+
+def test_a_sampler_with_its_grid_is_said_in_one_as_others_write_it() -> None:
+    asked = Generate(sampler="DPM++ 2M Exponential")
+    assert (asked.sampler, asked.grid) == ("dpmpp_2m", "exponential")
+    assert Generate(sampler="Euler a").sampler == "euler_ancestral"  # whose last word is no grid
+    with pytest.raises(ValueError, match="unknown sampler 'DPM\\+\\+ 2M Karras'"):
+        Generate(sampler="DPM++ 2M Karras", grid="even")  # which of both?
+
+
+@pytest.mark.parametrize(
+    "words", ["red apple 0.1 0.2 0.5 0.9", " red  apple 0.1,0.2,0.5,0.9", "red apple, 0.1, 0.2, 0.5, 0.9,"]
+)
+def test_boxes_are_said_with_commas_or_without(words: str) -> None:
+    assert Layout(boxes=[words]).boxes == [("red apple", 0.1, 0.2, 0.5, 0.9)]
+
+
+@pytest.mark.parametrize("words", ["0.1 0.2 0.5 0.9", " 0.1 0.2 0.5 0.9", "dog 0.1 0.2 0.5", "dog 0.1 0.2 0.5 x", ""])
+def test_what_is_no_box_is_said_how_one_looks(words: str) -> None:
+    with pytest.raises(ValueError, match="a class and four corners"):
+        Layout(boxes=[words])
 
 
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "DPM++ 2M"])

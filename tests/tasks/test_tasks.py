@@ -399,7 +399,16 @@ def test_generate_interpolates_and_varies(nothing: Pipeline) -> None:
         ("layout", {"boxes": []}, "list of boxes is empty"),
         ("layout", {"boxes": ["cat 0 0 1 1"] * 4}, "4 boxes, this model reads 3"),
         ("semantic", {"map": Image.new("L", (32, 32), 5)}, "unknown classes 5"),
-        ("semantic", {"map": Image.new("RGB", (32, 32), "white")}, "colours .* does not know"),
+        (
+            "semantic",
+            {"map": Image.new("RGB", (32, 32), "white")},
+            r"colours \[\(255, 255, 255\)\] that the model does not know, which has \[\(0, 0, 0\), .*save it as PNG",
+        ),
+        (
+            "semantic",
+            {"map": Image.merge("RGB", [Image.linear_gradient("L").resize((32, 32))] * 3)},
+            r"\] and [1-9]\d* more that the model",
+        ),
         ("panorama", {"width": 50, "wrap": True}, "multiple of 8, try 48"),
         ("vary", {"picture": noise(32, 32), "negative": "cat"}, "trained without text, so it takes no negative"),
         ("panorama", {"width": 96, "wrap": True}, "models without pictures"),
@@ -432,7 +441,9 @@ def test_a_model_without_the_condition_says_what_it_takes(nothing: Pipeline) -> 
         ("layout", {"boxes": "cat 0 0 1 1"}),
         ("semantic", {"map": Image.new("L", (32, 32))}),
     ):
-        with pytest.raises(ValueError, match=r"it takes no condition, and not '\w+'"):
+        with pytest.raises(
+            ValueError, match=r"it takes no condition; use a model whose recipe has a conditioner of the kind '\w+'"
+        ):
             getattr(nothing, task)(**fields)
     with pytest.raises(ValueError, match="takes no source; leave the source out"):
         nothing.vary(picture=noise(32, 32), invert=True, source="a cat", steps=1)
@@ -507,6 +518,12 @@ def test_what_is_done_to_a_file_is_told_in_python_too(
         everything.vary(picture=path, seed=0, steps=1)
     told = f"{path}: transparent, seen over white; others like it are not told"
     assert [record.message for record in caplog.records if str(path) in record.message] == [told]
+    caplog.clear()
+    for shown in (Image.new("RGBA", (32, 32)), Image.new("CMYK", (32, 32)), Image.new("RGBA", (32, 32), "red")):
+        everything.vary(picture=shown, seed=0, steps=1)
+    assert [record.message for record in caplog.records] == [
+        "the picture: CMYK made RGB; others like it are not told"  # transparency was told before, and red is opaque
+    ]
 
 
 def test_a_model_that_cleans_small_pictures_is_not_held_to_them() -> None:

@@ -31,8 +31,8 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
 
     pipeline = Pipeline.load(model, device=device, precision=precision)
     speaks = distributed.chief()
-    for path, said in given.converted(request, pipeline.channels) if speaks else ():
-        typer.echo(f"{path}: {said}", err=True)
+    for what, said in given.converted(request, pipeline.channels) if speaks else ():
+        typer.echo(f"{what}: {said}", err=True)
     out.mkdir(parents=True, exist_ok=True)
     number = first_free(out)
     with Progress(console=Console(stderr=True), transient=True, disable=not speaks) as progress:

@@ -21,9 +21,7 @@ def picture(value: Any, channels: int, field: str) -> Tensor:
     if isinstance(value, Image.Image):
         if 0 in value.size:
             raise ValueError(f"{field} is {value.width}x{value.height}: there is nothing in it; give another")
-        seen = image.coloured(value)
-        seen = (seen if channels == 4 else image.over_white(seen)).convert(image.MODES.get(channels, "RGB"))
-        found = image.to_tensor(seen)
+        found = image.to_tensor(image.values(value, channels if channels in image.MODES else 3, field))
     elif isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
         found = image.to_tensor(value)
     elif isinstance(value, Tensor) and value.ndim == 3:

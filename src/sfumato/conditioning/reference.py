@@ -78,6 +78,8 @@ def _opened(path: Path, sha256: str | None, device: str) -> FeatureNetwork:
 class Reference(Conditioner):
     """Embeddings (D,) or (n, D) -> vector (B, width), or tokens (B, N, width) with their mask (B, N)."""
 
+    role = "reference"
+
     def __init__(self, config: ReferenceConfig) -> None:
         super().__init__()
         assert config.embedding is not None

@@ -24,7 +24,7 @@ LINES, LINE = 3, 14  # of the words below a picture, and pixels from one to the 
 WORDS = LINES * LINE + 4
 LOOKED = 20_000  # pictures whose files are looked at for what is changed on the way
 MAPPED = 0.45  # how much of a map's colour lies over its picture
-CLEAR, TURNED, FIRST = "transparent, seen over white", "turned as their EXIF says", "first frame of an animation"
+CLEAR, TURNED, FIRST = "transparent, seen over white", "turned as EXIF says", "first frame of an animation"
 DAMAGED = "damaged, where training would stop"
 SQUARE = "cut to their centred square"  # which data are, and what is handed in is not
 UNSEEN = "transparent, read as if it were not"  # of a map
@@ -170,22 +170,23 @@ def conversions(sources: Iterable[Path | Stored]) -> "Counter[str]":
         seen.add(str(source))
         try:
             with Image.open(io.BytesIO(source.content) if isinstance(source, Stored) else source) as opened:
-                found.update(_changed(opened))
+                found.update(changes(opened))
         except Exception:  # decoders raise anything; of a table: a folder's were tried on opening
             found[DAMAGED] += 1
     return found
 
 
-def _changed(opened: Image.Image) -> list[str]:
-    """What is done to one picture."""
+def changes(opened: Image.Image) -> list[str]:
+    """What is done to an opened picture. One with an alpha channel counts as transparent, whatever that holds."""
     cut = ";16" in str(getattr(opened, "tile", ()))  # empty as soon as it is decoded, which reading EXIF may do
     profile, deep = opened.info.get("icc_profile"), opened.mode in image.DEEP
     told = {
         "colour or transparency of 16 bits, cut to 8": cut and not deep,
         TURNED: opened.getexif().get(0x0112, 1) not in (0, 1),
         "from another colour profile to sRGB": bool(profile) and not deep and image.recoloured(profile, opened.mode),
+        f"{opened.mode} made RGB": opened.mode in ("CMYK", "YCbCr", "LAB", "HSV") and not profile,
         CLEAR: opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info,
-        "deeper than 8 bits": deep,
+        "of more than 8 bits, which are kept": deep,
         FIRST: getattr(opened, "n_frames", 1) > 1,
         SQUARE: opened.width != opened.height,
     }

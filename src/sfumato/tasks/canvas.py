@@ -46,7 +46,7 @@ def whole(model: LatentDiffusion, width: int | None = None, height: int | None =
     if width * height > largest:
         raise ValueError(
             f"the model was trained at {model.size} pixels a side and makes at most {LARGEST} times as many pixels at once: "
-            f"ask for no more than {math.isqrt(largest)}x{math.isqrt(largest)}"
+            f"give or ask for a picture of no more than {math.isqrt(largest)}x{math.isqrt(largest)}"
         )
     return Canvas(width, height, _cover(model, width, height))
 
@@ -68,7 +68,7 @@ def parted(
     if across * down > WINDOWS:
         raise ValueError(
             f"{width}x{height} pixels are {across * down:,} windows of {model.size} pixels a side, and at most {WINDOWS:,} "
-            "are worked on: ask for a smaller picture, or where that can be said for less overlap"
+            "are worked on: give or ask for a smaller picture, or of a panorama less overlap"
         )
     return Canvas(width, height, shape, stride)
 

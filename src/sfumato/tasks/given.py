@@ -19,31 +19,45 @@ from sfumato.tasks.requests import Request
 READ = ("picture", "reference")  # fields whose pictures are read as a person sees them
 
 
-def converted(request: Request, channels: int) -> list[tuple[Path, str]]:
-    """What is done to each file that was handed in before a model of so many channels sees it."""
+def converted(request: Request, channels: int) -> list[tuple[str, str]]:
+    """What is done to each picture that was handed in before a model of so many channels sees it, after its path or, where
+    it is a PIL picture without one, its field."""
     found = []
     for field in (*READ, "mask", "map"):
         value = getattr(request, field, None)
-        for path in value if isinstance(value, list) else [value]:
-            if not isinstance(path, Path):
+        for one in value if isinstance(value, list) else [] if value is None else [value]:
+            done = _changes(one)
+            if done is None:  # the task says so, or reads it all the same
                 continue
-            done = contact.conversions([path])
-            if contact.DAMAGED in done:  # the task says so, or reads it all the same
-                continue
-            said = [*contact.noticed(done, field if field in READ else "map", channels)]
+            said = [*contact.noticed(dict.fromkeys(done, 1), field if field in READ else "map", channels)]
             if field == "picture":  # references are cut, as training's pictures are
                 said = [name for name in said if name != contact.SQUARE]
             if field == "mask":
-                said = [name for name in said if name != contact.UNSEEN] + _read_as(path)
+                said = [name for name in said if name != contact.UNSEEN] + _read_as(one)
             if said:
-                found.append((path, ", ".join(said)))
+                path = one if isinstance(one, Path) else getattr(one, "filename", "")
+                found.append((str(path or f"the {field}"), ", ".join(said)))
     return found
 
 
-def _read_as(path: Path) -> list[str]:
+def _changes(value: Any) -> list[str] | None:
+    """What is done to a picture, of a path or PIL's, by its content; None for an array or what cannot be opened."""
+    if isinstance(value, Path):
+        if image.arrayed(value):
+            return None
+        try:
+            with Image.open(value) as file:
+                return _changes(file)
+        except Exception:  # decoders of damaged files raise anything, as in `image.pixels`
+            return None
+    done = contact.changes(value)
+    return done if contact.CLEAR not in done or image.transparent(value) else [n for n in done if n != contact.CLEAR]
+
+
+def _read_as(value: Any) -> list[str]:
     """How a mask says where its hole is, where that is not plain; nothing where it cannot be read, which the task says."""
     try:
-        return hole(opened(path, "mask"), lossy(path))[1]
+        return hole(opened(value, "mask"), lossy(value))[1]
     except ValueError:
         return []
 

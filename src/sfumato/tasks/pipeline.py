@@ -135,9 +135,9 @@ class Pipeline:
                 f"{_name(kind)} takes a request of its own type, {kind.__name__}; got {type(request).__name__}"
             )
         request = request or asked(kind, settings)
-        for path, said in given.converted(request, self.channels):
+        for what, said in given.converted(request, self.channels):
             if said not in self.told:
-                log.warning("%s: %s; others like it are not told", path, said)
+                log.warning("%s: %s; others like it are not told", what, said)
             self.told.add(said)
         return list(self.stream(request))
 

@@ -5,6 +5,7 @@ Nothing here imports torch, so that help and errors answer at once.
 
 import json
 import operator
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,10 @@ TITLES = {
 }
 
 
+SPOKEN = re.compile(r"\s*(.*?)" + 4 * r"[\s,]+([^\s,]+)" + r"[\s,]*")  # a box in words: a class and four corners
+METHODS = ("auto", "trained", "free")  # of inpainting
+
+
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -52,6 +57,12 @@ def _known_grid(value: Any) -> Any:
     if name not in GRIDS:
         raise ValueError(f"unknown grid {value!r}; known: {', '.join(GRIDS)}")
     return name
+
+
+def _known_method(value: Any) -> Any:
+    if value not in METHODS:
+        raise ValueError(f"unknown method {value!r}; known: {', '.join(METHODS)}")
+    return value
 
 
 def _classes(value: Any) -> Any:
@@ -133,11 +144,15 @@ def _floats(corners: Any) -> Any:
 
 
 def _spoken(words: str) -> Any:
-    *label, x0, y0, x1, y1 = words.split() if len(words.split()) >= 5 else [None] * 5
+    """«red apple 0.1 0.2 0.5 0.9», its corners with commas or without."""
+    found = SPOKEN.fullmatch(words)
+    label, *corners = found.groups() if found else ("",)
     try:
-        return (" ".join(map(str, label)), *(float(str(c).strip(",")) for c in (x0, y0, x1, y1)))
+        if label:
+            return (" ".join(label.split()), *(float(c) for c in corners))
     except ValueError:
-        raise ValueError(f'a box is a class and four corners, "dog 0.1 0.2 0.5 0.9"; got {words!r}') from None
+        pass
+    raise ValueError(f'a box is a class and four corners, "dog 0.1 0.2 0.5 0.9"; got {words!r}')
 
 
 def _boxes_of(path: Path) -> list[Any]:
@@ -225,6 +240,17 @@ class Request(Config):
     )
     batch: int = Field(64, ge=1, le=4096, description="pictures made at once; it does not change them")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _both_in_one(cls, values: Any) -> Any:
+        """«DPM++ 2M Karras», as others write it, is a sampler and a grid."""
+        if not isinstance(values, Mapping) or not isinstance(said := values.get("sampler"), str):
+            return values
+        name, _, grid = said.rpartition(" ")
+        if not name or grid.lower() not in GRIDS or "grid" in values:
+            return values
+        return {**values, "sampler": name, "grid": grid}
+
     @model_validator(mode="after")
     def _says_something(self) -> Self:
         if self.neighbours is not None and self.bank is None:
@@ -233,6 +259,8 @@ class Request(Config):
             raise ValueError("the list of boxes is empty; give at least one")
         if self.label is not None and not self.label:
             raise ValueError("the list of labels is empty; leave label out for a picture of no class")
+        if any(not str(label).strip() for label in self.label or []):
+            raise ValueError("a label is empty; leave label out for a picture of no class")
         if self.prompt is not None and not self.prompt:
             raise ValueError("the list of prompts is empty; leave prompt out for an unconditional picture")
         for text in [*(self.prompt or []), self.negative or "", getattr(self, "source", None) or ""]:
@@ -322,8 +350,8 @@ class Inpaint(Request):
     picture: Picture = Field(description="the picture")
     mask: Picture | None = Field(None, description="white where there is a hole; gray is soft; as large as the picture")
     expand: Sides | None = Field(None, description="outpainting: pixels to add left,top,right,bottom")
-    method: str = Field(
-        "auto", pattern="^(auto|trained|free)$", description="trained: by a model made for it; free: by any"
+    method: Annotated[str, BeforeValidator(_known_method)] = Field(
+        "auto", description=f"one of {', '.join(METHODS)}; trained: by a model made for it; free: by any"
     )
     resample: int = Field(
         3, ge=1, le=50, description="free: how often a step is taken (RePaint, by ddim); 1: the sampler"

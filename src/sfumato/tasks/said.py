@@ -14,6 +14,10 @@ from sfumato.tasks.canvas import Canvas
 from sfumato.tasks.requests import Request
 
 Said = Mapping[str, Sequence[Any]]  # values by field, one a picture
+ASKED = {  # what a request says to each role
+    "caption": "a prompt", "label": "a label", "boxes": "boxes", "map": "a map", "reference": "a reference",
+    "lowres": "a small picture", "masked": "a picture with a hole",
+}  # fmt: skip
 TOLD = {"boxes": "layouts", "map": "semantic maps"}  # what a request of any task may say of where things stand
 
 
@@ -102,10 +106,10 @@ def takes(model: LatentDiffusion, role: str, what: str) -> str:
     several fields are meant and none of them is called so."""
     found: list[str] = model.conditions.asked(role)
     if not found:
-        known = ", ".join(sorted(set(model.conditions.fields.values())))
+        known = ", ".join(ASKED[one] for one in ASKED if model.conditions.asked(one))
         raise ValueError(
-            f"this model was not trained for {what}: it takes {known or 'no condition'}, and not {role!r}; "
-            "use a model whose recipe has that conditioner"
+            f"this model was not trained for {what}: it takes {known or 'no condition'}; use a model whose recipe has a "
+            f"conditioner of the kind {role!r}"
         )
     if len(found) > 1:
         raise ValueError(
