@@ -50,9 +50,11 @@ def shown(part: Part, count: int, seed: int = 0) -> tuple[list[int], Tensor]:
 
 
 def fitted(
-    net: nn.Module, path: Path, images: int, batch: Callable[[int], tuple[Tensor, Tensor]], loss: Any
+    net: nn.Module, asked: argparse.Namespace, part: Part, batch: Callable[[int], tuple[Tensor, Tensor]], loss: Any
 ) -> nn.Module:
-    """The network with the weights in `path`, or trained on `images` images with AdamW and a falling rate."""
+    """The network as it was trained on this part for as many images before, or trained with AdamW and a falling rate."""
+    name, images = type(net).__name__.lower(), asked.images
+    path = asked.out / f"{name}-{part.fingerprint[:12]}-{images}.pt"
     if path.is_file():
         net.load_state_dict(torch.load(path, weights_only=True))
         return net.eval()
@@ -70,7 +72,7 @@ def fitted(
         optimizer.step()
         plan.step()
         if step % 100 == 0:
-            print(f"{path.stem}: {step} of {steps}, loss {float(found.detach()):.4f}", flush=True)
+            print(f"{name}: {step} of {steps}, loss {float(found.detach()):.4f}", flush=True)
     torch.save(net.state_dict(), path)
     return net.eval()
 
@@ -124,6 +126,12 @@ class Regression(nn.Module):
         return F.pixel_shuffle(self.outside(x), self.factor) + enlarged(small, self.factor)
 
 
+def squares(picture: Tensor, side: int) -> Tensor:
+    """(C, H, W) -> the squares (N, C, side, side) of a grid from its upper left corner, those that are whole."""
+    cut = picture.unfold(1, side, side).unfold(2, side, side)
+    return cut.permute(1, 2, 0, 3, 4).reshape(-1, picture.shape[0], side, side)
+
+
 def enlarged(small: Tensor, factor: int) -> Tensor:
     """Bicubic."""
     return F.interpolate(small, scale_factor=factor, mode="bicubic", align_corners=False).clamp(-1, 1)
@@ -145,7 +153,8 @@ def upscale(asked: argparse.Namespace) -> Rows:
         whole = torch.stack([train.image(k) for k in draws(train, "regression", step)]).float() / 127.5 - 1.0
         return reduced(whole, factor), whole
 
-    net = fitted(Regression(factor), asked.out / "regression.pt", asked.images, batch, F.mse_loss)
+    net = fitted(Regression(factor), asked, train, batch, F.mse_loss)
+    judge = networks.opened(asked.features) if asked.features else None
     rows: Rows = {}
 
     def measure(title: str, wholes: Sequence[Tensor], several: Sequence[Tensor]) -> None:
@@ -156,6 +165,10 @@ def upscale(asked: argparse.Namespace) -> Rows:
         values = {"PSNR": torch.cat([psnr(a, b) for a, b in pairs]), "SSIM": torch.cat([ssim(a, b) for a, b in pairs])}
         rows[title] = {n: float(v.mean()) for n, v in values.items()}
         rows[title] |= {"perceptual": float(near.mean()), "shrunk again, PSNR": float(again.mean())}
+        if judge is not None:  # another network than a first stage or `decoded` may have been taught with
+            parts = [torch.cat([squares(p, model.size) for p in some]) for some in (wholes, several)]
+            apart = 1 - F.cosine_similarity(*(features(judge, p) for p in parts))
+            rows[title]["features"] = float(apart.mean())
         print(title, rows[title], flush=True)
 
     def made(small: Tensor, steps: int, seed: int) -> Tensor:
@@ -490,7 +503,7 @@ def semantic(asked: argparse.Namespace) -> Rows:
         return pictures, torch.stack([flat(part.field(k, "map"), part.size) for k in indices])
 
     judge = fitted(
-        Segmenter(len(names)), asked.out / "segmenter.pt", asked.images,
+        Segmenter(len(names)), asked, train,
         lambda step: pair(train, draws(train, "segmenter", step)), F.cross_entropy,
     )  # fmt: skip
 

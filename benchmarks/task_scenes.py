@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfumato import image
+from sfumato import files, image
 from sfumato.data.scenes import ScenesData, ScenesPart
 from sfumato.evaluation import detection
 from sfumato.model import LatentDiffusion
@@ -56,12 +56,22 @@ def sheet(rows: list[list[Tensor]], path: Path) -> None:
 
 
 def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
-    """All rows of one recipe, read where they were measured before."""
+    """All rows of one recipe, read where the same was measured before."""
     path = asked.out / (f"{kind}-{asked.wording}.json" if kind == "text" and asked.wording else f"{kind}.json")
+    folder = asked.runs / f"scenes-{kind}" / "model"
+    key = {
+        "model": files.sha256(folder / "model.yaml"),
+        "count": asked.count,
+        "steps": asked.steps,
+        "seed": asked.seed,
+        "wording": asked.wording,
+        "guidance": asked.guidance if kind == "text" else [1.0, 2.0],
+    }
     if path.is_file():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return kept
-    model = LatentDiffusion.load(asked.runs / f"scenes-{kind}" / "model").for_sampling()
+        if {name: kept.get(name) for name in key} == key:
+            return kept
+    model = LatentDiffusion.load(folder).for_sampling()
     field = FIELDS[kind]
     part = ScenesData().open("held_out")
     assert isinstance(part, ScenesPart)
@@ -81,7 +91,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
         again = [p for b in torch.stack(pictures).split(64) for p in model.codec.decode(model.codec.encode(b))]
     measure("reconstructed", again)
     shown = [pictures]
-    scales = asked.guidance if kind == "text" else [1.0, 2.0]
+    scales = key["guidance"]
     for scale in scales:
         several = made(model, part, field, asked, scale)
         measure(f"guidance {scale:g}", several)
@@ -89,14 +99,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
         if scale == scales[0]:
             measure("chance", several, 1)
     sheet(shown, path.with_suffix(".png"))
-    told = {
-        "kind": kind,
-        "count": asked.count,
-        "steps": asked.steps,
-        "seed": asked.seed,
-        "wording": asked.wording,
-        "rows": rows,
-    }
+    told = {"kind": kind, **key, "rows": rows}
     if kind == "text":
         told["captions"] = said(part, field, range(SHOWN), asked.wording)[field]
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")
