@@ -16,9 +16,10 @@ from sfumato import image
 from sfumato.diffusion.names import SAMPLERS
 from sfumato.evaluation.reconstruction import psnr
 from sfumato.tasks import metadata, walk
+from sfumato.tasks.forms import TITLES
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
-from sfumato.tasks.requests import TITLES, Generate, Layout
+from sfumato.tasks.requests import Generate, Layout
 
 
 @pytest.fixture(scope="module")

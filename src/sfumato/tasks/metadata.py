@@ -8,7 +8,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sfumato import files
-from sfumato.tasks.requests import TITLES, Request
+from sfumato.tasks.forms import TITLES
+from sfumato.tasks.requests import Request
 
 A1111, OURS = "parameters", "sfumato"
 
