@@ -332,6 +332,18 @@ def test_conversions_of_a_given_picture_are_said(
     assert (code, "cannot be read as a picture" in err) == (2, True)
 
 
+def test_what_is_refused_leaves_no_empty_folder(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new, old = tmp_path / "new", tmp_path / "old"
+    old.mkdir()
+    for out in (new, old):  # too large, which is found when the model is there
+        assert call("generate", model_folder, "--width", 3300, "--out", out, capsys=capsys)[0] == 2
+    assert (new.exists(), old.exists()) == (False, True)
+    assert call("generate", model_folder, "--steps", 1, "--seed", 0, "--out", new, capsys=capsys)[0] == 0
+    assert [path.name for path in new.iterdir()] == ["00000-0.png"]
+
+
 def test_every_task_has_its_verb(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.effect_noise((32, 32), 90).convert("RGB").save(tmp_path / "a.png")
     Image.new("L", (32, 32), 255).save(tmp_path / "m.png")

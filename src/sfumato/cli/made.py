@@ -2,7 +2,8 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -33,9 +34,9 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
     speaks = distributed.chief()
     for what, said in given.converted(request, pipeline.channels) if speaks else ():
         typer.echo(f"{what}: {said}", err=True)
-    out.mkdir(parents=True, exist_ok=True)
-    number = first_free(out)
-    with Progress(console=Console(stderr=True), transient=True, disable=not speaks) as progress:
+    bar = Progress(console=Console(stderr=True), transient=True, disable=not speaks)
+    with there(out) if speaks else nullcontext(), bar as progress:
+        number = first_free(out)
         task = progress.add_task("sampling", total=None)
         for picture in pipeline.stream(request, lambda done, total: progress.update(task, completed=done, total=total)):
             if not speaks:
@@ -62,6 +63,18 @@ def checked(kind: type[Request], fields: dict[str, Any]) -> Request:
         raise ValueError(explain(error, kind.__name__.lower())) from None
 
 
+@contextmanager
+def there(folder: Path) -> Iterator[None]:
+    """A folder that is there, so that none is missed after the work; one that is new and stays empty is taken away."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        if new and not any(folder.iterdir()):
+            folder.rmdir()
+
+
 def seed_of(info: dict[Any, Any]) -> int:
     """The seed that a made picture tells."""
     import json
@@ -85,6 +98,7 @@ def claimed(folder: Path, number: int, seed: int) -> Path:
     this one may have counted alike."""
     while True:
         path = folder / f"{number:05d}-{seed}.png"
+        folder.mkdir(parents=True, exist_ok=True)  # which a command that was refused beside this one may take away
         try:
             path.touch(exist_ok=False)
         except FileExistsError:
