@@ -37,6 +37,11 @@ class Verbs:
             return opened.copy()
 
 
+def sized(path: Path) -> tuple[int, int]:
+    with Image.open(path) as opened:
+        return opened.size
+
+
 @pytest.fixture
 def made(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Verbs:
     return Verbs(folder, tmp_path / "out", capsys)
@@ -145,3 +150,68 @@ def test_folders_with_foreign_kinds_open_where_the_user_trusts_them(
     assert "--trust" in err
     assert call(*words, "--trust", capsys=capsys)[0] == 0
     assert call(*words, capsys=capsys)[0] == 2  # that command's, not the next one's
+
+
+def test_a_folder_of_pictures_is_one_command(made: Verbs, tmp_path: Path) -> None:
+    sides = {"b.png": (20, 9), "a.png": (12, 16), "deeper/c.jpg": (9, 9)}
+    for name, (wide, high) in sides.items():
+        (tmp_path / "small" / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(wide, high).save(tmp_path / "small" / name)
+    noise(7, 5).save(tmp_path / "one.png")
+    made("upscale", "-i", tmp_path / "small", "-i", tmp_path / "one.png")
+    files = sorted(made.out.iterdir())
+    assert [file.name for file in files] == [f"{k:05d}-0.png" for k in range(4)]
+    told = [Path(metadata.read(file)["picture"]).name for file in files]
+    assert told == ["a.png", "b.png", "c.jpg", "one.png"]
+    assert [sized(file) for file in files] == [(48, 64), (80, 36), (36, 36), (28, 20)]
+    for file, name in zip(files, ("small/a.png", "small/b.png", "small/deeper/c.jpg", "one.png"), strict=True):
+        assert f"{tmp_path / name} -> {file}" in made.err
+    alone = made("upscale", "-i", tmp_path / "small" / "b.png")  # as in a command of its own
+    with Image.open(files[1]) as among:
+        assert far(alone, among) == 0
+
+
+def test_masks_of_a_folder_go_to_pictures_by_name(made: Verbs, tmp_path: Path) -> None:
+    for folder in ("pictures", "masks"):
+        (tmp_path / folder).mkdir()
+    for k, name in enumerate(("a", "b")):
+        noise(16, 16).save(tmp_path / "pictures" / f"{name}.png")
+        hole = Image.new("L", (16, 16))
+        hole.paste(255, (8 * k, 0, 8 * k + 8, 16))
+        hole.save(tmp_path / "masks" / f"{name}.gif")
+    made("inpaint", "-i", tmp_path / "pictures", "--mask", tmp_path / "masks", "--method", "free", "--resample", 1)
+    for k, (file, name) in enumerate(zip(sorted(made.out.iterdir()), ("a", "b"), strict=True)):
+        whole, filled = (np.asarray(Image.open(p)) for p in (tmp_path / "pictures" / f"{name}.png", file))
+        changed = (whole != filled).any(-1).any(0)
+        assert changed[8 * k : 8 * k + 8].all()
+        assert changed.sum() == 8
+    (tmp_path / "masks" / "b.gif").unlink()
+    code, _, err = call(
+        "inpaint", made.folder, "-i", tmp_path / "pictures", "--mask", tmp_path / "masks", capsys=made.capsys
+    )
+    assert code == 2
+    assert "holds no mask for b.png; name it b.png" in err
+
+
+def test_a_broken_picture_among_several_loses_nothing(made: Verbs, tmp_path: Path) -> None:
+    (tmp_path / "few").mkdir()
+    for name in ("a", "c"):
+        noise(8, 8).save(tmp_path / "few" / f"{name}.png")
+    (tmp_path / "few" / "b.png").write_bytes(b"no picture")
+    settled = ["--seed", 0, "--steps", 1, "--out", made.out]
+    code, _, err = call("upscale", made.folder, "-i", tmp_path / "few", *settled, capsys=made.capsys)
+    assert code == 2
+    assert "1 of 3 pictures could not be taken" in err
+    assert f"{tmp_path / 'few' / 'b.png'}: " in err
+    assert [Path(metadata.read(p)["picture"]).stem for p in sorted(made.out.iterdir())] == ["a", "c"]
+    # what is wrong with the request is told once
+    code, _, err = call(
+        "upscale", made.folder, "-i", tmp_path / "few", "--label", "nothing", *settled, capsys=made.capsys
+    )
+    assert code == 2
+    assert err.count("nothing") == 1
+    assert len([*made.out.iterdir()]) == 2
+    (tmp_path / "bare").mkdir()
+    code, _, err = call("upscale", made.folder, "-i", tmp_path / "bare", capsys=made.capsys)
+    assert code == 2
+    assert f"{tmp_path / 'bare'} holds no pictures" in err

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Optional, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from sfumato.cli.handed import EACH
 from sfumato.config import Config
 
 SHORT = {"prompt": "-p", "negative": "-n", "seed": "-s", "count": "-c"}
@@ -33,8 +34,9 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
     flag = name.replace("_", "-")
     both = f"--{flag}/--no-{flag}" if _plain(field.annotation) is bool else f"--{flag}"
     names = [both, *([SHORT[name]] if name in SHORT else []), *ALIASES.get(name, [])]
-    option = typer.Option(*names, help=field.description, show_default=shown or False)
-    kind: Any = Annotated[Optional[_plain(field.annotation)], option]  # noqa: UP045
+    several = "; repeated, or a folder: each in turn" if name == EACH else ""
+    option = typer.Option(*names, help=f"{field.description}{several}", show_default=shown or False)
+    kind: Any = Annotated[Optional[list[str] if several else _plain(field.annotation)], option]  # noqa: UP045
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
 
 

@@ -6,20 +6,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfumato.cli import doors
+from sfumato.cli import doors, handed
 from sfumato.tasks.requests import Request
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from sfumato.tasks.pipeline import Pipeline
 
 P = inspect.Parameter
 MADE = re.compile(r"(\d{5,7})-\d+\.png")  # names of pictures that were made
 
 
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
-    """Validate, load, make, write; the request is checked before torch is even imported."""
-    request = checked(kind, fields)
+    """Validate, load, make, write; requests are checked before a model is loaded.
+
+    Of several pictures a fault of the first ends the command, for it may be the request's; once one is made, a picture that
+    cannot be is told and left out, and the command fails at its end.
+    """
+    requests = [checked(kind, one) for one in handed.each(fields)]
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
 
@@ -27,28 +36,56 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
     from rich.progress import Progress
 
     from sfumato import distributed
-    from sfumato.tasks import given, metadata
     from sfumato.tasks.pipeline import Pipeline
 
     pipeline = Pipeline.load(model, device=device, precision=precision)
     speaks = distributed.chief()
-    for what, said in given.converted(request, pipeline.channels) if speaks else ():
-        typer.echo(f"{what}: {said}", err=True)
     bar = Progress(console=Console(stderr=True), transient=True, disable=not speaks)
     with there(out) if speaks else nullcontext(), bar as progress:
-        number = first_free(out)
-        task = progress.add_task("sampling", total=None)
-        for picture in pipeline.stream(request, lambda done, total: progress.update(task, completed=done, total=total)):
-            if not speaks:
-                continue
-            path = claimed(out, number, seed_of(picture.info))
+        left = 0
+        for place, request in enumerate(requests):
             try:
-                metadata.save(picture, path)
-            except BaseException:
-                path.unlink(missing_ok=True)
-                raise
-            progress.console.print(str(path), soft_wrap=True, markup=False, highlight=False)
-            number = numbered(path) + 1
+                written(pipeline, request, out, progress, speaks, whose(request) if len(requests) > 1 else "")
+            except ValueError as error:
+                if len(requests) == 1:
+                    raise
+                if not place:
+                    raise ValueError(f"{whose(request)}: {error}") from None
+                left += 1
+                if speaks:
+                    progress.console.print(f"{whose(request)}: {error}", soft_wrap=True, markup=False, highlight=False)
+    if left:
+        raise ValueError(f"{left} of {len(requests)} pictures could not be taken, the others were; why stands above")
+
+
+def written(pipeline: "Pipeline", request: Request, out: Path, progress: "Progress", speaks: bool, source: str) -> None:
+    """Make the pictures of a request and write them; where there are several, `source` is told beside each."""
+    from sfumato.tasks import given, metadata
+
+    def say(text: str) -> None:
+        progress.console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+    for what, said in given.converted(request, pipeline.channels) if speaks else ():
+        say(f"{what}: {said}")
+    number = first_free(out)
+    task = progress.add_task(f"sampling {source}".strip(), total=None)
+    for picture in pipeline.stream(request, lambda done, total: progress.update(task, completed=done, total=total)):
+        if not speaks:
+            continue
+        path = claimed(out, number, seed_of(picture.info))
+        try:
+            metadata.save(picture, path)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        say(f"{source} -> {path}" if source else str(path))
+        number = numbered(path) + 1
+    progress.remove_task(task)
+
+
+def whose(request: Request) -> str:
+    """The path of the picture that a request is about."""
+    return str(getattr(request, handed.EACH))
 
 
 def checked(kind: type[Request], fields: dict[str, Any]) -> Request:
