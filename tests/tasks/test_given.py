@@ -12,6 +12,7 @@ from PIL import Image
 from sfumato.conditioning import pictures
 from sfumato.tasks import given
 from sfumato.tasks.hole import hole
+from sfumato.tasks.requests import Inpaint
 
 RAMP = np.array([[0, 300, 32768], [65535, 257, 65000]], np.uint16)
 
@@ -170,3 +171,13 @@ def test_pictures_of_every_mode_are_read_as_they_are_seen(tmp_path: Path, channe
 def test_an_empty_picture_is_refused() -> None:
     with pytest.raises(ValueError, match="picture is 0x4: there is nothing in it"):
         given.picture(reads(3), Image.new("RGB", (0, 4)))
+
+
+@pytest.mark.parametrize("field", ["picture", "mask", "map", "reference"])
+def test_an_opened_picture_that_is_cut_short_is_a_sentence_as_its_path_is(tmp_path: Path, field: str) -> None:
+    path = tmp_path / "cut.png"
+    Image.effect_noise((64, 64), 80).save(path)
+    path.write_bytes(path.read_bytes()[:900])
+    whole = Image.new("L", (64, 64), 255)
+    with Image.open(path) as cut, pytest.raises(ValueError, match=r"cut\.png cannot be read as a picture"):
+        Inpaint(**{"picture": whole, "mask": whole, field: cut})
