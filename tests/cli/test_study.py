@@ -29,6 +29,8 @@ def test_an_unknown_study_and_a_missing_network_are_told(tmp_path: Path, capsys:
         assert "watts are what this" in refused(["cost", "--features", str(here), "--watts", watts], capsys)
     assert "--equal is time or flops" in refused(["cost", "--features", str(here), "--equal", "flops"], capsys)
     assert "got steps" in refused(["compression", "--features", str(here), "--equal", "steps"], capsys)
+    assert "--kinds is kl, vq or kl,vq" in refused(["cost", "--features", str(here), "--kinds", "kl"], capsys)
+    assert "got kl,gan" in refused(["compression", "--features", str(here), "--kinds", "kl,gan"], capsys)
     assert "unknown precision 'fp8'" in refused(["cost", "--features", str(here), "--precision", "fp8"], capsys)
 
 

@@ -87,13 +87,30 @@ def test_a_study_with_other_hours_is_refused(desk: Desk) -> None:
 
 
 def test_what_was_begun_with_equal_time_is_not_gone_on_with_by_flops(desk: Desk) -> None:
-    begun(desk, 1, "flops")
+    both = {"kinds": ("kl", "vq")}
+    begun(desk, 1, {"equal": "flops", **both})
     begun(desk, 1)  # as studies that are not asked, and those that began before there was a choice
     desk.keep_plan("asked", {"--hours": desk.hours})
     desk.keep_plan("images", {"one": 64})
-    begun(desk, 1, "time")
+    begun(desk, 1, {"equal": "time", **both})
     with pytest.raises(ValueError, match="holds this study with --equal time"):
-        begun(desk, 1, "flops")
+        begun(desk, 1, {"equal": "flops", **both})
+    with pytest.raises(ValueError, match="holds this study with --kinds kl,vq"):  # whose equal FLOPs were another share
+        begun(desk, 1, {"equal": "time", "kinds": ("kl",)})
+
+
+def test_a_study_is_told_its_choices_and_keeps_them(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, Any]] = []
+
+    def run(_: Desk, **choices: Any) -> Result:
+        told.append(choices)
+        return Result("compression", "", "")
+
+    monkeypatch.setattr(compression, "study", run)
+    study("compression", desk, "", kinds=("kl",))
+    study("compression", desk, "", equal="time", kinds=("kl",))
+    assert told == [{"equal": "time", "kinds": ("kl",)}] * 2
+    assert desk.plan("asked")["--kinds"] == "kl"
 
 
 def test_equal_flops_are_shared_by_what_they_take(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,9 @@ def command(
         str | None,
         typer.Option(help="of `compression`: what denoisers of all factors get alike, time (the default) or flops"),
     ] = None,
+    kinds: Annotated[
+        str | None, typer.Option(help="of `compression`: which first stages, kl, vq or kl,vq (the default)")
+    ] = None,
     watts: Annotated[
         float | None, typer.Option(help="of `cost`: stated power of this machine, where nothing measures it")
     ] = None,
@@ -73,6 +76,9 @@ def command(
         raise ValueError(f"watts are what this machine draws, above 0; got {watts:g}")
     if equal is not None and (name != "compression" or equal not in ("time", "flops")):
         raise ValueError(f"--equal is time or flops, and of the study compression; got {equal} of {name}")
+    several = tuple(kinds.split(",")) if kinds is not None else None
+    if several is not None and (name != "compression" or several not in (("kl",), ("vq",), ("kl", "vq"))):
+        raise ValueError(f"--kinds is kl, vq or kl,vq, and of the study compression; got {kinds} of {name}")
     from sfumato import device as devices
     from sfumato.features import network
     from sfumato.studies.desk import SEEDS, Desk
@@ -87,7 +93,7 @@ def command(
         [k * (SEEDS[1] - SEEDS[0]) for k in range(seeds)], scale=scale, precision=precision, features=out / title / "features", quiet=quiet,
     )  # fmt: skip
     said = shlex.join(["sfumato", "study", *sys.argv[2:]]) if sys.argv[1:2] == ["study"] else f"sfumato study {name}"
-    more = {key: value for key, value in (("watts", watts), ("equal", equal)) if value}
+    more = {key: value for key, value in (("watts", watts), ("equal", equal), ("kinds", several)) if value}
     often = trainings or max(min(int(hours / HOURS[name]), MOST), 1)
     found, page = study(name, desk, said, trainings=often, **more)
     for claim in found.claims:

@@ -9,3 +9,8 @@ TOLD = {
     "families": "GAN, VAE, autoregressive, pixels, two stages, latents",
     "limits": "few steps, many channels, exact super-resolution",
 }
+CHOICES: dict[
+    str, dict[str, str | tuple[str, ...]]
+] = {  # what a study is asked besides, and what it is if nothing is said
+    "compression": {"equal": "time", "kinds": ("kl", "vq")},
+}

@@ -6,9 +6,10 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -16,7 +17,7 @@ from safetensors import safe_open
 
 from sfumato import files
 from sfumato.studies.desk import Desk, say
-from sfumato.studies.names import HOURS
+from sfumato.studies.names import CHOICES, HOURS
 from sfumato.studies.result import Figure, Result, Table
 from sfumato.studies.verdict import Claim, together
 
@@ -33,10 +34,9 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
     if name not in HOURS:
         raise ValueError(f"there is no study {name!r}; known: {', '.join(HOURS)}")
     run: Callable[..., Result] = importlib.import_module(f"sfumato.studies.{name}").study
-    if name == "compression":
-        more.setdefault("equal", "time")
+    chosen = {**CHOICES.get(name, {}), **{key: more[key] for key in CHOICES.get(name, {}) if key in more}}
     desk = enough(desk)
-    begun(desk, trainings, more.get("equal"))
+    begun(desk, trainings, chosen)
     found = list[Result]()
     for k in range(trainings):
         folder = desk.folder / f"again-{k}" if k else desk.folder
@@ -47,7 +47,7 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
             hours=desk.hours / trainings,
             features=desk.features or desk.folder / "features",
         )
-        found.append(clocked(share, run, **more))
+        found.append(clocked(share, run, **more, **{key: chosen[key] for key in chosen if key not in more}))
     result = joined(found)
     return result, result.write(desk.folder, command)
 
@@ -64,25 +64,31 @@ def enough(desk: Desk) -> Desk:
     return dataclasses.replace(desk, images=most)
 
 
-def begun(desk: Desk, trainings: int, equal: str | None = None) -> None:
-    """Note what budgets hang on. Raises `ValueError` where the study was begun with another: trainings hang on it already."""
+def begun(desk: Desk, trainings: int, chosen: Mapping[str, Any] = MappingProxyType({})) -> None:
+    """Note what budgets hang on, a study's own choices among it. Raises `ValueError` where the study was begun with another: trainings hang on it already."""
     asked = {
         "--hours": desk.hours,
         "--trainings": trainings,
         "--scale": desk.scale,
         "--device": desk.device.type,
         "--precision": desk.precision,
-        **({"--equal": equal} if equal else {}),
+        **{f"--{key}": spoken(value) for key, value in chosen.items()},
     }
     kept = desk.plan("asked") if desk.plan("images") or desk.plan("rates") else {}  # what nothing hangs on yet is free
+    usual = {f"--{key}": spoken(value) for own in CHOICES.values() for key, value in own.items()} if kept else {}
     for option, value in asked.items():
-        before = kept.get(option, "time" if kept and option == "--equal" else value)
+        before = kept.get(option, usual.get(option, value))  # a study that began before there was a choice
         if before != value:
             told = before if isinstance(before, str) else f"{before:g}"
             raise ValueError(
                 f"{desk.folder} holds this study with {option} {told}; go on with that, or choose another folder with --out"
             )
     desk.keep_plan("asked", {**kept, **asked})
+
+
+def spoken(value: Any) -> Any:
+    """A choice as its option is written: several with commas."""
+    return value if isinstance(value, str) else ",".join(value)
 
 
 def clocked(desk: Desk, run: Callable[..., Result], **more: Any) -> Result:
