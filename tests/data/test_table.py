@@ -258,6 +258,23 @@ def test_the_fingerprint_tells_what_matters(tmp_path: Path) -> None:
     assert opened(path).fingerprint != first
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["paths", "structures"])
+def test_pictures_that_a_table_names_are_read_again_when_they_change(tmp_path: Path, whole: bool) -> None:
+    names = [str(tmp_path / f"{k}.png") for k in range(12)]
+    for k, name in enumerate(names):
+        Path(name).write_bytes(picture(k))
+    column = [{"bytes": None, "path": name} for name in names] if whole else names
+    pq.write_table(pa.table({"image": column}), tmp_path / "a.parquet")
+    first = opened(tmp_path / "a.parquet").fingerprint
+    assert opened(tmp_path / "a.parquet").fingerprint == first
+    for k, name in enumerate(names):
+        Path(name).write_bytes(picture(k + 12))
+    other = opened(tmp_path / "a.parquet").fingerprint
+    assert other != first
+    os.utime(names[0], ns=(0, 0))  # whose bytes are the same
+    assert opened(tmp_path / "a.parquet").fingerprint == other
+
+
 def test_transparency_depth_and_orientation_are_those_of_folders(tmp_path: Path) -> None:
     clear = io.BytesIO()
     Image.new("RGBA", (16, 16), (200, 0, 0, 51)).save(clear, "PNG")

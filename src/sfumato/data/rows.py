@@ -192,7 +192,7 @@ class Table:
 
         They are worked out once and kept in the table's folder.
         """
-        name = hashlib.sha256(repr(self.columns).encode()).hexdigest()[:8]
+        name = hashlib.sha256(f"{self.columns!r}{self._files()}".encode()).hexdigest()[:8]
         kept, facts = self.folder / f"hashes-{name}.npy", self.folder / f"survey-{name}.json"
         if not facts.is_file():
             hashes, content = self._surveyed()
@@ -203,13 +203,28 @@ class Table:
 
     def kept(self, name: str, make: Callable[[], Integers]) -> Integers:
         """An array of whole numbers, one a row, mapped into memory: made once and kept in the table's folder by its name."""
-        path = self.folder / f"{name}-{hashlib.sha256(self.columns.image.encode()).hexdigest()[:8]}.npy"
+        own = hashlib.sha256(f"{self.columns.image}{self._files()}".encode()).hexdigest()[:8]
+        path = self.folder / f"{name}-{own}.npy"
         if not path.is_file():
             made = make()
             _release()
             files.write(path, lambda part: _save(part, made))
         found: Integers = np.load(path, mmap_mode="r")
         return found
+
+    def _files(self) -> str:
+        """What changes with the name, size or time of any picture file that the rows name, which the table's own files do
+        not tell; empty where they hold the pictures."""
+        if self.sources.format == "folder":  # whose stamp is of the pictures too
+            return ""
+        told = hashlib.sha256()
+        for path in _named(self._pictures.data.column(0)):
+            try:
+                found = Path(path).stat()
+            except OSError:  # which reading it tells
+                continue
+            told.update(json.dumps([path, found.st_size, found.st_mtime_ns]).encode())
+        return told.hexdigest() if told.digest() != hashlib.sha256().digest() else ""
 
     def _surveyed(self) -> tuple[Hashes, str]:
         whole, hashes = hashlib.sha256(), np.empty(len(self), np.uint64)
@@ -245,6 +260,18 @@ def _content(value: Any) -> bytes | Path | None:
     if isinstance(value, dict):  # as `datasets` stores pictures
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     return Path(value) if isinstance(value, str) else value
+
+
+def _named(column: Any) -> Iterator[str]:
+    """The paths of the pictures that a column of Arrow names and does not hold."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for chunk in column.chunks:
+        if pa.types.is_struct(chunk.type) and {"path", "bytes"} <= {field.name for field in chunk.type}:
+            chunk = chunk.field("path").filter(pc.is_null(chunk.field("bytes")))
+        if pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type):
+            yield from (path for path in chunk.to_pylist() if path is not None)
 
 
 def _hash(content: bytes | Path | None) -> int:
