@@ -32,6 +32,7 @@ from sfumato.tasks import metadata
 from sfumato.tasks.few import settled
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate
+from sfumato.tasks.strides import teller
 from sfumato.training import posthoc, recipe, run
 from sfumato.training.diffusion import Noisy
 from sfumato.training.distillation import moved
@@ -446,6 +447,18 @@ def test_a_plain_flow_is_asked_for_by_what_only_it_can_do(both: Path) -> None:
     ) as e:
         asked(steps=8, guidance=4.0, negative="heart")
     assert "take 9 steps or more" in str(e.value)
+
+
+def test_what_only_the_flow_can_do_takes_more_steps_than_there_are_strides(
+    both: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = LatentDiffusion.load(both / "model")
+    monkeypatch.setattr(opened.conditions.reader("stride"), "finest", 64)
+    said: dict[str, Any] = {"prompt": "sun", "sampler": "ddim", "guidance": 7.0, "negative": "heart"}
+    found = settled(opened, Generate(**said))
+    assert found.steps == 33
+    assert teller(opened, found) is None  # no stride, whose guidance is baked in, in place of what was said
+    assert settled(opened, Generate(**said, steps=33)) == found  # as its PNG asks again
 
 
 def test_a_plain_flow_is_guided_and_its_strides_are_not(

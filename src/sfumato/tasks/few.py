@@ -29,7 +29,8 @@ def settled(model: LatentDiffusion, request: Asked) -> Asked:
     if distilled.flow == "plain":
         own["guidance"] = distilled.guidance
         if not _few(model, distilled, request):
-            own = {"guidance": distilled.guidance}
+            # more than strides take: inversion and resampling in a hole go by a sampler that would be told them
+            own = {"guidance": distilled.guidance, "steps": max(request.steps, _finest(model) // 2 + 1)}
     elif "guidance" not in request.model_fields_set and (denied(request) or request.interval is not None):
         what = "a negative" if denied(request) else "an interval"
         raise ValueError(
@@ -41,7 +42,7 @@ def settled(model: LatentDiffusion, request: Asked) -> Asked:
 
 def _few(model: LatentDiffusion, distilled: DistilledConfig, request: Request) -> bool:
     """Whether a model with a plain flow is to take strides."""
-    said, finest = request.model_fields_set, model.conditions.reader(FIELD).finest
+    said, finest = request.model_fields_set, _finest(model)
     if "sampler" in said and request.sampler not in STEPPING:
         return False
     other = "guidance" in said and request.guidance != distilled.guidance
@@ -57,3 +58,9 @@ def _few(model: LatentDiffusion, distilled: DistilledConfig, request: Request) -
             f"{' and '.join(wanted)} would do nothing; leave it out, or take {finest // 2 + 1} steps or more"
         )
     return True
+
+
+def _finest(model: LatentDiffusion) -> int:
+    """The most strides of one way to a picture."""
+    found: int = model.conditions.reader(FIELD).finest
+    return found
