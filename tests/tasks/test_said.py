@@ -12,6 +12,7 @@ from PIL import Image
 import sfumato
 from sfumato.tasks import given
 from sfumato.tasks.pipeline import Pipeline
+from sfumato.tasks.said import fields
 from sfumato.windows import Window
 from tests.tasks.test_tasks import CONDITIONERS, DIT, array, built, far, hole, noise
 
@@ -64,8 +65,19 @@ def test_a_negative_alone_moves_away_from_it(worded: Pipeline) -> None:
 def test_a_conditioner_is_asked_whatever_its_field_is_called() -> None:
     pairs = built({"small": {**CONDITIONERS["small"], "field": "pair", "side": 16}})
     assert pairs.upscale(picture=noise(9, 16), seed=0, steps=1)[0].size == (18, 32)  # trained to make two of one
-    two = built({"a": CONDITIONERS["class"], "b": {**CONDITIONERS["class"], "field": "style"}})
-    assert two.model.conditions.asked("label") == ["label"]  # the one that is called so, not both
+
+
+def test_words_are_said_to_all_who_hear_them_and_classes_to_those_who_know_the_name() -> None:
+    words = {"kind": "text", "width": 8, "layers": 1, "heads": 2, "vocabulary": 60}
+    texts = built({"a": words, "b": {**words, "field": "alt"}}, learned=["red"])
+    assert fields(texts.model, ["red"], None) == {"caption": ["red"], "alt": ["red"]}
+    style = {**CONDITIONERS["class"], "field": "style", "labels": ["oil", "ink"]}
+    two = built({"a": CONDITIONERS["class"], "b": style})
+    assert fields(two.model, [None], ["dog"]) == {"label": ["dog"]}
+    assert fields(two.model, [None], ["ink", "cat"]) == {"style": ["ink"], "label": ["cat"]}
+    assert fields(two.model, [None], ["0"]).keys() == {"label"}  # a number is of the one that is called so
+    with pytest.raises(ValueError, match="unknown label 'tree'"):
+        two.generate(label="tree", seed=0, steps=1)
 
 
 def test_of_two_maps_none_is_told_in_silence() -> None:

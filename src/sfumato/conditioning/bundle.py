@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from sfumato.conditioning.base import Conditioner, Conditions, Draws, Setting, Sizes, choose, crop
 from sfumato.windows import Window
 
+HEARD = ("caption", "label")  # roles of which one request is said to several conditioners
+
 
 def silent(value: Any) -> bool:
     """Whether a value says nothing: None, an empty text, an empty list."""
@@ -75,10 +77,10 @@ class Bundle(nn.Module):
         return [field for field in needed if any(silent(v) for v in said.get(field, (None,)))]
 
     def asked(self, role: str) -> list[str]:
-        """The fields that a request for this `role` (caption, label, boxes, ...) fills: the one of that name, else those of
-        all conditioners that play it."""
-        found = [self._get(name).field for name in self.conditioners if self._get(name).role == role]
-        return [role] if role in found else list(dict.fromkeys(found))
+        """The fields that a request for this `role` (caption, label, boxes, ...) may fill: the one of that name, else those of
+        all conditioners that play it; of words and classes, which several can hear, always all."""
+        found = list(dict.fromkeys(self._get(n).field for n in self.conditioners if self._get(n).role == role))
+        return [role] if role in found and role not in HEARD else found
 
     def reader(self, field: str) -> Any:
         """The conditioner that reads a field. Raises `ValueError` where none does."""

@@ -45,10 +45,12 @@ def fields(
 
 
 def _knowing(label: str, readers: Mapping[str, Any]) -> list[str]:
-    """The fields that a label is said of: the only one, or of several those that know its name. Raises `ValueError` where
-    none of several does, for a number is a class of each."""
+    """The fields that a label is said of: the only one, or of several those that know its name, or the one that is called
+    so. Raises `ValueError` where there is none of these, for a number is a class of each."""
     found = [field for field, reader in readers.items() if label in getattr(reader, "labels", ())]
-    if len(readers) == 1 or found:
+    if not found and "label" in readers:
+        return ["label"]
+    if found or len(readers) == 1:
         return found or list(readers)
     known = "; ".join(f"{field}: {', '.join(map(str, reader.labels[:20]))}" for field, reader in readers.items())
     raise ValueError(f"no label of this model is called {label!r}; give a name of one of its labels ({known})")
