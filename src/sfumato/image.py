@@ -283,6 +283,18 @@ def _opened(path: Path | Stored, least: int | None) -> Iterator[Image.Image]:
         raise ValueError(f"{path} cannot be read as a picture ({reason}); replace or remove it") from None
 
 
+def loaded(picture: Image.Image, name: str) -> Image.Image:
+    """An opened picture, decoded. Raises `ValueError`, which calls it by its file or else by `name`, where it is cut short."""
+    try:
+        picture.load()
+    except Exception as error:  # decoders of damaged files raise anything, as in `_opened`
+        told = str(getattr(picture, "filename", "") or name)
+        raise ValueError(
+            f"{told} cannot be read as a picture ({str(error) or type(error).__name__}); replace it"
+        ) from None
+    return picture
+
+
 def upright(picture: Image.Image) -> Image.Image:
     """The picture turned as its EXIF says, in sRGB, over white where it is transparent; mode RGB."""
     return over_white(coloured(picture)).convert("RGB")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sfumato.cli.handed import each
 from sfumato.cli.made import claimed, first_free, numbered
 from sfumato.tasks import metadata
 from tests.cli.test_cli import call
@@ -179,38 +180,62 @@ def test_masks_of_a_folder_go_to_pictures_by_name(made: Verbs, tmp_path: Path) -
         hole = Image.new("L", (16, 16))
         hole.paste(255, (8 * k, 0, 8 * k + 8, 16))
         hole.save(tmp_path / "masks" / f"{name}.gif")
+    (tmp_path / "masks" / "a.json").write_text("{}")  # as programs that draw masks leave beside them
     made("inpaint", "-i", tmp_path / "pictures", "--mask", tmp_path / "masks", "--method", "free", "--resample", 1)
     for k, (file, name) in enumerate(zip(sorted(made.out.iterdir()), ("a", "b"), strict=True)):
         whole, filled = (np.asarray(Image.open(p)) for p in (tmp_path / "pictures" / f"{name}.png", file))
         changed = (whole != filled).any(-1).any(0)
         assert changed[8 * k : 8 * k + 8].all()
         assert changed.sum() == 8
-    (tmp_path / "masks" / "b.gif").unlink()
-    code, _, err = call(
-        "inpaint", made.folder, "-i", tmp_path / "pictures", "--mask", tmp_path / "masks", capsys=made.capsys
-    )
-    assert code == 2
-    assert "holds no mask for b.png; name it b.png" in err
 
 
-def test_a_broken_picture_among_several_loses_nothing(made: Verbs, tmp_path: Path) -> None:
-    (tmp_path / "few").mkdir()
-    for name in ("a", "c"):
-        noise(8, 8).save(tmp_path / "few" / f"{name}.png")
-    (tmp_path / "few" / "b.png").write_bytes(b"no picture")
+def test_pictures_of_one_name_have_masks_of_their_own(tmp_path: Path) -> None:
+    for name in ("cats/1.png", "dogs/1.png", "dogs/2.jpg", "masks/cats/1.png", "masks/dogs/1.bmp", "masks/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(8, 8).save(tmp_path / name)
+    asked = {"picture": [str(tmp_path)], "mask": str(tmp_path / "masks"), "steps": 3}
+    found = [(Path(one["picture"]), Path(one["mask"])) for one in each(asked)]
+    told = [tuple(path.relative_to(tmp_path).as_posix() for path in pair) for pair in found]
+    assert told == [
+        ("cats/1.png", "masks/cats/1.png"), ("dogs/1.png", "masks/dogs/1.bmp"), ("dogs/2.jpg", "masks/2.png"),
+    ]  # fmt: skip
+    (tmp_path / "masks/dogs/1.bmp").rename(tmp_path / "masks/1.bmp")  # whose it is nothing says
+    with pytest.raises(ValueError, match=r"holds no mask for .*dogs/1\.png; name it .*masks/dogs/1\.png"):
+        each(asked)
+
+
+def test_no_picture_is_named_by_nothing() -> None:
+    assert each({"picture": ["a.png"], "seed": 5}) == [{"picture": "a.png", "seed": 5}]
+    for nothing in ({"picture": [""]}, {"picture": ["a.png"], "mask": ""}):
+        with pytest.raises(ValueError, match="an empty name"):
+            each(nothing)
+
+
+@pytest.mark.parametrize("broken", ["a", "b"])
+def test_a_broken_picture_among_several_loses_nothing(made: Verbs, tmp_path: Path, broken: str) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for name in {"a", "b", "c"} - {broken}:
+        noise(8, 8).save(few / f"{name}.png")
+    (few / f"{broken}.png").write_bytes(b"no picture")
     settled = ["--seed", 0, "--steps", 1, "--out", made.out]
-    code, _, err = call("upscale", made.folder, "-i", tmp_path / "few", *settled, capsys=made.capsys)
+    code, _, err = call("upscale", made.folder, "-i", few, *settled, capsys=made.capsys)
     assert code == 2
     assert "1 of 3 pictures could not be taken" in err
-    assert f"{tmp_path / 'few' / 'b.png'}: " in err
-    assert [Path(metadata.read(p)["picture"]).stem for p in sorted(made.out.iterdir())] == ["a", "c"]
-    # what is wrong with the request is told once
-    code, _, err = call(
-        "upscale", made.folder, "-i", tmp_path / "few", "--label", "nothing", *settled, capsys=made.capsys
-    )
+    assert f"{few / broken}.png: " in err
+    told = {Path(metadata.read(p)["picture"]).stem for p in made.out.iterdir()}
+    assert told == {"a", "b", "c"} - {broken}
+
+
+def test_what_is_wrong_with_the_request_is_told_once(made: Verbs, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        noise(8, 8).save(tmp_path / f"{name}.png")
+    few = ["upscale", made.folder, "-i", tmp_path, "--out", made.out]
+    code, _, err = call(*few, "--label", "nothing", capsys=made.capsys)
     assert code == 2
     assert err.count("nothing") == 1
-    assert len([*made.out.iterdir()]) == 2
+    assert "could not be taken" not in err
+    assert not made.out.exists()
     (tmp_path / "bare").mkdir()
     code, _, err = call("upscale", made.folder, "-i", tmp_path / "bare", capsys=made.capsys)
     assert code == 2

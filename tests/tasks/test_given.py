@@ -12,7 +12,8 @@ from PIL import Image
 from sfumato.conditioning import pictures
 from sfumato.tasks import given
 from sfumato.tasks.hole import hole
-from sfumato.tasks.requests import Inpaint
+from sfumato.tasks.requests import Inpaint, Vary
+from tests.data.test_contact import png16
 
 RAMP = np.array([[0, 300, 32768], [65535, 257, 65000]], np.uint16)
 
@@ -173,11 +174,28 @@ def test_an_empty_picture_is_refused() -> None:
         given.picture(reads(3), Image.new("RGB", (0, 4)))
 
 
-@pytest.mark.parametrize("field", ["picture", "mask", "map", "reference"])
-def test_an_opened_picture_that_is_cut_short_is_a_sentence_as_its_path_is(tmp_path: Path, field: str) -> None:
+def test_an_opened_picture_that_is_cut_short_is_a_sentence_as_its_path_is(tmp_path: Path) -> None:
     path = tmp_path / "cut.png"
     Image.effect_noise((64, 64), 80).save(path)
     path.write_bytes(path.read_bytes()[:900])
-    whole = Image.new("L", (64, 64), 255)
-    with Image.open(path) as cut, pytest.raises(ValueError, match=r"cut\.png cannot be read as a picture"):
-        Inpaint(**{"picture": whole, "mask": whole, field: cut})
+    for read in (
+        lambda cut: given.picture(reads(3), cut),
+        lambda cut: given.opened(cut, "map"),
+        lambda cut: given.mask(cut, (64, 64)),
+        lambda cut: pictures.mask(cut, "masked"),
+        lambda cut: pictures.classes(cut, "map"),
+    ):
+        with Image.open(path) as cut, pytest.raises(ValueError, match=r"cut\.png cannot be read as a picture"):
+            read(cut)
+    with Image.open(path) as cut, Image.open(path) as other:
+        assert given.converted(Inpaint(picture=cut, mask=other), 3) == []  # the task says it
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_colour_of_16_bits_is_told_of_paths_and_of_opened_pictures(tmp_path: Path, opened: bool) -> None:
+    path = tmp_path / "deep.png"
+    path.write_bytes(png16(np.full((8, 8, 3), 30_000, np.uint16)))
+    with Image.open(path) as picture:
+        assert given.converted(Vary(picture=picture if opened else path), 3) == [
+            (str(path), "colour or transparency of 16 bits, cut to 8")
+        ]

@@ -1,42 +1,61 @@
 """The pictures that a command names: one request for each, so that a folder of them is one command."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 EACH = "picture"  # the field of which a command takes several
 BESIDE = "mask"  # the field that may be a folder of one each, told apart by name
 
 
+class Named(NamedTuple):
+    """A picture file, and its name within the folder that was named."""
+
+    file: Path
+    name: Path
+
+
 def each(fields: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The fields of each request: those that are given, with one of the pictures in each.
 
-    Raises `ValueError` for a folder without pictures, and for a picture without a mask of its name where a folder of masks
-    is given.
+    Raises `ValueError` for a name of nothing, a folder without pictures, and a picture without a mask of its name where a
+    folder of masks is given.
     """
     if not fields.get(EACH):
         return [dict(fields)]
-    found = [path for named in fields[EACH] for path in _inside(Path(named))]
-    return [{**fields, **_mask(fields.get(BESIDE), path), EACH: str(path)} for path in found]
+    for field, names in ((EACH, fields[EACH]), (BESIDE, [fields.get(BESIDE)])):
+        if "" in names:
+            raise ValueError(f"{field}: an empty name; give the path of a picture or a folder")
+    masks = Path(fields[BESIDE]) if BESIDE in fields and Path(fields[BESIDE]).is_dir() else None
+    found = [one for name in fields[EACH] for one in _inside(Path(name), masks)]
+    told = _masks(masks, found) if masks else [{}] * len(found)
+    return [{**fields, **mask, EACH: str(one.file)} for one, mask in zip(found, told, strict=True)]
 
 
-def _inside(path: Path) -> list[Path]:
-    """The picture files of a folder and its folders, by name; another path as it is."""
+def _inside(path: Path, masks: Path | None) -> Iterator[Named]:
+    """The picture files of a folder and its folders, by name, without those of the masks; another path as it is."""
     if not path.is_dir():
-        return [path]
+        yield Named(path, Path(path.name))
+        return
     from sfumato.data import layout  # which imports torch: only a folder waits for it
 
-    found = sorted(layout.pictures(path))
+    found = sorted(f for f in layout.pictures(path) if f.is_file() and (masks is None or masks not in f.parents))
     if not found:
         raise ValueError(f"{path} holds no pictures; known endings: {', '.join(sorted(layout.SUFFIXES))}")
-    return found
+    yield from (Named(file, file.relative_to(path)) for file in found)
 
 
-def _mask(named: str | None, picture: Path) -> dict[str, str]:
-    """The mask of a picture, where masks are a folder: the file of its name, whatever the ending."""
-    if named is None or not Path(named).is_dir():
-        return {}
-    found = sorted(path for path in Path(named).glob("*.*") if path.stem == picture.stem and path.is_file())
-    if not found:
-        raise ValueError(f"{named} holds no mask for {picture.name}; name it {picture.stem}.png")
-    return {BESIDE: str(found[0])}
+def _masks(folder: Path, pictures: list[Named]) -> Iterator[dict[str, str]]:
+    """The mask of each picture: the file of its name in the same folder within, or of its bare name where no other picture
+    is called so; the ending may be another."""
+    from sfumato.data import layout
+
+    drawn = sorted((f for f in layout.pictures(folder) if f.suffix.lower() != ".npy"), reverse=True)
+    files = {file.relative_to(folder).with_suffix(""): file for file in drawn}
+    stems = [one.name.stem for one in pictures]
+    for one in pictures:
+        bare = Path(one.name.stem) if stems.count(one.name.stem) == 1 else None
+        mask = files.get(one.name.with_suffix("")) or files.get(bare or one.name)
+        if mask is None:
+            raise ValueError(f"{folder} holds no mask for {one.file}; name it {folder / one.name.with_suffix('.png')}")
+        yield {BESIDE: str(mask)}

@@ -25,8 +25,8 @@ MADE = re.compile(r"(\d{5,7})-\d+\.png")  # names of pictures that were made
 def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, device: str, precision: str) -> None:
     """Validate, load, make, write; requests are checked before a model is loaded.
 
-    Of several pictures a fault of the first ends the command, for it may be the request's; once one is made, a picture that
-    cannot be is told and left out, and the command fails at its end.
+    Of several pictures one that cannot be taken is told and left out, and the command fails at its end; what the first three
+    meet alike is the request's fault and ends it.
     """
     requests = [checked(kind, one) for one in handed.each(fields)]
     if out.exists() and not out.is_dir():
@@ -42,20 +42,20 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
     speaks = distributed.chief()
     bar = Progress(console=Console(stderr=True), transient=True, disable=not speaks)
     with there(out) if speaks else nullcontext(), bar as progress:
-        left = 0
+        faults: dict[str, str] = {}
         for place, request in enumerate(requests):
+            source = whose(request) if len(requests) > 1 else ""
             try:
-                written(pipeline, request, out, progress, speaks, whose(request) if len(requests) > 1 else "")
+                written(pipeline, request, out, progress, speaks, source)
             except ValueError as error:
-                if len(requests) == 1:
+                if not source or (
+                    place == 2 and {*faults.values()} == {str(error)}
+                ):  # the request's, not the pictures'
                     raise
-                if not place:
-                    raise ValueError(f"{whose(request)}: {error}") from None
-                left += 1
-                if speaks:
-                    progress.console.print(f"{whose(request)}: {error}", soft_wrap=True, markup=False, highlight=False)
-    if left:
-        raise ValueError(f"{left} of {len(requests)} pictures could not be taken, the others were; why stands above")
+                faults[source] = str(error)
+    if faults:
+        told = "\n".join(f"{source}: {fault}" for source, fault in faults.items())
+        raise ValueError(f"{told}\n{len(faults)} of {len(requests)} pictures could not be taken, which stand above")
 
 
 def written(pipeline: "Pipeline", request: Request, out: Path, progress: "Progress", speaks: bool, source: str) -> None:

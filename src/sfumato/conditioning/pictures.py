@@ -21,7 +21,8 @@ def picture(value: Any, channels: int, field: str) -> Tensor:
     if isinstance(value, Image.Image):
         if 0 in value.size:
             raise ValueError(f"{field} is {value.width}x{value.height}: there is nothing in it; give another")
-        found = image.to_tensor(image.values(value, channels if channels in image.MODES else 3, field))
+        whole = image.loaded(value, field)
+        found = image.to_tensor(image.values(whole, channels if channels in image.MODES else 3, field))
     elif isinstance(value, np.ndarray) and value.dtype == np.uint8 and value.ndim in (2, 3):
         found = image.to_tensor(value)
     elif isinstance(value, Tensor) and value.ndim == 3:
@@ -51,6 +52,7 @@ def mask(value: Any, field: str) -> Tensor:
     if isinstance(value, Image.Image) and value.mode == "F":
         raise ValueError(f"the mask of {field} is a picture of floats: save it gray, or give an array of 0 to 1")
     if isinstance(value, Image.Image):
+        value = image.loaded(value, f"the mask of {field}")
         value = image.deep(value) / 65535 if value.mode in image.DEEP else np.array(value.convert("L"))
     if isinstance(value, np.ndarray) and value.dtype == np.uint16:
         value = value.astype(np.float32) / 65535
@@ -75,7 +77,7 @@ def classes(value: Any, field: str) -> Tensor:
                 f"{field} is a picture of mode {value.mode}; a class map holds a class number a pixel: save it gray or "
                 "with a palette"
             )
-        value = np.array(value)
+        value = np.array(image.loaded(value, field))
     if isinstance(value, np.ndarray) and value.dtype.kind in "uib":
         value = torch.from_numpy(value.astype(np.int64))
     if not isinstance(value, Tensor) or value.ndim != 2 or value.is_floating_point() or value.is_complex():

@@ -42,14 +42,19 @@ def converted(request: Request, channels: int) -> list[tuple[str, str]]:
 
 def _changes(value: Any) -> list[str] | None:
     """What is done to a picture, of a path or PIL's, by its content; None for an array or what cannot be opened."""
-    if isinstance(value, Path):
+    try:
+        if not isinstance(value, Path):
+            return _done(value)
         if image.arrayed(value):
             return None
-        try:
-            with Image.open(value) as file:
-                return _changes(file)
-        except Exception:  # decoders of damaged files raise anything, as in `image.pixels`
-            return None
+        with Image.open(value) as file:
+            return _done(file)
+    except Exception:  # decoders of damaged files raise anything, as in `image.pixels`
+        return None
+
+
+def _done(value: Image.Image) -> list[str]:
+    """What is done to an opened picture; as transparent counts what something can be seen through."""
     done = contact.changes(value)
     return done if contact.CLEAR not in done or image.transparent(value) else [n for n in done if n != contact.CLEAR]
 
@@ -77,7 +82,7 @@ def picture(model: LatentDiffusion, value: Any, field: str = "picture") -> Tenso
 def opened(value: Any, field: str) -> Image.Image:
     """A path or a PIL picture as a PIL picture in its own mode, turned as its EXIF says. Raises `ValueError` for no picture."""
     if not isinstance(value, Path):
-        found: Image.Image = ImageOps.exif_transpose(value)
+        found: Image.Image = ImageOps.exif_transpose(image.loaded(value, f"the {field}"))
         return found
     try:
         with Image.open(value) as file:
