@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 
+from sfumato.nn.attention import attend
 from sfumato.training import describe
 
 
@@ -20,3 +22,13 @@ def test_a_denoiser_has_its_shape_before_its_first_stage_is_trained(
         "denoiser",
         "there is no folder pictures; give the folder of your pictures as data.path",
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_is_counted_on_the_cpu_too(dtype: torch.dtype, masked: bool) -> None:
+    q, k, v = (torch.zeros(2, 4, n, d, dtype=dtype) for n, d in ((256, 32), (64, 32), (64, 16)))
+    mask = torch.ones(2, 64, dtype=torch.bool) if masked else None
+    with torch.no_grad(), describe.counting() as counter:
+        attend(q, k, v, mask)
+    assert counter.get_total_flops() == 2 * (2 * 4) * 256 * 64 * (32 + 16)  # q k' and then (q k') v

@@ -156,7 +156,7 @@ def flops(desk: Desk, name: str, fields: dict[str, Any]) -> float:
         assert isinstance(recipe, DiffusionRecipe)
         return 3.0 * evaluation(denoising(recipe, desk.run(name), desk.device).model)
 
-    found: float = desk.once(f"flops-{name}", [fields["backbone"], desk.train.size], count)
+    found: float = desk.once(f"flops-attended-{name}", [fields["backbone"], desk.train.size], count)
     return found
 
 

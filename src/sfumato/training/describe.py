@@ -1,7 +1,9 @@
 """What a recipe or a model folder is made of, as text and a table: shapes, parameters, FLOPs."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -98,9 +100,9 @@ def first_stage(codec: Codec, size: int) -> list[Row]:
     """The encoder's and the decoder's rows."""
     coder, f = codec.autoencoder.eval(), codec.factor
     images = torch.zeros(1, codec.image_channels, size, size)
-    with FlopCounterMode(display=False) as there:
+    with counting() as there:
         latent = coder.encode(images).latent
-    with FlopCounterMode(display=False) as back:
+    with counting() as back:
         coder.decode(latent)
     pixels, small = shape(codec.image_channels, size, size), shape(codec.channels, size // f, size // f)
     ways = [getattr(coder, name, nn.Identity()) for name in ("encoder", "decoder")]
@@ -124,12 +126,23 @@ def both(model: LatentDiffusion) -> list[Row]:
     return rows
 
 
+def counting() -> FlopCounterMode:
+    """Counts FLOPs, those of attention too: torch's counter knows its kernels on accelerators and none on the CPU."""
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return FlopCounterMode(display=False, custom_mapping={kernel: _attending})
+
+
+def _attending(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of attention for shapes (B, heads, N, d), (B, heads, M, d), (B, heads, M, e)."""
+    return 2 * math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+
+
 @torch.no_grad()
 def evaluation(model: LatentDiffusion) -> int:
     """FLOPs of one evaluation of the denoiser for one picture of the model's size."""
     latent, device = model.latent_shape(), model.device
     # plainly: lanes are threads, in which nothing is counted
-    with paths.plain(), device, FlopCounterMode(display=False) as counter:
+    with paths.plain(), device, counting() as counter:
         model.denoiser(torch.zeros(1, *latent), torch.full((1,), 0.5), blank(model.conditions.sizes, latent))
     return int(counter.get_total_flops())
 
