@@ -163,6 +163,20 @@ def test_a_family_of_codes_has_its_reconstructions_as_a_ceiling(codec: Codec) ->
     assert told[0]["likelihood"]["held_out"] == EmojiData(size=32).open("held_out").fingerprint
 
 
+def test_a_family_s_likelihood_is_of_its_own_size_whatever_the_reference_has(codec: Codec, tmp_path: Path) -> None:
+    folder = str(pictures(tmp_path / "real", 12))
+    asked = Asked(Path("stub"), images=8, data=folder, size=16)
+    seen: list[int] = []
+
+    def bits(x: Tensor, *_: Any) -> None:
+        seen.append(x.shape[-1])
+
+    stub = Stub(codec)
+    stub.bits = bits  # type: ignore[assignment,method-assign]
+    doors._family(asked, stub, {"kind": "emoji", "size": 32}, looking(), lambda said: None)
+    assert set(seen) == {32}
+
+
 def test_a_size_that_nothing_has_is_refused() -> None:
     asked = Asked(Path("runs/x"), size=128)
     with pytest.raises(ValueError, match="makes pictures of 32 pixels; leave it out"):

@@ -1,6 +1,7 @@
 """What a command's words mean: which folder is measured how, with what, against what."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -213,7 +214,8 @@ def _family(
     guidance = (3.0 if family.unnamed else 1.0) if asked.guidance is None else asked.guidance
     samples = Modelled(family, asked.images, run.SEED, guidance, shown.part)
     codec = next(iter(family.parts().values()), None)
-    apart = held_out(data, needed=asked.data is not None and not _same(asked.data, recipe))
+    own = _data(dataclasses.replace(asked, size=None), recipe, shape.size, shape.channels, family.labels)
+    apart = held_out(own, needed=asked.data is not None and not _same(asked.data, recipe))
     found = run.evaluate_images(samples, against, look, tell, codec)
     found["likelihood"] = None if apart is None else likelihood(family, apart)
     found["protocol"] |= {
