@@ -99,6 +99,18 @@ def test_what_was_begun_with_equal_time_is_not_gone_on_with_by_flops(desk: Desk)
         begun(desk, 1, {"equal": "time", "kinds": ("kl",)})
 
 
+def test_what_is_faster_is_settled_once_for_a_study(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    for first, later in ((True, False), (False, True)):
+        monkeypatch.setattr("sfumato.device.fast_bfloat16", lambda _, now=first: now)
+        desk.keep_plan("precision", {})
+        begun = replace(desk)
+        assert begun.dtype == (torch.bfloat16 if first else torch.float32)
+        monkeypatch.setattr("sfumato.device.fast_bfloat16", lambda _, now=later: now)
+        again = replace(desk)
+        assert again.dtype == begun.dtype
+        assert again.recipe("one", recipes.gan(), 64) == begun.recipe("one", recipes.gan(), 64)
+
+
 def test_a_study_is_told_its_choices_and_keeps_them(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[dict[str, Any]] = []
 

@@ -127,12 +127,13 @@ def test_times_that_differ_are_not_equal() -> None:
 
 
 def test_latents_are_sooner_only_in_all_samplings() -> None:
-    def after(*seconds: float | None, latest: bool = False) -> Claim:
-        return cost.sooner(8, [None if s is None else cost.Reached(s, latest) for s in seconds], 60.0)
+    def after(*seconds: float | None, latest: bool = False, own: float = 60.0) -> Claim:
+        return cost.sooner(8, [None if s is None else cost.Reached(s, latest) for s in seconds], 60.0, own)
 
     assert after(10.0, 11.0, 12.0).outcome == HOLDS
     assert after(10.0, None, 12.0).outcome == OPEN
     assert after(None, None, None).outcome == FAILS
+    assert after(None, None, None, own=55.0).outcome == OPEN  # they were not given the time
     assert after(100.0, 101.0, 102.0).outcome == FAILS
     assert after(100.0, 101.0, 102.0, latest=True).outcome == OPEN  # they may have been there before
     assert after(10.0, 11.0, 12.0).measured == "after 11.0 ± 1.0 s of 60 s: 5.5 times"
@@ -277,7 +278,7 @@ def test_captions_of_two_models_are_compared_one_by_one() -> None:
 
 def test_several_trainings_may_not_say_what_none_of_them_may() -> None:
     longer = [cost.as_near(4, Spread(20.0 + d, 5.0, 2), Spread(60.0 + d, 8.0, 2), 1.3) for d in (0.0, 0.2, 0.4)]
-    bounds = [cost.sooner(8, [cost.Reached(s + d, True) for s in (90.0, 110.0)], 60.0) for d in (0.0, 0.2, 0.4)]
+    bounds = [cost.sooner(8, [cost.Reached(s + d, True) for s in (90.0, 110.0)], 60.0, 150.0) for d in (0.0, 0.2, 0.4)]
     for several in (longer, bounds):
         assert {c.outcome for c in several} == {OPEN}
         assert together(several) == OPEN

@@ -92,7 +92,16 @@ class Desk:
     @property
     def dtype(self) -> torch.dtype:
         """The precision of sampling."""
-        return devices.precision("auto", self.device)
+        return devices.precision(self.faster, self.device)
+
+    @cached_property
+    def faster(self) -> str:
+        """What «auto» is in this study, which a call that measured anew may find to be another."""
+        kept = self.plan("precision").get("auto")
+        if kept is None:
+            kept = "bf16" if devices.precision("auto", self.device) == torch.bfloat16 else "fp32"
+            self.keep_plan("precision", {"auto": kept})
+        return str(kept)
 
     @property
     def labelled(self) -> bool:
@@ -155,7 +164,8 @@ class Desk:
         """A whole recipe: the study's data, and so many images with few previews."""
         training = {
             "ema": [0.05], "preview": max(images // 2, 1), "report": max(images // 40, 1),
-            "checkpoint": max(images // 4, 1), "keep": 1, "seed": self.seed, "precision": self.precision, **fields.get("training", {}), "images": images,
+            "checkpoint": max(images // 4, 1), "keep": 1, "seed": self.seed,
+            "precision": self.faster if self.precision == "auto" else self.precision, **fields.get("training", {}), "images": images,
         }  # fmt: skip
         return parse({"data": self.data, **recipes.wider(fields, self.scale), "training": training}, name)
 
@@ -277,7 +287,7 @@ class Desk:
             "distances": f"against {len(self.shown):,} pictures, one of each family of the training part", "images a seed": self.images, "sampling seeds": list(self.seeds),
             "training seed": self.seed, "sampler": Generate.model_fields["sampler"].default, "steps": self.steps, "guidance": 1.0,
             "hours": self.hours, "device": str(self.device), "precision of sampling": str(self.dtype).removeprefix("torch."),
-            "width of networks": self.scale, "precision of training": self.precision, **more,
+            "width of networks": self.scale, "precision of training": self.faster if self.precision == "auto" else self.precision, **more,
         }  # fmt: skip
 
 
