@@ -217,7 +217,7 @@ def test_random_compositions(leaf: str, wraps: list[str], kept: bool, name: str)
             options = {"tolerance": 0.5, "limit": 2000}
         return last(sampler(name)(denoise, part, GRID, **options))
 
-    timed = leaf.startswith(("apg", "cfgpp", "cfg_zero")) and not leaf.startswith("apg_still")
+    timed = leaf.startswith(("apg", "cfgpp")) and not leaf.startswith("apg_still")
     if (leaf == "apg" and any(w.startswith("tiled") for w in wraps)) or (name == "adaptive" and timed):
         with pytest.raises(ValueError, match=r"remembers a run's steps|`adaptive` does not"):
             drawn(slice(0, 2))

@@ -44,13 +44,13 @@ def at(denoise: Denoise, t: float, x: Tensor | None = None) -> Tensor:
     return denoise(x, times(x, t))
 
 
-def targets(schedule: Schedule) -> Branches:
+def targets(schedule: Schedule, count: int = 3) -> Branches:
     """Branches whose conditions are the means of Gaussian targets (B,)."""
 
     def network(x_t: Tensor, t: Tensor, mean: Tensor) -> Tensor:
         return gaussian(schedule, mean.reshape(-1, 1, 1, 1), 0.5)(x_t, t)  # type: ignore[arg-type]
 
-    return Branches(network, [torch.full((3,), 1.0).double(), torch.full((3,), -0.5).double()], torch.cat)
+    return Branches(network, [torch.full((count,), 1.0).double(), torch.full((count,), -0.5).double()], torch.cat)
 
 
 def test_guidance_is_one_batched_forward() -> None:
@@ -210,13 +210,27 @@ def test_an_interval_holds_for_every_picture_of_the_adaptive_sampler() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "make", [lambda b, g: cfgpp(b, 0.5, g), lambda b, g: cfg_zero(b, 2.0, Linear()), lambda b, g: apg(b, 2.0)]
-)
+@pytest.mark.parametrize("make", [lambda b, g: cfgpp(b, 0.5, g), lambda b, g: apg(b, 2.0)])
 def test_guidance_that_reads_the_time_refuses_mixed_ones(make: Any) -> None:
     g = grid.even(Linear(), 5)
     with pytest.raises(ValueError, match="`adaptive` does not"):
         make(targets(Linear()), g)(draw(0), torch.tensor([0.1, 0.2, 0.3]).double())
+
+
+def test_cfg_zero_holds_for_every_picture_of_the_adaptive_sampler() -> None:
+    x, schedule = draw(4), Linear()
+    rows, t = grid.even(schedule, 9), torch.tensor([0.0, 0.5, 0.9]).double()
+
+    def make(count: int) -> Denoise:
+        return cfg_zero(targets(schedule, count), 2.0, schedule, still=0.85)
+
+    together, mixed = last(adaptive(make(3), x, rows, tolerance=1e-4)), make(3)(x, t)
+    for k in range(3):
+        one = x[k : k + 1]
+        torch.testing.assert_close(
+            together[k : k + 1], last(adaptive(make(1), one, rows, tolerance=1e-4)), atol=1e-6, rtol=0
+        )
+        torch.testing.assert_close(mixed[k : k + 1], make(1)(one, t[k : k + 1]))
 
 
 def test_cfgpp_is_refused_under_adaptive_for_one_picture_too() -> None:

@@ -177,17 +177,14 @@ def cfg_zero(branches: Branches, scale: float, schedule: Schedule, *, still: flo
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         conditional, base = run(x_t, t)
         alpha, sigma = schedule(t).like(x_t)
-        time = moment(t)
-        if time is None:
-            raise ValueError("CFG-Zero* needs a sampler that keeps a batch at one time; `adaptive` does not")
-        if time > still:
-            return x_t / (alpha + sigma)
-        if time == 0:
-            return torch.lerp(base, conditional, scale)
+        time = t.to(x_t).reshape(
+            -1, *[1] * (x_t.ndim - 1)
+        )  # pictures may be at times of their own, as under `adaptive`
         v_cond, v_base = ((x_t - (alpha + sigma) * x_0) / sigma for x_0 in (conditional, base))
         fit = (v_cond * v_base).flatten(1).sum(1) / v_base.square().flatten(1).sum(1).clamp(min=1e-12)
         v = torch.lerp(fit.reshape(_norm(base).shape) * v_base, v_cond, scale)
-        return (x_t - sigma * v) / (alpha + sigma)
+        found = torch.where(time == 0, torch.lerp(base, conditional, scale), (x_t - sigma * v) / (alpha + sigma))
+        return torch.where(time > still, x_t / (alpha + sigma), found)
 
     return denoise
 
