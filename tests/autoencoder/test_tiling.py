@@ -225,6 +225,22 @@ def test_a_decode_that_overflows_half_precision_is_repeated_in_float32(tile: int
     assert {p.dtype for p in codec.parameters()} == {torch.float16}  # and it stays what it was
 
 
+def test_a_picture_that_overflows_leaves_its_neighbours_as_they_are() -> None:
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half()
+    latents[0] *= 0.1
+    codec = overflowing()
+    finite = codec.autoencoder.decode(latents).isfinite().flatten(1).all(1)
+    assert finite.tolist() == [True, False]
+    assert torch.equal(codec.decode(latents)[0], codec.decode(latents[:1])[0])
+
+
+def test_a_codec_in_half_precision_encodes_too() -> None:
+    images = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    whole, half = tiny(), tiny().bfloat16()
+    assert half.encode(images).dtype == torch.float32
+    torch.testing.assert_close(half.encode(images), whole.encode(images), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("tile", [0, 32])
 def test_a_decode_that_overflows_under_autocast_is_repeated_without_it(tile: int) -> None:
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))

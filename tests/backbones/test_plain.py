@@ -28,6 +28,24 @@ def test_the_plain_way_is_the_same_arithmetic() -> None:
     torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_plain_way_takes_networks_in_half_precision_too(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    net = UNetConfig(width=32, multipliers=(1, 2), blocks=1, attention=(1, 2)).build(4, Sizes(tokens=16)).eval()
+    for p in net.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    net.to(dtype)
+    given = torch.randn(4, 4, 8, 8), torch.rand(4), Conditions(tokens=torch.randn(4, 3, 16))
+    with torch.no_grad():
+        fast = net(*given)
+        with paths.plain():
+            plain = net(*given)
+    graded = net(*given)  # as likelihoods want it
+    assert fast.dtype == plain.dtype == graded.dtype == torch.float32
+    for other in (plain, graded.detach()):
+        torch.testing.assert_close(fast, other, rtol=0.05, atol=0.05)
+
+
 def network(name: str) -> tuple[nn.Module, tuple[int, int], tuple[Tensor, ...]]:
     """With weights that are nowhere zero, the channels and the multiple of the sides of what it is given, and the rest."""
     torch.manual_seed(0)

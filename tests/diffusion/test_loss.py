@@ -93,6 +93,8 @@ def test_moments_of_densities() -> None:
     middle = Linear()(density("cosine_interpolated")(torch.tensor([0.5], dtype=torch.float64), Linear()))
     expected = math.sqrt(2)  # half-way the shift is log sqrt(32 / 64 * 64 / 64), and the cosine's log SNR is 0
     assert float(middle.sigma / middle.alpha) == pytest.approx(expected, rel=1e-9)
+    large = Linear()(density("cosine_interpolated")(torch.tensor([0.5], dtype=torch.float64), Linear(), size=256))
+    assert float(large.sigma / large.alpha) == pytest.approx(4 * expected, rel=1e-9)  # noise of four times the strength
 
 
 def test_strata_hold_one_example_each() -> None:

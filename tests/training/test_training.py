@@ -543,8 +543,14 @@ def test_times_follow_the_recipe(first_stage: Path) -> None:
         read = read.model_copy(update={"times": TimesConfig.model_validate(how)})
         objective = objective_of(read, first_stage / "run", torch.device("cpu"))
         assert isinstance(objective, Denoising)
+        side.append(objective.shape[-1])
         return objective.times(range(512))
 
+    side: list[int] = []
+    # half-way the ratio is sqrt(high / size * low / size), upside down: the shift follows the latent's side
+    ratio = times(density="cosine_interpolated").median() ** -1 - 1
+    assert float(ratio) == pytest.approx((64 * 32) ** 0.5 / side[0], rel=0.3)
+    assert side[0] != 64
     assert abs(float(times(mean=2.0).logit().mean()) - 2) < 0.15
     assert abs(float(times(std=0.5).logit().std()) - 0.5) < 0.05
     strata = (times(density="uniform", stratified=True).reshape(-1, 16) * 16).floor()

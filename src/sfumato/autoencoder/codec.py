@@ -62,12 +62,14 @@ class Codec(nn.Module):
         autocast rests: what a denoiser is shown beside latents of the cache is as exact as these.
         """
         images = tiling.padded(images, self.factor) if pad else images
+        given = images.dtype
+        images = images.to(next(self.autoencoder.parameters(), images).dtype)
         if tile is None and images.shape[2] * images.shape[3] > tiling.LARGE:
             tile = tiling.SIDE
         with torch.autocast(images.device.type, enabled=False):
             if tile:
-                return tiling.moments(self.autoencoder, images, tile, share)
-            return self._parted(self._encoded, images, images.shape[2] * images.shape[3])
+                return tiling.moments(self.autoencoder, images, tile, share).to(given)
+            return self._parted(self._encoded, images, images.shape[2] * images.shape[3]).to(given)
 
     def _encoded(self, images: Tensor) -> Tensor:
         encoded: Encoded = self.autoencoder.encode(images)
@@ -128,11 +130,11 @@ class Codec(nn.Module):
         raw = self.unwhitened(latents)
         pictures = work(raw.to(dtype))
         half = torch.is_autocast_enabled(latents.device.type) or dtype != torch.float32
-        if half and not pictures.isfinite().all():
+        if half and (broken := ~pictures.flatten(1).isfinite().all(1)).any():
             with torch.autocast(latents.device.type, enabled=False):
                 self.autoencoder.float()
                 try:
-                    pictures = work(raw.float())
+                    pictures = pictures.float().index_put((broken,), work(raw[broken].float()))
                 finally:
                     self.autoencoder.to(dtype)
         if not pictures.isfinite().all():

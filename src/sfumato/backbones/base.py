@@ -82,8 +82,7 @@ class Backbone(nn.Module, ABC):
         if ready and cond is not None:
             cond = Rows.rounded(cond)
         if torch.is_grad_enabled() or not paths.fast():
-            result: Tensor = super().__call__(x_t, clock, cond)
-            return result
+            return self._plainly(x_t, clock, cond)
         weights = [p for p in self.parameters() if p.ndim > 1]
         weight = next((p for p in weights if p.ndim == 4), weights[0])  # a convolution's tells how maps lie
         layout = torch.channels_last if last(weight) else torch.contiguous_format
@@ -98,6 +97,16 @@ class Backbone(nn.Module, ABC):
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             return some(slice(0, len(x_t))).clone()  # the next call of a captured graph writes to the same place
         return rows_side_by_side(some, len(x_t), x_t.device)
+
+    def _plainly(self, x_t: Tensor, clock: Tensor, cond: Conditions | None) -> Tensor:
+        """One call of the network, which may be in half precision here too."""
+        dtype = next((p.dtype for p in self.parameters() if p.ndim > 1), x_t.dtype)
+        if dtype in (torch.bfloat16, torch.float16):
+            cond = None if cond is None else Rows.of(cond, slice(None), dtype)
+            half: Tensor = super().__call__(x_t.to(dtype), clock, cond)
+            return half.to(x_t.dtype)
+        result: Tensor = super().__call__(x_t, clock, cond)
+        return result
 
     @abstractmethod
     def forward(self, x_t: Tensor, clock: Tensor, cond: Conditions | None = None) -> Tensor:

@@ -10,7 +10,8 @@ from sfumato.nn.norm import norm
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool = False) -> Tensor:
-    """softmax(q k' / sqrt(d)) v for (B, H, N, d) queries and (B, H, M, d) keys; `mask` (B, M) is True where a key counts.
+    """softmax(q k' / sqrt(d)) v for (B, H, N, d) queries and (B, H, M, d) keys; `mask` (B, M) is True where a key counts, as at
+    least one of each example's does, for what an average of nothing is differs by kernel.
     Where `causal` a query sees the keys up to its own place; with a mask too, that is a `ValueError`."""
     if causal and mask is not None:
         raise ValueError("causal attention takes no mask; pad at the end, where no earlier query looks")

@@ -150,7 +150,8 @@ class Denoising(Objective):
         u = streams.uniform((), self.recipe.training.seed, "time", positions)
         if how.stratified:
             u = stratified(u, torch.tensor([p % batch for p in positions]), batch)
-        return density(how.density)(u, self.model.denoiser.schedule, **how.options)
+        sized = {"size": max(self.shape[1:])} if how.density == "cosine_interpolated" else {}
+        return density(how.density)(u, self.model.denoiser.schedule, **how.options, **sized)
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
