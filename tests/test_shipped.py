@@ -12,6 +12,7 @@ import sfumato
 from sfumato import files, shipped
 from sfumato.autoencoder.codec import Codec
 from sfumato.convert import half
+from sfumato.model import LatentDiffusion
 from tests.cli.test_cli import call
 
 
@@ -75,6 +76,9 @@ def test_what_half_precision_cannot_hold_is_refused(
     assert (code, out.strip()) == (0, str(tmp_path / "out"))
     code, _, err = call("convert", "half", model_folder, "--out", model_folder, capsys=capsys)
     assert (code, "give another folder" in err) == (2, True)
+    code, _, err = call("convert", "half", model_folder / "autoencoder", "--out", tmp_path / "out", capsys=capsys)
+    assert (code, "holds a model already" in err) == (2, True)
+    assert LatentDiffusion.load(tmp_path / "out")
 
 
 def test_only_what_is_exact_is_written_in_half(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Noise depends on what it is for, not on the batch it is drawn in."""
 
+import os
+
 import pytest
 import torch
 
@@ -24,6 +26,11 @@ def test_seed_purpose_image_and_step_all_matter() -> None:
         for step in (0, 1)
     }
     assert len(draws) == 16
+
+
+def test_a_purpose_may_be_a_file_name_of_any_bytes() -> None:
+    odd, other = (streams.generator(0, f"crop/{os.fsdecode(name)}").random() for name in (b"caf\xe9", b"caf\xe8"))
+    assert odd != other
 
 
 def test_the_moments_are_those_of_a_standard_normal() -> None:

@@ -20,7 +20,7 @@ Array = np.ndarray[Any, np.dtype[np.float32]]
 
 def generator(seed: int, purpose: str, image: int = 0, step: int = 0) -> np.random.Generator:
     """The generator of this key. Seeds and images are taken modulo 2^64, steps modulo 2^32."""
-    low = (zlib.crc32(purpose.encode()) << 32) | (step & 0xFFFFFFFF)
+    low = (zlib.crc32(purpose.encode(errors="surrogateescape")) << 32) | (step & 0xFFFFFFFF)
     counter = np.array([0, 0, 0, low], dtype=np.uint64)
     key = np.array([seed & 0xFFFFFFFFFFFFFFFF, image & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key, counter=counter))

@@ -71,15 +71,25 @@ def test_a_decoder_learns_the_latents_of_another_first_stage(
     first_stage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = Codec.load(first_stage)
+    shutil.copytree(first_stage, tmp_path / "stage")
     read = recipe.read(
         "tiny",
         [
-            f"autoencoder={{kind: tiny, width: 16, blocks: 1, decodes: {first_stage}}}",
+            f"autoencoder={{kind: tiny, width: 16, blocks: 1, decodes: {tmp_path / 'stage'}}}",
             "data={kind: emoji, size: 32}",
             *(f"training.{name}={value}" for name, value in {**SHORT, "images": 32}.items()),
         ],
     )
     preview = Codec.load(run.train(read, tmp_path / "preview", device="cpu", quiet=True))
+    other = Codec.load(first_stage)
+    with torch.no_grad():
+        next(other.parameters()).mul_(2.0)
+    shutil.rmtree(tmp_path / "stage")
+    other.save(tmp_path / "stage")  # another first stage at the same place
+    with pytest.raises(ValueError, match=r"the first stage of .* are not those that this run began with"):
+        run.train(read, tmp_path / "preview", resume=True, device="cpu", quiet=True)
+    shutil.rmtree(tmp_path / "stage")
+    shutil.copytree(first_stage, tmp_path / "stage")
     images, noise = torch.rand(1, 3, 32, 32), torch.randn(1, 4, 4, 4)
     assert (preview.factor, preview.channels) == (teacher.factor, teacher.channels)
     torch.testing.assert_close(preview.encode(images, noise), teacher.encode(images, noise))

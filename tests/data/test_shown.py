@@ -56,6 +56,34 @@ def test_a_table_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert not (tmp_path / "here" / "sheet.png").exists()
 
 
+def test_a_sheet_does_not_become_one_of_the_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    for k in range(6):
+        data.mkdir(exist_ok=True)
+        Image.effect_noise((24, 24), 90).save(data / f"{k}.png")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"""{{stage: autoencoder, autoencoder: {{kind: kl}}, training: {{images: 8}},
+        data: {{kind: folder, path: {data}, size: 16}}}}""")
+    for source in (data, recipe):
+        code, _, err = shown(source, "--sheet", data / "sheet.png", capsys=capsys)
+        assert (code, "would lie among the pictures" in err) == (2, True)
+        assert len([*data.iterdir()]) == 6
+
+
+def test_a_folder_of_tables_is_one_again_beside_what_was_kept_of_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data").mkdir()
+    table(tmp_path / "data" / "a.parquet")
+    monkeypatch.chdir(tmp_path / "data")
+    code, _, err = shown(".", "size=16", "held_out=0.3", capsys=capsys)
+    assert (code, "would lie among the pictures" in err) == (2, True)
+    for _ in range(2):
+        code, out, err = shown(".", "size=16", "held_out=0.3", "--sheet", tmp_path / "s.png", capsys=capsys)
+        assert (code, err) == (0, "")
+        assert "16x16 as the network sees them" in out
+
+
 def test_pictures_beside_an_archive_are_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for k in range(4):
         (tmp_path / "data" / "flowers").mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 import yaml
 
-from sfumato.training import bench
+from sfumato.data.base import Data
+from sfumato.training import bench, recipe
 from sfumato.training.bench import Feeding, feeding, rate, verdict
 from sfumato.training.recipe import AutoencoderRecipe
 from tests.cli.test_cli import call
@@ -46,6 +47,19 @@ def test_a_denoiser_is_fed_through_its_encoder(cache: bool, first_stage: Path) -
     assert found.encodes == cache
     assert found.step is not None
     assert ("sees every picture once" in verdict(found)) == cache
+
+
+def test_what_is_made_of_pictures_is_a_part_of_assembling() -> None:
+    data = Data.model_validate({"kind": "emoji", "size": 32, "degrade": {"factor": 4}, "masks": {}})
+    kept = bench.Kept(data.open("train"), [3, 5])
+    assert {"lowres", "masked"} <= kept.told(0).keys()
+
+
+def test_a_first_stage_without_weights_is_told_apart(tmp_path: Path) -> None:
+    read = recipe.read("pixels", ["data={kind: emoji, size: 32}"])
+    found = feeding(read, CPU, 1, seconds=0.02)
+    assert found.step is None
+    assert "has nothing to train" in verdict(found)
 
 
 def test_a_recipe_that_cannot_be_built_still_has_rates(tmp_path: Path) -> None:

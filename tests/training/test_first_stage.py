@@ -438,7 +438,8 @@ def test_a_run_that_goes_on_knows_where_its_steps_begin(tmp_path: Path) -> None:
 
     objective = reconstruction(longer, CPU)
     loop = Loop(objective, longer.training, tmp_path, "", CPU, torch.float32, True, watch)
-    loop.run(resume=True)
+    loop.resume()
+    loop.run()
     assert (objective.offset, seen[-1]) == (4, 36)
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from sfumato.autoencoder.codec import Codec
 from sfumato.cli import main
-from sfumato.evaluation.lengths import Length, best
+from sfumato.evaluation.lengths import Length, best, compared
 from sfumato.model import LatentDiffusion
 from sfumato.training import posthoc
 from sfumato.training.ema import Averages, exponent
@@ -99,6 +99,12 @@ def test_the_command_rebuilds_and_compares(
     assert best([Length(0.05, 0.0, error, 25.0), Length(0.1, 0.0, error, 24.0)]).width == 0.05
     assert "Best: width" in capsys.readouterr().out
     assert (tmp_path / "p.png").is_file()
+
+
+def test_widths_are_looked_at_before_any_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(posthoc, "rebuild", lambda *_: pytest.fail("measured"))
+    with pytest.raises(ValueError, match=r"between 0 and 0\.28"):
+        compared([], autoencoder_recipe(), Codec(autoencoder_recipe().autoencoder), [], [0.05, 0.5])
 
 
 def call(*words: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +20,7 @@ from sfumato.nn.rescale import smaller
 from sfumato.training import checkpoint, log, posthoc
 from sfumato.training.log import Log
 from sfumato.training.optimizer import Optimizer, rate_at
-from sfumato.training.recipe import parse
+from sfumato.training.recipe import dump, parse
 from sfumato.training.run import environment, modelling, objective_of, train
 from sfumato.training.shortcut import filled
 from tests.conftest import CODER, autoencoder_recipe, diffusion_recipe
@@ -29,12 +30,33 @@ def test_a_finished_run_without_its_checkpoints_is_not_trained_over(tmp_path: Pa
     recipe = autoencoder_recipe()
     folder = train(recipe, tmp_path, device="cpu", quiet=True)
     shutil.rmtree(tmp_path / "state")
-    before = {p.name: p.read_bytes() for p in [*folder.iterdir(), tmp_path / "metrics.jsonl"] if p.is_file()}
+    before = {p.name: p.read_bytes() for p in [*folder.iterdir(), *tmp_path.iterdir()] if p.is_file()}
     assert train(recipe, tmp_path, resume=True, device="cpu", quiet=True) == folder  # all of it was done
     longer = recipe.model_copy(update={"training": recipe.training.model_copy(update={"images": 10_000})})
     with pytest.raises(ValueError, match="is finished and its checkpoints are gone"):
         train(longer, tmp_path, resume=True, device="cpu", quiet=True)
-    assert before == {p.name: p.read_bytes() for p in [*folder.iterdir(), tmp_path / "metrics.jsonl"] if p.is_file()}
+    assert before == {p.name: p.read_bytes() for p in [*folder.iterdir(), *tmp_path.iterdir()] if p.is_file()}
+
+
+def test_a_resume_that_is_refused_leaves_the_recipe_as_it_was(tmp_path: Path) -> None:
+    train(autoencoder_recipe(), tmp_path, device="cpu", quiet=True)
+    held = (tmp_path / "recipe.yaml").read_bytes()
+    for facts in tmp_path.glob("state/*/*.json"):  # of other pictures than there are now
+        facts.write_text(facts.read_text().replace('"the pictures": "', '"the pictures": "0'))
+    with pytest.raises(ValueError, match=r"the pictures of .* are not those"):
+        train(autoencoder_recipe(rate=1e-4), tmp_path, resume=True, device="cpu", quiet=True)
+    assert (tmp_path / "recipe.yaml").read_bytes() == held
+
+
+def test_a_recipe_that_lies_in_its_run_s_folder_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    written = yaml.safe_dump({**dump(autoencoder_recipe()), "sfumato": None})
+    written = "# mine\n" + written.replace("sfumato: null\n", "")
+    (tmp_path / "recipe.yaml").write_text(written)
+    train(autoencoder_recipe(), tmp_path, device="cpu", quiet=True)
+    assert (tmp_path / "recipe.before.yaml").read_text() == written
+    assert "recipe.before.yaml" in caplog.text
+    train(autoencoder_recipe(), tmp_path, resume=True, device="cpu", quiet=True)
+    assert (tmp_path / "recipe.before.yaml").read_text() == written
 
 
 def test_a_new_checkpoint_is_kept_beside_a_damaged_later_one(tmp_path: Path) -> None:
@@ -253,7 +275,8 @@ def test_resumed_plots_keep_the_point_at_the_checkpoint(tmp_path: Path) -> None:
             for images in steps:
                 one.report(images, {"loss": 1.0})
     found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [event.step for event in found.Scalars("loss")] == [100, 200, 300]
+    # files that are begun in one second are read in the order of their names, 10 before 9
+    assert sorted(event.step for event in found.Scalars("loss")) == [100, 200, 300]
 
 
 def test_snapshots_of_a_run_that_is_begun_again_are_gone(tmp_path: Path) -> None:

@@ -186,12 +186,12 @@ def test_every_process_has_an_image_in_every_step_of_a_run_that_goes_on(
     monkeypatch.setattr("sfumato.distributed.place", lambda: (0, 2))
     if remedy is None:
         with pytest.raises(Reached):
-            loop.run(resume=False)
+            loop.run()
         return
     with pytest.raises(
         ValueError, match=rf"fewer images than there are processes \(2\): give {remedy}, or start fewer"
     ):
-        loop.run(resume=False)
+        loop.run()
 
 
 def test_a_batch_of_fewer_images_than_processes_is_to_be_larger(
@@ -201,4 +201,4 @@ def test_a_batch_of_fewer_images_than_processes_is_to_be_larger(
     loop = Loop(objective_of(read, tmp_path, CPU), read.training, tmp_path, "", CPU, torch.float32, quiet=True)
     monkeypatch.setattr("sfumato.distributed.place", lambda: (0, 3))
     with pytest.raises(ValueError, match=r"give a larger training.batch, or start fewer"):
-        loop.run(resume=False)
+        loop.run()

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -439,6 +440,26 @@ def test_shards_of_other_latents_are_not_taken(codec: Codec, tmp_path: Path) -> 
     codec.scale.fill_(2.0)
     again = latents.encode(codec, part, tmp_path / "parts", shard=64)
     assert float(again.rows([0]).abs().max()) > 0
+
+
+def test_runs_that_begin_the_same_latents_at_once_both_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    work, write, tries = tmp_path / "work", files.write, iter([True, True])
+
+    def raced(path: Path, text: Any) -> None:
+        if next(tries, False):  # the folder is taken away in between
+            raise FileNotFoundError(2, "No such file or directory", str(path))
+        write(path, text)
+
+    monkeypatch.setattr(files, "write", raced)
+    latents._begun(work, {"of": "these"})
+    (work / "shard-00000").mkdir()
+    latents._begun(work, {"of": "these"})
+    assert (work / "shard-00000").is_dir()
+    latents._begun(work, {"of": "others"})
+    assert not (work / "shard-00000").is_dir()
+    monkeypatch.setattr(latents.shutil, "rmtree", lambda *_, **__: pytest.fail("another run began here just now"))
+    (tmp_path / "new").mkdir()
+    latents._begun(tmp_path / "new", {"of": "these"})  # a folder without a key may be another run's that writes it
 
 
 def test_latents_from_pixels_are_those_of_the_cache(codec: Codec, tmp_path: Path) -> None:

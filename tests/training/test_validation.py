@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sfumato.autoencoder.codec import Codec
+from sfumato.cli.train import _tell_best
 from sfumato.model import LatentDiffusion
 from sfumato.training import checkpoint, run
 from sfumato.training.autoencoder import Reconstruction
@@ -91,6 +92,23 @@ def test_a_run_that_goes_on_knows_the_lowest_loss_from_before(tmp_path: Path, mo
     run.train(recipe, tmp_path / "b", resume=True, device="cpu", quiet=True)
     assert (tmp_path / "b/best/weights.safetensors").read_bytes() == best != last
     assert lowest(tmp_path / "b") == 0.25
+
+
+def test_a_best_model_of_a_way_that_was_left_is_told_and_kept_until_it_is_beaten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = iter([0.75, 0.5, 0.25, 0.6])  # the last after the interruption
+    monkeypatch.setattr(Reconstruction, "validate", lambda self: {"held_out": next(told)})
+    recipe = autoencoder_recipe(held_out=32, best=True)
+    run.train(recipe, tmp_path / "a", device="cpu", quiet=True)
+    interrupted(tmp_path / "a", tmp_path / "b")
+    held = (tmp_path / "b/best/weights.safetensors").read_bytes()
+    run.train(recipe, tmp_path / "b", resume=True, device="cpu", quiet=True)
+    assert (tmp_path / "b/best/weights.safetensors").read_bytes() == held
+    assert json.loads((tmp_path / "b/best/judged.json").read_text()) == {"images": 96, "held_out": 0.25}
+    assert lowest(tmp_path / "b") == 0.25
+    _tell_best(tmp_path / "b")
+    assert "after 96 images, loss 0.2500; the last has 0.6000" in capsys.readouterr().err
 
 
 def test_a_first_stages_held_out_error_falls(tmp_path: Path) -> None:

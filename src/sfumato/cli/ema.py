@@ -39,5 +39,5 @@ def command(
     except ValueError:
         raise ValueError(f"--widths are numbers with commas between them; got {widths!r}") from None
     rows = lengths.compared(snapshots, recipe, model, parameters, chosen)
+    print(lengths.text(rows), flush=True)  # which a picture that cannot be written does not take away
     lengths.draw(rows, plot)
-    print(lengths.text(rows))

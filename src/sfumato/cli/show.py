@@ -43,10 +43,13 @@ def command(
 def _tabled(path: Path) -> bool:
     """Whether it is a table, or a folder that holds one and no pictures: beside pictures an archive is what they came in."""
     from sfumato.data import layout, rows
+    from sfumato.data.table import TableData
 
     if not path.is_dir():
         return True
-    return next(layout.pictures(path), None) is None and rows.detected(path) != "folder"
+    kept = TableData.model_fields["cache"].default.resolve()  # where tables keep arrays, which may be within
+    shown = (file for file in layout.pictures(path) if kept not in file.resolve().parents)
+    return next(shown, None) is None and rows.detected(path) != "folder"
 
 
 def _made(source: str, path: Path, changes: list[str]) -> None:
@@ -75,13 +78,15 @@ def _pictures(fields: dict[str, Any], changes: list[str], sheet: Path) -> None:
     except ValidationError as error:
         raise ValueError(explain(error, fields["path"])) from None
     data.open(data.parts[0])  # which says what is wrong with the pictures first
-    if fields["kind"] == "folder" and sheet.resolve().is_relative_to(Path(fields["path"]).resolve()):
-        raise ValueError(f"{sheet} would lie among the pictures and be one of them; give --sheet another place")
     _drawn(data, sheet, 0, 0.0)
 
 
 def _drawn(data: Any, path: Path, seed: int, flip: float) -> None:
-    """Say what the parts hold, and write the contact sheet of the training part."""
+    """Say what the parts hold, and write the contact sheet of the training part. Raises `ValueError` for a sheet that would be
+    one of the pictures, or would have a folder of tables read as one of pictures."""
+    root = getattr(data, "path", None)
+    if isinstance(root, Path) and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"{path} would lie among the pictures and be one of them; give --sheet another place")
     from rich.console import Console
     from rich.table import Table
 

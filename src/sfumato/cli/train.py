@@ -46,13 +46,17 @@ def command(
 def _tell_best(folder: Path) -> None:
     """Which model of the run was the best on held-out pictures, on stderr: the last one, after many rounds over few
     pictures, may have begun to repeat them."""
+    import json
     import math
 
     from sfumato.training.log import lines
+    from sfumato.training.loop import JUDGED
 
     judged = [row for row in lines(folder / "metrics.jsonl") if math.isfinite(row.get("held_out", math.nan))]
     if judged:
-        lowest = min(judged, key=lambda row: row["held_out"])
+        told = folder / "best" / JUDGED  # which may be of a way that the run left for an earlier checkpoint
+        known = json.loads(told.read_text(encoding="utf-8")) if told.is_file() else None
+        lowest = known or min(judged, key=lambda row: row["held_out"])
         typer.echo(
             f"best on held-out pictures after {lowest['images']:,} images, loss {lowest['held_out']:.4f}; "
             f"the last has {judged[-1]['held_out']:.4f}. The best model is {folder / 'best'}",

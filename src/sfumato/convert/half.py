@@ -16,6 +16,8 @@ def convert(source: Path, out: Path) -> Path:
     """
     if out.resolve() == source.resolve():
         raise ValueError(f"{out} is the model itself; give another folder")
+    if (out / SHEET).is_file():
+        raise ValueError(f"{out} holds a model already; choose another folder")
     if not (source / SHEET).is_file():
         raise ValueError(f"there is no model folder {source}; give one, or the run folder around it")
     if "stage: autoencoder" in (source / SHEET).read_text(encoding="utf-8").splitlines():

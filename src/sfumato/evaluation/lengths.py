@@ -11,6 +11,7 @@ from sfumato.data.renumbered import renumbered
 from sfumato.evaluation.reconstruction import reconstruction
 from sfumato.model import LatentDiffusion
 from sfumato.training import posthoc
+from sfumato.training.ema import exponent
 from sfumato.training.fitted import classes
 from sfumato.training.recipe import Recipe
 from sfumato.training.validation import denoising
@@ -33,6 +34,8 @@ def compared(
     widths: Sequence[float],
 ) -> list[Length]:
     """Rebuild and measure each width: a denoiser's held-out loss, a first stage's PSNR on held-out pictures."""
+    for width in widths:
+        exponent(width)  # which raises for what is no width, before minutes of measuring
     part, rows = recipe.data.open("held_out"), []
     if isinstance(model, LatentDiffusion):
         part = renumbered(part, classes(model))

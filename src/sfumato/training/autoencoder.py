@@ -220,7 +220,8 @@ class Reconstruction(Objective):
         return {"coder": self.coder, "critic": Critic(critic, weights.critic, self.coder)}
 
     def of(self) -> dict[str, str]:
-        return {"the pictures": self.train.fingerprint}
+        teacher = getattr(self.codec.config, "teacher", "")  # of a decoder of another first stage's latents
+        return {"the pictures": self.train.fingerprint, **({"the first stage": teacher} if teacher else {})}
 
     @property
     def learns(self) -> bool:

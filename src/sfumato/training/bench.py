@@ -62,6 +62,7 @@ class Kept(Part):
         self.part, self.indices = part, list(indices)
         self.images = [part.image(k) for k in indices]
         self.channels, self.size, self.labels, self.fingerprint = part.channels, part.size, part.labels, ""
+        self.derivations = part.derivations
         self.families = [(k,) for k in range(len(self.indices))]
 
     def __len__(self) -> int:
@@ -164,9 +165,12 @@ def _built(recipe: Recipe, where: torch.device) -> tuple[Reconstruction | Denois
         with torch.random.fork_rng(devices=[]):
             if "cache" in type(recipe).model_fields:
                 recipe = recipe.model_copy(update={"cache": False})
-            return objective_of(recipe, Path(), where), ""
+            objective = objective_of(recipe, Path(), where)
     except (ValueError, OSError) as error:
         return None, str(error)
+    if isinstance(objective, Reconstruction) and not objective.learns:
+        return None, "this first stage has nothing to train"
+    return objective, ""
 
 
 def _needed(

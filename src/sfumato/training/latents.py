@@ -24,6 +24,7 @@ from sfumato.data.base import Part
 from sfumato.training.autoencoder import stack
 
 KEY = "latents.json"
+BEGINNINGS = 20  # tries at a folder that other runs take away meanwhile
 
 
 class Latents:
@@ -140,9 +141,17 @@ def _name(number: int) -> str:
 def _begun(work: Path, wanted: dict[str, Any]) -> None:
     """A folder for the shards of just these latents; those of others in it are deleted."""
     path = work / KEY
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != wanted:
-        shutil.rmtree(work, ignore_errors=True)
-        files.write(path, json.dumps(wanted))
+    for _ in range(BEGINNINGS):
+        try:
+            if path.is_file():
+                if json.loads(path.read_text(encoding="utf-8")) == wanted:
+                    return
+                shutil.rmtree(work, ignore_errors=True)
+            files.write(path, json.dumps(wanted))
+        except FileNotFoundError:  # another run that begins the same took the folder of older ones away meanwhile
+            continue
+        return
+    raise ValueError(f"{work} is taken away again and again by other runs; begin one of them after the other")
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ State is counted in images. Everything random is a function of (seed, purpose, i
 stopped and resumed takes the same steps as one that was not.
 """
 
+import json
 import logging
 import math
 import time
@@ -29,6 +30,7 @@ from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.settings import TrainingConfig
 
 log = logging.getLogger(__name__)
+JUDGED = "judged.json"  # in `best`: after how many images it was so, and its held-out loss
 Watch = Callable[[int, Path | None], None]  # (images seen, a preview just written or None)
 
 
@@ -89,10 +91,8 @@ class Loop:
             max(torch.get_num_threads() // self.lanes, 1),
         )
 
-    def run(self, resume: bool) -> None:
+    def run(self) -> None:
         """Train to the last image and publish. Raises `Interrupted` after Ctrl-C, `FloatingPointError` on NaN."""
-        if resume:
-            self._resume()
         c = self.config
         self.objective.offset = self.images % c.batch
         made, published = self.folder / "model" / "model.yaml", self.folder / "published"  # after so many images
@@ -285,7 +285,13 @@ class Loop:
             with self.averaged():
                 self.objective.conclude()
                 if distributed.chief():
-                    checkpoint.replace(self.folder / "best", self.objective.publish)
+                    checkpoint.replace(self.folder / "best", self._best)
+
+    def _best(self, folder: Path) -> None:
+        """Publish the model of the lowest held-out loss, with what that is: a run that goes on from an earlier checkpoint,
+        on another way, keeps it until it is beaten."""
+        self.objective.publish(folder)
+        files.write(folder / JUDGED, json.dumps({"images": self.images, "held_out": self.lowest}))
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -327,7 +333,8 @@ class Loop:
         facts: dict[str, Any] = {"counts": self.counts, "sums": sums, "lowest": self.lowest, "of": self.of}
         checkpoint.save(self.folder / "state", self.images, tensors, facts, self.config.keep, lasting)
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
+        """Go on from the newest checkpoint. Raises `ValueError` where the run hangs on something else than it did then."""
         if distributed.chief():
             checkpoint.tidy(self.folder / "state")
         newest = checkpoint.newest(self.folder / "state")
@@ -336,7 +343,7 @@ class Loop:
             return
         tensors, facts = newest
         before = facts.get("of", self.of)
-        if other := [name for name, told in self.of.items() if before.get(name) != told]:
+        if other := [name for name, told in self.of.items() if before.get(name, told) != told]:
             raise ValueError(
                 f"{' and '.join(other)} of {self.folder} are not those that this run began with: bring them back, or begin "
                 "another run folder with what is there now"
@@ -347,6 +354,9 @@ class Loop:
             several.restore(tensors[f"optimizer-{turn}"])
         self.images, self.counts = int(facts["images"]), dict(facts["counts"])
         self.lowest = facts.get("lowest")
+        if (judged := self.folder / "best" / JUDGED).is_file():
+            best = json.loads(judged.read_text(encoding="utf-8"))["held_out"]
+            self.lowest = best if self.lowest is None else min(best, self.lowest)
         kind = torch.float64 if self.dtype == torch.float64 else torch.float32
         self.sums = {name: torch.tensor(total, dtype=kind, device=self.device) for name, total in facts["sums"].items()}
 

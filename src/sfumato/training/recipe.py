@@ -18,7 +18,8 @@ from sfumato.model import DiffusionConfig
 from sfumato.training.settings import Images, Moment, TrainingConfig
 
 WRITTEN = ("sfumato", "format")  # keys of a resolved recipe that say who wrote it
-PATHS = ("path", "autoencoder", "teacher", "start", "network", "folder")  # keys whose values are files or folders
+PATHS = ("path", "autoencoder", "teacher", "start", "network", "folder", "decodes")  # keys of files and folders
+PLACES = (*PATHS, "cache", "heads", "font")  # and those that are numbers, or yes and no, elsewhere
 
 
 class CriticConfig(Config):
@@ -264,7 +265,8 @@ def override(fields: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
 def meant(key: str, value: str) -> Any:
     """What the value of an override says: YAML, but paths are taken as they are written, with `~` for the home folder, and
     nothing is a comment or a date. Raises `yaml.YAMLError` for what is not YAML."""
-    if key in PATHS and value.strip() and value.strip()[0] not in "'\"{[":
+    place = key in PATHS or (key in PLACES and value.strip().startswith("~/"))
+    if place and value.strip() and value.strip()[0] not in "'\"{[":
         try:
             return None if value.strip().lower() in ("null", "none") else str(Path(value).expanduser())
         except RuntimeError:  # «~somebody», whom the machine does not know

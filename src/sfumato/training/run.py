@@ -46,13 +46,10 @@ from sfumato.training.recipe import (
     dump,
     parse,
 )
+from sfumato.training.resumed import as_it_was, changed, precise, resumed
 from sfumato.training.shortcut import Shortcutting
 
 log = logging.getLogger(__name__)
-
-# What a resumed run may change: its length, how often it tells and saves, what alters no bit, and what one lowers after a
-# loss that was not finite.
-FREE = ("images", "report", "preview", "checkpoint", "keep", "workers", "checkpointing", "rate", "clip")
 
 
 def train(
@@ -70,16 +67,19 @@ def train(
     fit one another; `Interrupted` after Ctrl-C and `FloatingPointError` on NaN, both with what to do next.
     """
     where = devices.pick(device)
-    recipe = _agreed(recipe, folder, resume, where)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.training.seed)  # of the fresh weights; everything later has streams of its own
-        dtype = devices.precision(recipe.training.precision, where)
-        objective = _ready(recipe, folder, where, dtype)
-    if isinstance(objective, Reconstruction) and not objective.learns:
-        return _measured(objective, folder)
-    compiled.ready(objective.turns.values(), recipe.training, where)
-    loop = Loop(objective, recipe.training, folder, f"{recipe.stage} {folder.name}", where, dtype, quiet, watch)
-    loop.run(resume)
+    with as_it_was(folder / "recipe.yaml", resume):
+        recipe = _agreed(recipe, folder, resume, where)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(recipe.training.seed)  # of the fresh weights; everything later has streams of its own
+            dtype = devices.precision(recipe.training.precision, where)
+            objective = _ready(recipe, folder, where, dtype)
+        if isinstance(objective, Reconstruction) and not objective.learns:
+            return _measured(objective, folder)
+        compiled.ready(objective.turns.values(), recipe.training, where)
+        loop = Loop(objective, recipe.training, folder, f"{recipe.stage} {folder.name}", where, dtype, quiet, watch)
+        if resume:
+            loop.resume()
+    loop.run()
     return folder / "model"
 
 
@@ -237,115 +237,19 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     """The recipe with every measured choice made, written to the run folder; on resume, the one that stands there."""
     path = folder / "recipe.yaml"
     if resume and path.is_file():
-        fields = recipes.load_yaml(str(path))
-        written = parse(fields, str(path))
-        if isinstance(written, DiffusionRecipe) and isinstance(recipe, DiffusionRecipe):
-            written = written.model_copy(update={"steps": recipe.steps})  # of sampling
-            # begun before these were told: what edm took until then, and nothing that is unsaid
-            before = {name: value for name, value in (("data_std", 0.5), ("unsaid", 0.0)) if name not in fields}
-            written, recipe = (one.model_copy(update=before) for one in (written, recipe))
-        if written.data.masks and recipe.data.masks and "all" not in (fields["data"].get("masks") or {}):
-            written, recipe = (_whole(one, 0.0) for one in (written, recipe))
-        free = {name: getattr(recipe.training, name) for name in FREE}
-        stored = _own_rates(_with(written, **free), recipe)
-        if recipe.training.precision != "auto":  # what to do after a NaN is to go on with a lower rate, or in float32
-            stored = _with(stored, precision=recipe.training.precision)
-        chosen = recipe.model_copy(update={"training": _precise(recipe, stored.training.precision)})
-        if not recipe.training.batch:
-            chosen = _with(chosen, batch=stored.training.batch)
-        if not recipe.training.accumulate:
-            chosen = _with(chosen, accumulate=stored.training.accumulate)
-        if stored != chosen and _alike(dump(stored), dump(chosen)):
-            stored = chosen
-        if stored != chosen:
-            raise ValueError(
-                f"{path} holds another recipe than the one given; resume with that one, or use a new run folder"
-            )
-        _long_enough(stored, folder)
-        if stored != written:
-            _tell(written, stored)
-            files.write(path, yaml.safe_dump(dump(stored), sort_keys=False, allow_unicode=True))
-        return stored
+        return resumed(recipe, folder)
     if checkpoint.found(folder / "state") or (folder / "model" / "model.yaml").is_file():
         raise ValueError(f"{folder} holds a run already; add --resume to go on, or choose another folder")
     _room(folder)
     faster = "bf16" if devices.precision(recipe.training.precision, where) == torch.bfloat16 else "fp32"
-    settled = _sized(recipe.model_copy(update={"training": _precise(recipe, faster)}), folder, where)
+    settled = _sized(recipe.model_copy(update={"training": precise(recipe, faster)}), folder, where)
+    if path.is_file() and "sfumato" not in recipes.load_yaml(str(path)):  # one that was written by hand
+        kept = path.with_name("recipe.before.yaml")
+        path.replace(kept)
+        log.warning("%s is kept as %s, for the run writes its settled recipe there", path, kept.name)
     files.write(path, yaml.safe_dump(dump(settled), sort_keys=False, allow_unicode=True))
     files.write(folder / "environment.json", json.dumps(environment(where), indent=1))
     return settled
-
-
-def _alike(one: Any, other: Any, key: str = "") -> bool:
-    """Whether what two recipes say differs in nothing but how places are called: from another folder, or in full. That they
-    hold the same is told by their fingerprints."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_alike(one[name], other[name], name) for name in one)
-    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
-        return all(_alike(a, b, key) for a, b in zip(one, other, strict=True))
-    if key in recipes.PATHS and isinstance(one, str) and isinstance(other, str):
-        short, long = sorted((Path(one), Path(other)), key=lambda p: len(p.parts))
-        ends = not short.is_absolute() and long.parts[-len(short.parts) :] == short.parts
-        return ends or short.resolve() == long.resolve()
-    return bool(one == other)
-
-
-def _whole(recipe: Recipe, weight: float) -> Recipe:
-    """The recipe with this weight of masks that are nothing but hole."""
-    assert recipe.data.masks is not None
-    masks = recipe.data.masks.model_copy(update={"all": weight})
-    return recipe.model_copy(update={"data": recipe.data.model_copy(update={"masks": masks})})
-
-
-def _long_enough(recipe: Recipe, folder: Path) -> None:
-    """Raise `ValueError` where a run has seen more images than it is to see."""
-    done = [int(p.name) for p in checkpoint.found(folder / "state")]
-    if done and done[-1] > recipe.training.images:
-        raise ValueError(
-            f"{folder} has seen {done[-1]:,} images already; give training.images={done[-1]} or more, "
-            "or use a new run folder"
-        )
-
-
-def _own_rates(stored: Recipe, recipe: Recipe) -> Recipe:
-    """`stored` with the rates of `recipe` that are not the training's: a first stage's critic's, and a family's own."""
-    if isinstance(stored, AutoencoderRecipe) and isinstance(recipe, AutoencoderRecipe):
-        critic, given = stored.objective.critic, recipe.objective.critic
-        if critic is None or given is None:
-            return stored
-        critic = critic.model_copy(update={"rate": given.rate})
-        return stored.model_copy(update={"objective": stored.objective.model_copy(update={"critic": critic})})
-    if isinstance(stored, FamilyRecipe) and isinstance(recipe, FamilyRecipe):
-        rate = getattr(recipe.family, "rate", None)
-        if rate is None or "rate" not in type(stored.family).model_fields:
-            return stored
-        return stored.model_copy(update={"family": stored.family.model_copy(update={"rate": rate})})
-    return stored
-
-
-def _tell(before: Recipe, after: Recipe) -> None:
-    """Say which settings a resumed run goes on with in place of its first ones."""
-    one, other = _flat(before.model_dump()), _flat(after.model_dump())
-    for name in (n for n in one if one[n] != other[n]):
-        log.warning("goes on with %s=%s; until now it was %s", name, other[name], one[name])
-
-
-def _flat(fields: dict[str, Any], place: str = "") -> dict[str, Any]:
-    """Settings by their whole names, as the command line takes them."""
-    found: dict[str, Any] = {}
-    for name, value in fields.items():
-        found |= _flat(value, f"{place}{name}.") if isinstance(value, dict) else {f"{place}{name}": value}
-    return found
-
-
-def _precise(recipe: Recipe, name: str) -> object:
-    chosen = name if recipe.training.precision == "auto" else recipe.training.precision
-    return recipe.training.model_copy(update={"precision": chosen})
-
-
-def _with(recipe: Recipe, **training: object) -> Recipe:
-    """The recipe with other settings of its training."""
-    return recipe.model_copy(update={"training": recipe.training.model_copy(update=training)})
 
 
 def _sized(recipe: Recipe, folder: Path, where: torch.device) -> Recipe:
@@ -358,7 +262,7 @@ def _sized(recipe: Recipe, folder: Path, where: torch.device) -> Recipe:
 def sized(recipe: Recipe, found: Needs) -> Recipe:
     """The recipe with the batch and the parts that `auto` takes where so much is needed."""
     batch = recipe.training.batch or fitting(found)
-    return _with(recipe, batch=batch, accumulate=recipe.training.accumulate or accumulating(found, batch))
+    return changed(recipe, batch=batch, accumulate=recipe.training.accumulate or accumulating(found, batch))
 
 
 def needed(recipe: Recipe, folder: Path, where: torch.device) -> Needs:
@@ -369,7 +273,7 @@ def needed(recipe: Recipe, folder: Path, where: torch.device) -> Needs:
     decoded = getattr(recipe, "decoded", None)
     if isinstance(decoded, DecodedConfig):  # whatever share is decoded, a part may be all
         recipe = recipe.model_copy(update={"decoded": decoded.model_copy(update={"every": 1})})
-    small = _with(recipe, batch=2, accumulate=1)
+    small = changed(recipe, batch=2, accumulate=1)
     dtype = devices.precision(recipe.training.precision, where)
     with torch.random.fork_rng(devices=[]):
         objective = _ready(small, folder, where, dtype)
