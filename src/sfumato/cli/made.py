@@ -48,9 +48,8 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
             try:
                 written(pipeline, request, out, progress, speaks, source)
             except ValueError as error:
-                if not source or (
-                    place == 2 and {*faults.values()} == {str(error)}
-                ):  # the request's, not the pictures'
+                alike = place == 2 and {*faults.values()} == {str(error)}  # the request's fault, not the pictures'
+                if not source or alike:
                     raise
                 faults[source] = str(error)
     if faults:

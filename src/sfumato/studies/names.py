@@ -9,8 +9,5 @@ TOLD = {
     "families": "GAN, VAE, autoregressive, pixels, two stages, latents",
     "limits": "few steps, many channels, exact super-resolution",
 }
-CHOICES: dict[
-    str, dict[str, str | tuple[str, ...]]
-] = {  # what a study is asked besides, and what it is if nothing is said
-    "compression": {"equal": "time", "kinds": ("kl", "vq")},
-}
+# What a study is asked besides, and what it is where nothing is said.
+CHOICES: dict[str, dict[str, str | tuple[str, ...]]] = {"compression": {"equal": "time", "kinds": ("kl", "vq")}}

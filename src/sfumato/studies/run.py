@@ -65,7 +65,8 @@ def enough(desk: Desk) -> Desk:
 
 
 def begun(desk: Desk, trainings: int, chosen: Mapping[str, Any] = MappingProxyType({})) -> None:
-    """Note what budgets hang on, a study's own choices among it. Raises `ValueError` where the study was begun with another: trainings hang on it already."""
+    """Note what budgets hang on, a study's own choices among it. Raises `ValueError` where the study was begun with another:
+    trainings hang on it already."""
     asked = {
         "--hours": desk.hours,
         "--trainings": trainings,
