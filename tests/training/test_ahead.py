@@ -1,5 +1,6 @@
 """Batches made ahead are those made in the step, to the bit; their faults surface there, and no thread stays."""
 
+import shutil
 import threading
 import time
 import weakref
@@ -11,7 +12,7 @@ import torch
 
 from sfumato.data import loader
 from sfumato.data.emoji import EmojiPart
-from sfumato.training import run
+from sfumato.training import checkpoint, run
 from sfumato.training.ahead import Ahead, next_step, parts, workers
 from sfumato.training.loop import Loop
 from tests.training.test_training import contents, recipe_of
@@ -171,8 +172,15 @@ def test_workers_change_no_bit(stage: str, first_stage: Path, tmp_path: Path, mo
 
 
 def test_a_resumed_run_may_have_other_workers(tmp_path: Path) -> None:
-    run.train(recipe_of("autoencoder", tmp_path, images=32), tmp_path, device="cpu", quiet=True)
-    run.train(recipe_of("autoencoder", tmp_path, images=32, workers=2), tmp_path, resume=True, device="cpu", quiet=True)
+    one, other = (recipe_of("autoencoder", tmp_path, images=64, workers=count) for count in (0, 2))
+    run.train(one, tmp_path / "whole", device="cpu", quiet=True)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    shutil.rmtree(checkpoint.found(tmp_path / "cut" / "state")[-1])
+    shutil.rmtree(tmp_path / "cut" / "model")
+    assert checkpoint.found(tmp_path / "cut" / "state")
+    run.train(other, tmp_path / "cut", resume=True, device="cpu", quiet=True)
+    whole, cut = ((tmp_path / name / "model" / "weights.safetensors").read_bytes() for name in ("whole", "cut"))
+    assert whole == cut
 
 
 def test_a_picture_that_fails_in_a_worker_stops_the_run_with_its_sentence(
