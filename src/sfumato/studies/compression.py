@@ -200,7 +200,7 @@ def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row], equal
         row, stage = rows[t.name], rebuilt(desk, f"first-{slug(t)}", t.first)
         lines.append([
             t.name, shape(desk, t), f"{t.images:,}", f"{t.images // recipes.BATCH:,}",
-            f"{desk.seconds(t.run.name) / 60:.1f}", f"{t.images * t.flops / 1e15:,.2f}", row.rate.told(),
+            f"{desk.seconds(t.run.name) / 60:.1f}", petaflops(t.images * t.flops), row.rate.told(),
             row[name].told(), row[kernel].told(), f"{stage[name]:.1f}",
             "exact" if t.factor == 1 else f"{stage['psnr']:.1f} ± {stage['psnr_error']:.1f} dB",
         ])  # fmt: skip
@@ -209,6 +209,12 @@ def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row], equal
         f"{name} of rebuilt training pictures", "PSNR of held-out ones",
     ]  # fmt: skip
     return Table(f"At equal {WORDS[equal]} of the denoisers' training", head, lines)
+
+
+def petaflops(flops: float) -> str:
+    """«0.0188», «1,234.50»: small ones to three figures."""
+    found = flops / 1e15
+    return f"{found:,.2f}" if found >= 1 else f"{found:.3g}"
 
 
 def shape(desk: Desk, t: Trained) -> str:

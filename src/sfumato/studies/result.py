@@ -117,7 +117,7 @@ def plot(
     """Lines in one plot; dots where they were measured."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure as Drawing
-    from matplotlib.ticker import AutoLocator, FixedLocator, FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     drawing = Drawing(figsize=(8.4, 4.6), dpi=110, layout="constrained")
     canvas, axis = FigureCanvasAgg(drawing), drawing.subplots()
@@ -140,7 +140,7 @@ def plot(
                 if len(values) <= FEW and one is axis.xaxis
                 else LogLocator(subs=(1, 2, 5))
                 if wide
-                else AutoLocator()
+                else MaxNLocator(5 if one is axis.xaxis else 8)  # to the right of a narrow logarithm ticks crowd
             )
             one.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
             one.set_minor_locator(NullLocator())
