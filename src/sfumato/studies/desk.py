@@ -104,6 +104,11 @@ class Desk:
         return str(kept)
 
     @property
+    def trains(self) -> str:
+        """The precision of trainings, by its name."""
+        return self.faster if self.precision == "auto" else self.precision
+
+    @property
     def labelled(self) -> bool:
         """Whether pictures have classes."""
         return bool(self.train.labels)
@@ -165,7 +170,7 @@ class Desk:
         training = {
             "ema": [0.05], "preview": max(images // 2, 1), "report": max(images // 40, 1),
             "checkpoint": max(images // 4, 1), "keep": 1, "seed": self.seed,
-            "precision": self.faster if self.precision == "auto" else self.precision, **fields.get("training", {}), "images": images,
+            "precision": self.trains, **fields.get("training", {}), "images": images,
         }  # fmt: skip
         return parse({"data": self.data, **recipes.wider(fields, self.scale), "training": training}, name)
 
@@ -287,7 +292,7 @@ class Desk:
             "distances": f"against {len(self.shown):,} pictures, one of each family of the training part", "images a seed": self.images, "sampling seeds": list(self.seeds),
             "training seed": self.seed, "sampler": Generate.model_fields["sampler"].default, "steps": self.steps, "guidance": 1.0,
             "hours": self.hours, "device": str(self.device), "precision of sampling": str(self.dtype).removeprefix("torch."),
-            "width of networks": self.scale, "precision of training": self.faster if self.precision == "auto" else self.precision, **more,
+            "width of networks": self.scale, "precision of training": self.trains, **more,
         }  # fmt: skip
 
 
