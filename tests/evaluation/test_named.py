@@ -210,8 +210,9 @@ def test_lpips_is_asked_for_by_its_two_files(
     real, again = (torch.stack(x) for x in (source.pictures([0, 1]), doors.Rebuilt(codec, source).pictures([0, 1])))
     rounded = [x.add(1).mul(127.5).round() / 127.5 - 1 for x in (real, again)]
     assert value == pytest.approx(float(config.build()(*rounded).mean()), rel=1e-4)
-    monkeypatch.setattr(run, "LPIPS", {"sha256": told["sha256"], "heads": told["heads"]})
-    assert run.perceptual(network, heads=heads).name == "LPIPS (VGG16)"
+    assert run.perceptual(network).name == "LPIPS (vgg16, vgg)"  # the heads that are installed, and another network
+    monkeypatch.setitem(run.TABLE, "vgg16", run.TABLE["vgg16"]._replace(sha256=told["sha256"]))
+    assert run.perceptual(network).name == "LPIPS (VGG16)"
     for wrong, sentence in (
         ([*words, "--heads-sha256", "0" * 64], "heads.safetensors has SHA-256"),
         ([*words, "--perceptual-sha256", "0" * 64], "vgg16.pth has SHA-256"),

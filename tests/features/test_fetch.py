@@ -56,7 +56,7 @@ def test_a_wrong_or_missing_file_is_not_kept(served: str, tmp_path: Path, monkey
         with pytest.raises(ValueError, match=words):
             fetch.fetch("net", tmp_path / "weights", lambda said: None)
     assert not list((tmp_path / "weights").iterdir())
-    with pytest.raises(ValueError, match="known: inception, vgg16, lpips"):
+    with pytest.raises(ValueError, match="known: inception, squeezenet, alexnet, vgg16"):
         fetch.fetch("nothing", tmp_path, lambda said: None)
 
 

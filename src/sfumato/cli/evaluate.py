@@ -34,9 +34,14 @@ def command(
         ),
     ] = False,
     perceptual: Annotated[
-        Path | None, typer.Option(help="network of a perceptual distance: TorchScript, or with heads VGG16's weights")
+        Path | None,
+        typer.Option(
+            help="network of a perceptual distance: TorchScript, or for LPIPS weights of VGG16, AlexNet or SqueezeNet"
+        ),
     ] = None,
-    perceptual_heads: Annotated[Path | None, typer.Option(help="the calibrated heads of LPIPS")] = None,
+    perceptual_heads: Annotated[
+        Path | None, typer.Option(help="the calibrated heads of LPIPS, other than those that are installed")
+    ] = None,
     clip: Annotated[Path | None, typer.Option(help="CLIP folder, for the CLIP score of captioned images")] = None,
     sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --features must have")] = None,
     perceptual_sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --perceptual must have")] = None,

@@ -7,7 +7,7 @@ import typer
 
 
 def command(
-    name: Annotated[str, typer.Argument(help="inception, vgg16 or lpips (the heads for vgg16)")],
+    name: Annotated[str, typer.Argument(help="inception, squeezenet, alexnet or vgg16")],
     out: Annotated[Path, typer.Option("--out", "-o", help="the folder that the file goes to")] = Path("weights"),
 ) -> None:
     """Download one file, compare its SHA-256, and print its path."""

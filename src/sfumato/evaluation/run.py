@@ -24,7 +24,8 @@ from sfumato.evaluation.outside import Named, Outside
 from sfumato.evaluation.reconstruction import Perceptual, empty, measured, scales, summary
 from sfumato.evaluation.source import Chosen, PartPictures, Rebuilt, Sampled, Source, derived
 from sfumato.features.fetch import TABLE
-from sfumato.features.lpips import LpipsConfig
+from sfumato.features.files import scripted
+from sfumato.features.lpips import NETWORKS, LpipsConfig, published
 from sfumato.features.network import FeatureNetwork, colour
 from sfumato.features.torchscript import ScriptConfig
 from sfumato.model import LatentDiffusion
@@ -39,7 +40,6 @@ SEED = 12_345  # of the first sample of the caption match; the next count up
 PERCEPTUAL = {
     "f4ce691b23bb70caace21b5a250f505654088c6b0554d8366d71a5a287ebe861": "SqueezeNet perceptual distance",
 }
-LPIPS = {"sha256": TABLE["vgg16"].sha256, "heads": TABLE["lpips"].sha256}  # the published files of LPIPS
 Tell = Callable[[str], None]
 
 
@@ -341,23 +341,24 @@ def perceptual(
     heads: Path | None = None,
     heads_sha256: str | None = None,
 ) -> Perceptual:
-    """The perceptual distance of a TorchScript network (B, 3, H, W) -> (B, N): the squared distance of two outputs; with
-    `heads`, LPIPS over the VGG16 at `path`.
+    """The perceptual distance of a TorchScript network (B, 3, H, W) -> (B, N): the squared distance of two outputs; of other
+    weights at `path`, or with `heads`, LPIPS over the VGG16, AlexNet or SqueezeNet that they are.
 
     Pairs are rounded to 8 bits first, as for the other measures. It bears the files' names, or the one known of their
     hashes. Raises `ValueError` as `features.files.script` and `features.lpips.weights` do.
     """
-    if heads is None:
-        if heads_sha256 is not None:
-            raise ValueError("a SHA-256 of heads needs the heads; name their file with --perceptual-heads")
+    if heads is None and heads_sha256 is not None:
+        raise ValueError("a SHA-256 of heads needs the heads; name their file with --perceptual-heads")
+    if heads is None and (scripted(path) or not path.is_file()):
         network: nn.Module = ScriptConfig(network=path, sha256=sha256).build().to(device)
         told: dict[str, Any] = {"sha256": files.sha256(path)}
         name = PERCEPTUAL.get(told["sha256"], f"perceptual distance ({path.stem})")
     else:
-        config = LpipsConfig(network=path, sha256=sha256, heads=heads, heads_sha256=heads_sha256)
-        network = config.build().to(device)
+        made = LpipsConfig(network=path, sha256=sha256, heads=heads, heads_sha256=heads_sha256).build()
+        network, heads = made.to(device), heads or published(made.name)
         told = {"sha256": files.sha256(path), "heads": files.sha256(heads)}
-        name = "LPIPS (VGG16)" if told == LPIPS else f"LPIPS ({path.stem}, {heads.stem})"
+        known = {"sha256": TABLE[made.name.lower()].sha256, "heads": NETWORKS[made.name].sha256}
+        name = f"LPIPS ({made.name})" if told == known else f"LPIPS ({path.stem}, {heads.stem})"
 
     @torch.no_grad()
     def distance(a: Tensor, b: Tensor) -> Tensor:

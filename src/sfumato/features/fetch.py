@@ -36,17 +36,23 @@ TABLE = {
         "Google's weights (Apache-2.0), converted by NVIDIA: see the terms of stylegan2-ada-pytorch",
         "sfumato evaluate --features: FID, sFID, KID, Inception score",
     ),
+    "squeezenet": Published(
+        "https://download.pytorch.org/models/squeezenet1_1-b8a52dc0.pth",
+        "b8a52dc049b60e4b6ab68ad0df457362afab8b6304b2febdc1650a5dab4d7e7b",
+        "PyTorch's weights of SqueezeNet 1.1 (BSD-3-Clause)",
+        "LPIPS, the lightest (5 MB): a recipe's perceptual.network, sfumato evaluate --perceptual",
+    ),
+    "alexnet": Published(
+        "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+        "7be5be791159472b1fbf3c69796f7cb30dca7ad8466c2df70058c37116cdee02",
+        "PyTorch's weights of AlexNet (BSD-3-Clause)",
+        "LPIPS, as papers measure most (244 MB): a recipe's perceptual.network, sfumato evaluate --perceptual",
+    ),
     "vgg16": Published(
         "https://download.pytorch.org/models/vgg16-397923af.pth",
         "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0",
         "PyTorch's weights of VGG16 (BSD-3-Clause)",
-        "LPIPS: objective.perceptual.network, sfumato evaluate --perceptual",
-    ),
-    "lpips": Published(
-        "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/lpips/weights/v0.1/vgg.pth",
-        "a78928a0af1e5f0fcb1f3b9e8f8c3a2a5a3de244d830ad5c1feddc79b8432868",
-        "BSD-2-Clause",
-        "LPIPS: objective.perceptual.heads, sfumato evaluate --perceptual-heads",
+        "LPIPS, as first stages are trained with (553 MB): a recipe's perceptual.network, sfumato evaluate --perceptual",
     ),
 }
 

@@ -1,12 +1,21 @@
 """Feature networks as files: TorchScript, opened only after its SHA-256 was compared."""
 
 import warnings
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from sfumato import files
+
+
+def scripted(path: Path) -> bool:
+    """Whether a file is TorchScript, told by what it holds and not by its name."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as parts:
+        return any("/code/" in name for name in parts.namelist())
 
 
 def script(path: Path, sha256: str | None) -> nn.Module:
