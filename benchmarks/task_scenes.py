@@ -3,7 +3,8 @@
     sfumato train scenes-autoencoder && sfumato train scenes-text && sfumato train scenes-layout && sfumato train scenes-map
     python benchmarks/task_scenes.py --runs runs --out scenes
 
-Every number stands beside that of real scenes and of the first stage's reconstructions of them, which no latent model
+Scenes of two things are of combinations that training never showed. `--things 1 3 4` asks for scenes of so many, drawn on
+beyond those that were trained on. Every number stands beside that of real scenes and of the first stage's reconstructions of them, which no latent model
 passes, and beside chance: the same pictures, asked for what the next one shows.
 """
 
@@ -29,19 +30,36 @@ FIELDS = {"text": "caption", "layout": "boxes", "map": "map"}
 SHOWN = 12
 
 
-def said(part: ScenesPart, field: str, indices: range, wording: int) -> dict[str, list[Any]]:
+BEYOND = 100_000  # index of the first scene that no recipe trains on
+
+
+def chosen(count: int, things: int) -> tuple[ScenesPart, list[int]]:
+    """Scenes of so many things that training never showed, and where they stand in their part."""
+    part = ScenesData(count=2 * BEYOND).open("held_out" if things == 2 else "train")
+    assert isinstance(part, ScenesPart)
+    found, index = list[int](), 0 if things == 2 else BEYOND
+    while len(found) < count:
+        if len(part.scene(index).things) == things:
+            found.append(index)
+        index += 1
+    return part, found
+
+
+def said(part: ScenesPart, field: str, indices: list[int], wording: int) -> dict[str, list[Any]]:
     """What is asked of scenes: one of their captions, their boxes, their map."""
     values = [part.field(k, field) for k in indices]
     return {field: [v[wording] for v in values] if field == "caption" else values}
 
 
 @torch.no_grad()
-def made(model: LatentDiffusion, part: ScenesPart, field: str, asked: argparse.Namespace, scale: float) -> list[Tensor]:
-    """A picture for each scene, with the seed of its index."""
+def made(
+    model: LatentDiffusion, part: ScenesPart, places: list[int], field: str, asked: argparse.Namespace, scale: float
+) -> list[Tensor]:
+    """A picture for each scene, with the seed of its place among those that are measured."""
     found: list[Tensor] = []
-    for begin in range(0, asked.count, 64):
-        indices = range(begin, min(begin + 64, asked.count))
-        seeds = [asked.seed + k for k in indices]
+    for begin in range(0, len(places), 64):
+        indices = places[begin : begin + 64]
+        seeds = [asked.seed + begin + k for k in range(len(indices))]
         noise, told = Stream(seeds), planned(model, said(part, field, indices, asked.wording), seeds)
         request = Generate(steps=asked.steps, guidance=scale, seed=0)
         x = walk(model, noise.normal(model.latent_shape(), 0), request, told, noise)
@@ -55,9 +73,10 @@ def sheet(rows: list[list[Tensor]], path: Path) -> None:
     whole.resize((2 * whole.width, 2 * whole.height), Image.Resampling.NEAREST).save(path)
 
 
-def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
+def one(kind: str, asked: argparse.Namespace, things: int) -> dict[str, Any]:
     """All rows of one recipe, read where the same was measured before."""
-    path = asked.out / (f"{kind}-{asked.wording}.json" if kind == "text" and asked.wording else f"{kind}.json")
+    wording = f"-{asked.wording}" if kind == "text" and asked.wording else ""
+    path = asked.out / f"{kind}{wording}{'' if things == 2 else f'-of-{things}'}.json"
     folder = asked.runs / f"scenes-{kind}" / "model"
     key = {
         "model": files.sha256(folder / "model.yaml"),
@@ -65,6 +84,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
         "steps": asked.steps,
         "seed": asked.seed,
         "wording": asked.wording,
+        "things": things,
         "guidance": asked.guidance if kind == "text" else [1.0, 2.0],
     }
     if path.is_file():
@@ -73,10 +93,9 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
             return kept
     model = LatentDiffusion.load(folder).for_sampling()
     field = FIELDS[kind]
-    part = ScenesData().open("held_out")
-    assert isinstance(part, ScenesPart)
-    pictures, scenes = detection.of_part(part, range(asked.count))
-    maps = [torch.from_numpy(part.field(k, "map")) for k in range(asked.count)]
+    part, places = chosen(asked.count, things)
+    pictures, scenes = detection.of_part(part, places)
+    maps = [torch.from_numpy(part.field(k, "map")) for k in places]
     rows: dict[str, Any] = {}
 
     def measure(title: str, several: list[Tensor], by: int = 0) -> None:
@@ -93,7 +112,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
     shown = [pictures]
     scales = key["guidance"]
     for scale in scales:
-        several = made(model, part, field, asked, scale)
+        several = made(model, part, places, field, asked, scale)
         measure(f"guidance {scale:g}", several)
         shown.append(several)
         if scale == scales[0]:
@@ -101,7 +120,7 @@ def one(kind: str, asked: argparse.Namespace) -> dict[str, Any]:
     sheet(shown, path.with_suffix(".png"))
     told = {"kind": kind, **key, "rows": rows}
     if kind == "text":
-        told["captions"] = said(part, field, range(SHOWN), asked.wording)[field]
+        told["captions"] = said(part, field, places[:SHOWN], asked.wording)[field]
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")
     return told
 
@@ -130,6 +149,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/task-scenes"))
     parser.add_argument("--only", nargs="*", default=list(FIELDS))
     parser.add_argument("--count", type=int, default=256, help="held-out scenes")
+    parser.add_argument("--things", type=int, nargs="*", default=[2], choices=(1, 2, 3, 4), help="how many in a scene")
     parser.add_argument(
         "--wording",
         type=int,
@@ -142,8 +162,10 @@ def main() -> None:
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)
     for kind in asked.only:
-        told = one(kind, asked)
-        print(f"\n{kind}: {told['count']} scenes, {told['steps']} steps, seeds from {told['seed']}\n\n{table(told)}")
+        for things in asked.things:
+            told = one(kind, asked, things)
+            head = f"{kind}: {told['count']} scenes of {things}, {told['steps']} steps, seeds from {told['seed']}"
+            print(f"\n{head}\n\n{table(told)}")
 
 
 if __name__ == "__main__":

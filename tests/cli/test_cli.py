@@ -172,6 +172,10 @@ def test_encode_and_train_from_the_command_line(
             "train it first with `sfumato train photo-f8 data.path=pics data.held_out=0.1`",
         ),
         (
+            ["train", "emoji-autoencoder", "objective.perceptual={kind: lpips, network: squeezenet1_1-b8a52dc0.pth}"],
+            "`sfumato fetch squeezenet` gets it, or give the path of the file, or do without: objective.perceptual=null",
+        ),
+        (
             ["train", "photo-label", "data.path=pics", "autoencoder={tmp}/photo-f8/model", "--run", "{tmp}/d"],
             "train it first with `sfumato train photo-f8 data.path=pics`",
         ),

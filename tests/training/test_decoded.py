@@ -20,6 +20,7 @@ from sfumato.features.perceptual import Perceptual
 from sfumato.training import recipe, run
 from sfumato.training.decoded import Decoded
 from sfumato.training.diffusion import Denoising
+from sfumato.training.memory import Needs
 from sfumato.training.recipe import DecodedConfig
 from tests.conftest import SHORT, diffusion_recipe
 
@@ -39,6 +40,7 @@ def looking(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     from sfumato.features.torchscript import ScriptConfig
 
     monkeypatch.setattr(ScriptConfig, "build", lambda self: Plain())
+    monkeypatch.setattr(ScriptConfig, "present", lambda self, without: None)
     return {"kind": "torchscript", "network": "none.pt"}
 
 
@@ -96,14 +98,14 @@ def test_what_is_given_does_not_count_and_what_is_made_does(looking: dict[str, A
     hole = torch.zeros(1, 64, 64)
     hole[:, :8, :8] = 1
     crops = look.crops(pictures, range(4), [hole] * 4, 0, range(4))
-    found = look(codec, estimate, crops)
+    found = look(codec, estimate, crops, range(4))["perceptual"]
     y, x = crops.corners[0]
     whole = codec.autoencoder.decode(codec.unwhitened(estimate))
     assert (y, x) == (0, 0)
     far = (whole - pictures)[:, :, :8, :8].square().sum((1, 2, 3)) / (3 * 16 * 16)
     assert float(found) == pytest.approx(float(far.mean()), rel=0.2)  # a crop is decoded without its surroundings
     none = crops._replace(made=torch.zeros_like(crops.made))
-    assert float(look(codec, estimate, none)) == 0
+    assert float(look(codec, estimate, none, range(4))["perceptual"]) == 0
 
 
 def test_all_parts_of_a_batch_make_its_mean(looking: dict[str, Any], first_stage: Path, tmp_path: Path) -> None:
@@ -189,3 +191,151 @@ def test_a_recipe_of_holes_trains_with_it_and_its_loss_is_logged(
     assert (folder / "model.yaml").is_file()
     text = (tmp_path / "holes" / "metrics.jsonl").read_text(encoding="utf-8")
     assert '"perceptual"' in text
+
+
+JUDGE = {"width": 8, "layers": 1, "ramp": 16, "weight": 0.5, "matching": 2.0}
+
+
+def test_a_critic_needs_no_network_and_is_listened_to_little_by_little(first_stage: Path, tmp_path: Path) -> None:
+    objective = objective_of(first_stage, tmp_path, critic={**JUDGE, "start": 16, "r1": 0.1})
+    denoiser, critic = (objective.turns[name] for name in ("denoiser", "critic"))
+    batch = objective.recipe.training.batch
+    steps = [range(k * batch, (k + 1) * batch) for k in range(0, 64 // batch, 16 // batch)]
+    assert [objective.active("critic", step) for step in steps] == [False, True, True, True]
+    told = []
+    for step in steps:
+        found = objective.batch(step)
+        values = denoiser(found)
+        told.append(values)
+        if objective.active("critic", step):
+            judged = critic(found)
+            assert {"loss", "logits_real", "logits_fake", "r1"} == set(judged)
+    assert not objective.decoded.kept  # type: ignore[union-attr]
+    assert "denoising" not in told[0]  # before it begins it costs nothing, and the loss is that on latents
+    assert "adversarial" not in told[1]
+    for values in told[2:]:
+        parts = values["denoising"] + 0.5 * values["adversarial"] + 2.0 * values["matching"]
+        torch.testing.assert_close(values["loss"].detach(), parts)
+    again = objective.batch(steps[2])
+    half = denoiser(again._replace(crops=again.crops._replace(heed=0.5 * again.crops.heed)))
+    torch.testing.assert_close(half["matching"], 0.5 * told[2]["matching"])
+    assert objective.tuned("critic", objective.recipe.training).rate == pytest.approx(4e-4)
+    assert objective.tuned("denoiser", objective.recipe.training) is objective.recipe.training
+
+
+def test_the_critic_is_shown_what_the_denoiser_made_with_what_is_given_around_it(
+    first_stage: Path, tmp_path: Path
+) -> None:
+    fields = yaml.safe_load(yaml.safe_dump(diffusion_recipe(first_stage).model_dump(mode="json")))
+    fields |= {
+        "conditioners": {"hole": {"kind": "masked", "dropout": 0.0}},
+        "data": {"kind": "emoji", "size": 32, "masks": {"all": 0.0}},
+        "decoded": {"critic": JUDGE},
+    }
+    torch.manual_seed(0)
+    objective = run.denoising(recipe.parse(fields), tmp_path / "run", CPU)  # type: ignore[arg-type]
+    batch = objective.batch(range(8))
+    objective.turns["denoiser"](batch)
+    pictures, made = objective.decoded.kept[tuple(range(8))]  # type: ignore[union-attr]
+    assert torch.equal(pictures, batch.crops.pictures)  # type: ignore[union-attr]
+    given = (batch.crops.made == 0).expand_as(made)  # type: ignore[union-attr]
+    assert 0 < int(given.sum()) < given.numel()
+    assert torch.equal(made[given], pictures[given])
+    assert float((made - pictures)[~given].abs().mean()) > 0.05
+
+
+def test_all_parts_of_a_batch_make_what_a_critic_says_and_learns(first_stage: Path, tmp_path: Path) -> None:
+    objective = objective_of(first_stage, tmp_path, critic=JUDGE)
+    turns = objective.turns
+
+    def both(positions: range) -> dict[str, Tensor]:
+        late = range(64 + positions.start, 64 + positions.stop)
+        batch = objective.batch(late)
+        return {f"{name} {key}": v for name in turns for key, v in turns[name](batch).items()}
+
+    whole, parts = both(range(8)), [both(range(k, k + 4)) for k in (0, 4)]
+    assert {"denoiser adversarial", "denoiser matching", "critic loss"} <= set(whole)
+    for name, value in whole.items():
+        torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_critic_teaches_the_denoiser_and_the_denoiser_no_critic(first_stage: Path, tmp_path: Path) -> None:
+    def gradient(**critic: float) -> Tensor:
+        objective = objective_of(first_stage, tmp_path, critic={**JUDGE, **critic})
+        denoiser = list(objective.model.denoiser.parameters())
+        found = objective.turns["denoiser"](objective.batch(range(64, 72)))
+        found["loss"].backward(inputs=denoiser)
+        for module in (objective.model.codec, objective.decoded.critic):  # type: ignore[union-attr]
+            assert all(p.grad is None for p in module.parameters())  # type: ignore[union-attr]
+        learned = list(objective.learned("critic")[0].parameters())
+        objective.turns["critic"](objective.batch(range(64, 72)))["loss"].backward()
+        assert all(
+            p.grad is not None and (bool(p.grad.any()) or p.ndim == 1) for p in learned
+        )  # last bias: real and fake cancel
+        return torch.cat([p.grad.flatten() for p in denoiser if p.grad is not None])
+
+    none, opinion, maps = gradient(weight=0, matching=0), gradient(weight=1, matching=0), gradient(weight=0, matching=1)
+    for one in (opinion, maps):
+        assert float((one - none).norm()) > 1e-3 * float(none.norm())
+    assert float((opinion - maps).norm()) > 1e-3 * float(none.norm())
+
+
+def test_a_run_with_a_critic_goes_on_to_the_same_bits(first_stage: Path, tmp_path: Path) -> None:
+    from sfumato import files
+
+    training = {"batch": 8, "images": 48, "checkpoint": 24, "optimizer": "adamw", "warmup": 0.0}
+    asked = diffusion_recipe(first_stage, **training).model_copy(
+        update={"decoded": DecodedConfig.model_validate({"critic": {**JUDGE, "start": 8}})}
+    )
+
+    def weights(name: str, *, halted: bool = False) -> dict[str, Tensor]:
+        folder = tmp_path / name
+        if halted:
+            run.train(asked, folder, device="cpu", quiet=True)
+            for gone in ("state/000000048", "published"):
+                path = folder / gone
+                path.rename(tmp_path / f"gone-{path.name}")
+        run.train(asked, folder, device="cpu", quiet=True, resume=halted)
+        return files.load_tensors(folder / "state" / "000000048" / "weights.safetensors")
+
+    whole, resumed = weights("whole"), weights("halted", halted=True)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "neither perceptual nor critic"),
+        ({"critic": {}, "every": 2}, "judges every example"),
+    ],
+)
+def test_what_is_compared_by_nothing_and_a_critic_that_sees_some_are_refused(
+    settings: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        DecodedConfig.model_validate(settings)
+
+
+def test_crops_too_small_for_a_critic_are_refused(codec: Codec) -> None:
+    with pytest.raises(ValueError, match="the critic needs 24"):
+        Decoded(DecodedConfig.model_validate({"critic": {"layers": 3}, "places": 2}), codec, 8)
+
+
+def test_a_missing_network_is_told_before_pictures_are_looked_at(first_stage: Path, tmp_path: Path) -> None:
+    network = {"kind": "lpips", "network": "weights/squeezenet1_1-b8a52dc0.pth"}
+    asked = diffusion_recipe(first_stage).model_copy(
+        update={"decoded": DecodedConfig.model_validate({"perceptual": network})}
+    )
+    with pytest.raises(ValueError, match=r"`sfumato fetch squeezenet` gets it, .* or do without: decoded=null"):
+        run.train(asked, tmp_path / "run", device="cpu", quiet=True)
+    assert not (tmp_path / "latents").exists()
+
+
+def test_what_a_critic_needs_of_memory_is_told(first_stage: Path, tmp_path: Path) -> None:
+    def needed(**critic: Any) -> Needs:
+        decoded = DecodedConfig.model_validate({"critic": {**JUDGE, **critic}})
+        return run.needed(diffusion_recipe(first_stage).model_copy(update={"decoded": decoded}), tmp_path / "run", CPU)
+
+    few, many = needed(width=8), needed(width=32)
+    assert many.weights > few.weights
+    assert many.learned > few.learned

@@ -186,6 +186,7 @@ def test_levels_of_a_first_stage_that_nothing_goes_back_through_are_not_there(
             return (a - b).square().flatten(1).mean(1)
 
     monkeypatch.setattr("sfumato.features.torchscript.ScriptConfig.build", lambda self: Plain())
+    monkeypatch.setattr("sfumato.features.torchscript.ScriptConfig.present", lambda self, without: None)
     perceptual = {"kind": "torchscript", "network": "none.pt"}
     decoded = DecodedConfig.model_validate({"perceptual": perceptual, "places": 2})
     objective = _ready(asked.model_copy(update={"decoded": decoded}), tmp_path / "run", CPU, torch.float32)

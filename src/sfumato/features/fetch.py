@@ -57,6 +57,12 @@ TABLE = {
 }
 
 
+def remedy(path: Path) -> str:
+    """The beginning of what to do where this file is missing: which command gets it, or nothing where it is none of these."""
+    name = next((name for name, row in TABLE.items() if row.file == path.name), None)
+    return f"`sfumato fetch {name}` gets it, or " if name else ""
+
+
 def fetch(name: str, folder: Path, tell: Callable[[str], None]) -> Path:
     """Download a published file into a folder, unless it is there; it stands there whole and as expected, or not at all.
 

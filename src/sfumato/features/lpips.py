@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato import files
-from sfumato.features.fetch import TABLE
+from sfumato.features.fetch import remedy
 from sfumato.features.perceptual import Perceptual, PerceptualConfig, frozen
 
 EPS = 1e-10  # inside the root: a map of zeros has a length whose gradient is finite
@@ -184,9 +184,7 @@ def weights(path: Path, sha256: str | None) -> dict[str, Tensor]:
     Raises `ValueError` where the file is missing, is not the expected one, or is neither.
     """
     if not path.is_file():
-        known = next((name for name, row in TABLE.items() if row.file == path.name), None)
-        remedy = f"sfumato fetch {known} gets them, or " if known else ""
-        raise ValueError(f"there are no weights {path}; {remedy}give the path of the file")
+        raise ValueError(f"there are no weights {path}; {remedy(path)}give the path of the file")
     found = files.sha256(path)
     if sha256 is not None and found != sha256.lower():
         raise ValueError(f"{path} has SHA-256 {found}, expected was {sha256}; get the file again, or mend the number")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sfumato.config import Choice
 from sfumato.device import at_least_single
+from sfumato.features.fetch import remedy
 
 
 class PerceptualConfig(Choice):
@@ -23,6 +24,12 @@ class PerceptualConfig(Choice):
     def build(self) -> "Perceptual":
         """The distance with its weights. Raises `ValueError` where a file is missing or another than expected."""
         raise TypeError(f"{type(self).__name__} does not say how it is built")
+
+    def present(self, without: str) -> None:
+        """Raise `ValueError` where the network's file is missing, and say what gets it, or what does `without`."""
+        if not self.network.is_file():
+            ways = f"{remedy(self.network)}give the path of the file, or do without: {without}"
+            raise ValueError(f"the perceptual network {self.network} is not there; {ways}")
 
 
 class Perceptual(nn.Module, ABC):

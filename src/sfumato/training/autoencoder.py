@@ -27,7 +27,7 @@ from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.device import at_least_single
 from sfumato.nn.rescale import smaller
-from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
+from sfumato.training.discriminator import Critic, Kept, PatchDiscriminator, coder_loss
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, ReconstructionConfig
 from sfumato.training.settings import TrainingConfig
@@ -85,7 +85,7 @@ class Coder(nn.Module):
         self.codec, self.weights, self.critic = codec, weights, critic
         self.perceptual = weights.perceptual.build() if weights.perceptual and weights.perceptual_weight else None
         self.balance = Balance(weights.variance)
-        self.kept: dict[tuple[int, ...], Tensor] = {}  # reconstructions, for the critic's turn of the same step
+        self.kept: Kept = {}
 
     def forward(self, batch: Pictures) -> dict[str, Tensor]:
         """Mean losses over the batch; `loss` is their weighted sum."""
@@ -105,7 +105,7 @@ class Coder(nn.Module):
             assert raw is not None
             error = error + self.weights.equivariance * self.moved(raw, batch, found)
         if batch.begun:
-            self.kept[batch.positions] = rebuilt.detach()
+            self.kept[batch.positions] = (batch.images, rebuilt.detach())
         return {"loss": error + (self.weights.kl if encoded.codes is None else self.weights.codebook) * penalty} | found
 
     def moved(self, latent: Tensor, batch: Pictures, found: dict[str, Tensor]) -> Tensor:
@@ -165,27 +165,6 @@ class Coder(nn.Module):
         return value + (carried - carried.detach()) + own
 
 
-class Critic(nn.Module):
-    """Tell pictures from the reconstructions that the coder's turn has just made."""
-
-    def __init__(self, critic: PatchDiscriminator, config: CriticConfig, coder: Coder) -> None:
-        super().__init__()
-        self.critic, self.config = critic, config
-        self._coder = [coder]  # not a submodule: this turn does not train it
-
-    def forward(self, batch: Pictures) -> dict[str, Tensor]:
-        """Mean losses over the batch."""
-        rebuilt = self._coder[0].kept.pop(batch.positions)
-        real, fake = self.critic.judge(batch.images), self.critic.judge(rebuilt)
-        loss = critic_loss(self.config.loss, real, fake).mean()
-        found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
-        if self.config.r1:
-            penalty = gradient_penalty(self.critic, batch.images).mean()
-            found["r1"] = penalty.detach()
-            loss = loss + self.config.r1 * penalty
-        return {"loss": loss} | found
-
-
 def last_layer(codec: Codec) -> Tensor:
     """The decoder's last weights. Raises `ValueError` where the autoencoder has no decoder to be judged."""
     decoder = getattr(codec.autoencoder, "decoder", None)
@@ -217,7 +196,7 @@ class Reconstruction(Objective):
         critic = PatchDiscriminator(self.codec.image_channels, weights.critic.width, weights.critic.layers)
         critic.fits(self.train.size, self.train.size)  # it may begin after days
         self.coder = Coder(self.codec, weights, critic)
-        return {"coder": self.coder, "critic": Critic(critic, weights.critic, self.coder)}
+        return {"coder": self.coder, "critic": Critic(critic, weights.critic, self.coder.kept)}
 
     def of(self) -> dict[str, str]:
         teacher = getattr(self.codec.config, "teacher", "")  # of a decoder of another first stage's latents
@@ -238,7 +217,7 @@ class Reconstruction(Objective):
         critic = self.recipe.objective.critic
         if turn == "coder" or critic is None:
             return training
-        return training.model_copy(update={"optimizer": "adamw", "rate": critic.rate, "betas": critic.betas})
+        return critic.tuned(training)
 
     def rated(self, turn: str) -> str:
         return "training.rate" if turn == "coder" else "objective.critic.rate"
@@ -261,13 +240,12 @@ class Reconstruction(Objective):
         return int(rng.integers(max(side // 4, 1), side + 1)), int(rng.integers(4))
 
     def _since(self, position: int) -> int:
-        """Images since the critic began, at the start of this position's step: one answer for all parts of a step."""
-        critic, batch = self.recipe.objective.critic, self.recipe.training.batch
-        return -1 if critic is None else position - (position - self.offset) % batch - critic.start
+        critic = self.recipe.objective.critic
+        return -1 if critic is None else critic.since(position, self.offset, self.recipe.training.batch)
 
     def _heed(self, position: int) -> float:
         critic = self.recipe.objective.critic
-        return 0.0 if critic is None else min(max(self._since(position) / critic.ramp, 0.0), 1.0)
+        return 0.0 if critic is None else critic.heed(self._since(position))
 
     def active(self, turn: str, positions: Sequence[int]) -> bool:
         return turn == "coder" or self._since(positions[0]) >= 0

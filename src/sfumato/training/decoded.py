@@ -1,10 +1,13 @@
-"""The denoiser's estimate as a picture: a perceptual distance beside the loss on latents.
+"""The denoiser's estimate as a picture: how alike it looks, and how real, beside the loss on latents.
 
 The mean square error of latents is least for the mean of all that is possible, and takes every channel for as visible as
 the next. What the estimate of x_0 decodes to, held against the picture by a network that looks at both, asks for what is
 seen (Lin and Yang, 2024, "Diffusion Model with Perceptual Loss"; Berrada et al., 2025, "Boosting Latent Diffusion with
-Perceptual Objectives"). Only a crop is decoded, which keeps it affordable. Where a part of the picture is given, the crop
-lies about what is to be made, and what is given is pasted over, as it is after sampling.
+Perceptual Objectives"). A critic that learns beside the denoiser needs no such network: it asks that what is made looks like
+a picture, and its own maps, of what is made and of the picture, tell how alike they are (Larsen et al., 2016, "Autoencoding
+beyond pixels using a learned similarity metric"; Wang et al., 2018, "High-Resolution Image Synthesis and Semantic
+Manipulation with Conditional GANs", eq. 4). Only a crop is decoded, which keeps it affordable. Where a part of the picture is
+given, the crop lies about what is to be made, and what is given is pasted over, as it is after sampling.
 """
 
 from collections.abc import Sequence
@@ -15,6 +18,8 @@ from torch import Tensor, nn
 
 from sfumato import streams
 from sfumato.autoencoder.codec import Codec
+from sfumato.device import at_least_single
+from sfumato.training.discriminator import Kept, PatchDiscriminator, coder_loss
 from sfumato.training.recipe import DecodedConfig
 
 
@@ -25,23 +30,37 @@ class Crops(NamedTuple):
     corners: tuple[tuple[int, int], ...]  # (N,), row and column of the upper left place of the latent
     pictures: Tensor  # (N, C, s, s) in [-1, 1], as they are
     made: Tensor  # (N, 1, s, s) in [0, 1], 1 where the denoiser makes the picture, 0 where it is given
+    begun: bool = False  # whether the critic learns in this step
+    heed: Tensor | None = None  # (N,) in [0, 1]: how much is listened to the critic; None: not at all
 
 
 class Decoded(nn.Module):
-    """The distance of what a batch's estimates decode to from its pictures."""
+    """The distance of what a batch's estimates decode to from its pictures, and what a critic says of it."""
 
     def __init__(self, config: DecodedConfig, codec: Codec, side: int) -> None:
         """`side` is that of the latents. Raises `ValueError` where the perceptual network's file is not what it should be, and
         where crops are too small for it."""
         super().__init__()
         self.every, self.places, self.factor = config.every, min(config.places, side), codec.factor
-        self.weight = config.weight
-        self.perceptual = config.perceptual.build()
-        if self.places * self.factor < self.perceptual.smallest:
-            raise ValueError(
-                f"decoded.places {self.places} make crops of {self.places * self.factor} pixels, and the perceptual network "
-                f"needs {self.perceptual.smallest}; give more places, or larger pictures"
-            )
+        self.weight, self.config, pixels = config.weight, config.critic, self.places * self.factor
+        self.perceptual = None if config.perceptual is None else config.perceptual.build()
+        self.critic, self.kept = self._critic(codec.image_channels), Kept()
+        for name, judge in (("perceptual network", self.perceptual), ("critic", self.critic)):
+            if judge is not None and pixels < judge.smallest:
+                raise ValueError(
+                    f"decoded.places {self.places} make crops of {pixels} pixels, and the {name} needs {judge.smallest}; give "
+                    "more places, or larger pictures"
+                )
+
+    def _critic(self, channels: int) -> PatchDiscriminator | None:
+        c = self.config
+        return None if c is None else PatchDiscriminator(channels, c.width, c.layers)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Of the losses that it tells."""
+        c = self.config
+        return {"perceptual": self.weight} | ({} if c is None else {"adversarial": c.weight, "matching": c.matching})
 
     def rows(self, positions: Sequence[int]) -> tuple[int, ...]:
         """Which examples of a batch are decoded: every so many of the run, so that no split of a batch changes it."""
@@ -77,13 +96,39 @@ class Decoded(nn.Module):
         y, x = (min(max(m // self.factor - self.places // 2, 0), end) for m, end in zip(middle, ends, strict=True))
         return y, x
 
-    def forward(self, codec: Codec, estimate: Tensor, crops: Crops) -> Tensor:
-        """Mean distance, a scalar, over all examples of the batch as far as some are decoded; `estimate` (B, c, h, w)."""
+    def forward(self, codec: Codec, estimate: Tensor, crops: Crops, positions: Sequence[int]) -> dict[str, Tensor]:
+        """Means over all examples of the batch as far as some are decoded, by name; `estimate` (B, c, h, w)."""
+        found = dict[str, Tensor]()
+        if self.perceptual is None and not crops.begun:
+            return found
+        made = self.pasted(codec, estimate, crops)
+        if self.perceptual is not None:
+            total = self.perceptual(made, crops.pictures).sum() if crops.rows else estimate.new_zeros(())
+            found["perceptual"] = total * (self.every / len(estimate))
+        if crops.begun:
+            self.kept[tuple(positions)] = (crops.pictures, made.detach())
+        if self.critic is not None and crops.heed is not None:
+            found |= self.judged(self.critic, made, crops, crops.heed)
+        return found
+
+    def pasted(self, codec: Codec, estimate: Tensor, crops: Crops) -> Tensor:
+        """The crops of the decoded estimate, what is given pasted over: (N, C, s, s)."""
         if not crops.rows:
-            return estimate.new_zeros(())
+            return crops.pictures
         n = self.places
         cut = [estimate[k, :, y : y + n, x : x + n] for k, (y, x) in zip(crops.rows, crops.corners, strict=True)]
         pictures = codec.autoencoder.decode(codec.unwhitened(torch.stack(cut)))
-        pasted = crops.pictures + crops.made * (pictures - crops.pictures)
-        total: Tensor = self.perceptual(pasted, crops.pictures).sum()
-        return total * (self.every / len(estimate))
+        return crops.pictures + crops.made * (pictures - crops.pictures)
+
+    def judged(self, critic: PatchDiscriminator, made: Tensor, crops: Crops, heed: Tensor) -> dict[str, Tensor]:
+        """How unreal the critic finds what is made, and how far it is from the pictures in the critic's own maps."""
+        assert self.config is not None
+        with torch.no_grad():
+            *wanted, _ = critic.maps(crops.pictures)
+        *found, logits = critic.maps(made)
+        opinion = coder_loss(self.config.loss, at_least_single(logits).flatten(1))
+        apart = [
+            (at_least_single(a) - at_least_single(b)).abs().flatten(1).mean(1)
+            for a, b in zip(found, wanted, strict=True)
+        ]
+        return {"adversarial": (heed * opinion).mean(), "matching": (heed * torch.stack(apart).mean(0)).mean()}

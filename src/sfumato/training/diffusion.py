@@ -20,9 +20,11 @@ from sfumato.model import LatentDiffusion
 from sfumato.training import validation
 from sfumato.training.autoencoder import stack
 from sfumato.training.decoded import Crops, Decoded
+from sfumato.training.discriminator import Critic
 from sfumato.training.latents import Fresh, Latents
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import DiffusionRecipe
+from sfumato.training.settings import TrainingConfig
 
 PREVIEWS = 16
 UNSAID = 0.1  # of the examples, where there are several conditions, of which nothing is said at all
@@ -38,6 +40,7 @@ class Noisy(NamedTuple):
     drop: Tensor  # (B, number of conditioners), True where a condition is dropped
     draws: Draws  # of what conditioners do to their values in training
     crops: Crops | None = None  # what of the estimates is compared as a picture
+    positions: tuple[int, ...] = ()  # (B,), places in the run, where there are crops
 
 
 class DenoiserTurn(nn.Module):
@@ -59,17 +62,18 @@ class DenoiserTurn(nn.Module):
             parts["lesson"] = lesson
         if len(parts) == 1:
             return {"loss": parts["denoising"]}
-        weights = {"perceptual": 1.0 if self.decoded is None else self.decoded.weight}
+        weights = {} if self.decoded is None else self.decoded.weights
         loss = torch.stack([weights.get(name, 1.0) * part for name, part in parts.items()]).sum()
         return {"loss": loss} | {name: part.detach() for name, part in parts.items()}
 
     def parts(self, batch: Noisy, cond: Conditions) -> dict[str, Tensor]:
-        """The loss on latents, and where the recipe asks for it the distance of the decoded estimate, means over the batch."""
+        """The loss on latents, and where the recipe asks for it what is said of the decoded estimate, means over the batch."""
         denoiser = self.model.denoiser
         if self.decoded is None or batch.crops is None:
             return {"denoising": denoiser.loss(batch.latents, batch.t, batch.eps, cond, self.weighting).mean()}
         loss, estimate = denoiser.told(batch.latents, batch.t, batch.eps, cond, self.weighting)
-        return {"denoising": loss.mean(), "perceptual": self.decoded(self.model.codec, estimate, batch.crops)}
+        told: dict[str, Tensor] = self.decoded(self.model.codec, estimate, batch.crops, batch.positions)
+        return {"denoising": loss.mean()} | told
 
 
 class Denoising(Objective):
@@ -94,6 +98,9 @@ class Denoising(Objective):
         self.turns: Mapping[str, nn.Module] = {
             "denoiser": DenoiserTurn(model, weighting(recipe.weighting, recipe.data_std), self.decoded)
         }
+        self.judge = None if recipe.decoded is None else recipe.decoded.critic
+        if self.decoded is not None and self.decoded.critic is not None and self.judge is not None:
+            self.turns = {**self.turns, "critic": Critic(self.decoded.critic, self.judge, self.decoded.kept)}
 
     def of(self) -> dict[str, str]:
         words = hashlib.sha256(repr(sorted(self.model.texts.items())).encode()).hexdigest()
@@ -104,7 +111,23 @@ class Denoising(Objective):
         }
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
-        return [self.model.denoiser, self.model.conditions]
+        if turn != "critic":
+            return [self.model.denoiser, self.model.conditions]
+        assert self.decoded is not None
+        assert self.decoded.critic is not None
+        return [self.decoded.critic]
+
+    def tuned(self, turn: str, training: TrainingConfig) -> TrainingConfig:
+        return self.judge.tuned(training) if turn == "critic" and self.judge is not None else training
+
+    def rated(self, turn: str) -> str:
+        return "decoded.critic.rate" if turn == "critic" else "training.rate"
+
+    def active(self, turn: str, positions: Sequence[int]) -> bool:
+        return turn != "critic" or self._since(positions[0]) >= 0
+
+    def _since(self, position: int) -> int:
+        return -1 if self.judge is None else self.judge.since(position, self.offset, self.recipe.training.batch)
 
     def through(self) -> Sequence[nn.Module]:
         return [*super().through(), *([] if self.decoded is None else [self.model.codec.autoencoder])]
@@ -122,7 +145,9 @@ class Denoising(Objective):
         fields = self.model.conditions.mirrored(known, plan.flips)
         times, drop = self.times(positions).to(moments), self.dropped(positions)
         found = Noisy(latents, times, eps, fields, drop, Draws.training(t.seed, positions))
-        return found if self.decoded is None else found._replace(crops=self.crops(self.decoded, plan, found, positions))
+        if self.decoded is None:
+            return found
+        return found._replace(crops=self.crops(self.decoded, plan, found, positions), positions=tuple(positions))
 
     def crops(self, decoded: Decoded, plan: loader.Plan, batch: Noisy, positions: Sequence[int]) -> Crops:
         """What of a batch is decoded, and the pictures that it is compared with."""
@@ -134,7 +159,12 @@ class Denoising(Objective):
             if plan.flips[k]:
                 pictures[place] = pictures[place].flip(-1)
         unknown = self.model.conditions.unknown(batch.fields, len(positions), batch.drop)
-        return decoded.crops(pictures, rows, unknown, self.recipe.training.seed, positions)
+        found = decoded.crops(pictures, rows, unknown, self.recipe.training.seed, positions)
+        since = self._since(positions[0])
+        if self.judge is None or since < 0:
+            return found
+        heed = self.judge.heed(since)
+        return found._replace(begun=True, heed=pictures.new_full((len(rows),), heed) if heed else None)
 
     def dropped(self, positions: Sequence[int]) -> Tensor:
         """Which conditions are not told, (B, number of conditioners)."""

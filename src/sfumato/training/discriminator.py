@@ -1,10 +1,10 @@
-"""The critic of the first stage: PatchGAN (Isola et al., 2017), which judges overlapping patches, and its losses.
+"""The critic of pictures: PatchGAN (Isola et al., 2017), which judges overlapping patches, its losses and its turn.
 
 It normalises by groups, not over the batch: its judgement of a picture then depends neither on the pictures beside it
 nor on how a batch is split over lanes and processes.
 """
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from sfumato.device import at_least_single
 from sfumato.nn.conv import Conv2d
+from sfumato.training.recipe import PatchCriticConfig
 
 GanLoss = Literal["hinge", "logistic", "non_saturating"]
 
@@ -55,6 +56,15 @@ class PatchDiscriminator(nn.Sequential):
         logits: Tensor = self(pictures)
         return at_least_single(logits).flatten(1)
 
+    def maps(self, pictures: Tensor) -> list[Tensor]:
+        """What it makes of the pictures (B, C, H, W) behind each of its rectifiers, and its logits as the last: (B, c, h, w)."""
+        found, seen = [], pictures
+        for layer in self:
+            seen = layer(seen)
+            if isinstance(layer, nn.LeakyReLU):
+                found.append(seen)
+        return [*found, seen]
+
 
 def critic_loss(kind: GanLoss, real: Tensor, fake: Tensor) -> Tensor:
     """What the critic minimises, (B,) from logits (B, N).
@@ -78,3 +88,36 @@ def gradient_penalty(critic: PatchDiscriminator, real: Tensor) -> Tensor:
     with torch.autocast(real.device.type, enabled=False):
         (slope,) = torch.autograd.grad(critic.judge(at_least_single(real)).mean(1).sum(), real, create_graph=True)
     return 0.5 * slope.square().flatten(1).sum(1)
+
+
+Kept = dict[tuple[int, ...], tuple[Tensor, Tensor]]  # by places in the run: pictures, and what was made in their place
+
+
+class Judged(Protocol):
+    """A batch whose pictures are judged."""
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """(B,), places in the run."""
+        ...
+
+
+class Critic(nn.Module):
+    """The critic's turn: tell pictures from what the turn before has just made in their place."""
+
+    def __init__(self, critic: PatchDiscriminator, config: PatchCriticConfig, kept: Kept) -> None:
+        """`kept` is filled by the turn before."""
+        super().__init__()
+        self.critic, self.config, self.kept = critic, config, kept
+
+    def forward(self, batch: Judged) -> dict[str, Tensor]:
+        """Mean losses over the batch."""
+        pictures, made = self.kept.pop(batch.positions)
+        real, fake = self.critic.judge(pictures), self.critic.judge(made)
+        loss = critic_loss(self.config.loss, real, fake).mean()
+        found = {"logits_real": real.detach().mean(), "logits_fake": fake.detach().mean()}
+        if self.config.r1:
+            penalty = gradient_penalty(self.critic, pictures).mean()
+            found["r1"] = penalty.detach()
+            loss = loss + self.config.r1 * penalty
+        return {"loss": loss} | found

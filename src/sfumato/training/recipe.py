@@ -22,22 +22,42 @@ PATHS = ("path", "autoencoder", "teacher", "start", "network", "folder", "decode
 PLACES = (*PATHS, "cache", "heads", "font")  # and those that are numbers, or yes and no, elsewhere
 
 
-class CriticConfig(Config):
-    """The adversarial term: a patch critic that learns beside the coder (Esser et al., 2021; Rombach et al., 2022)."""
+class PatchCriticConfig(Config):
+    """An adversarial term: a patch critic that learns beside what makes the pictures (Isola et al., 2017)."""
 
-    weight: float = Field(0.5, ge=0, description="of the adversarial term; where `adaptive`, of its gradient's length")
+    weight: float = Field(0.5, ge=0, description="of the adversarial term")
     start: Moment = Field(0, description="images after which the critic begins to learn; before, it costs nothing")
-    ramp: Images = Field(20_000, description="images over which, from `start`, its weight on the coder rises from 0")
-    loss: Literal["hinge", "logistic", "non_saturating"] = "hinge"
-    adaptive: bool = Field(
-        True, description="scale by the ratio of both terms' gradients at the decoder's last weights"
+    ramp: Images = Field(
+        20_000, description="images over which, from `start`, its weight on what it judges rises from 0"
     )
-    largest: PositiveFloat = Field(100.0, description="bound of that ratio")
+    loss: Literal["hinge", "logistic", "non_saturating"] = "hinge"
     r1: float = Field(0.0, ge=0, description="weight of the gradient penalty at real pictures; 0: none")
     width: PositiveInt = 64
     layers: PositiveInt = Field(3, description="strided convolutions; a patch of three is 70 pixels wide")
     rate: PositiveFloat = Field(4e-4, description="peak learning rate of the critic (AdamW)")
     betas: tuple[float, float] = (0.5, 0.9)
+
+    def since(self, position: int, offset: int, batch: int) -> int:
+        """Images since the critic began, at the start of this position's step: one answer for all parts of a step."""
+        return position - (position - offset) % batch - self.start
+
+    def heed(self, since: int) -> float:
+        """In [0, 1]: how much is listened to the critic so many images after it began."""
+        return min(max(since / self.ramp, 0.0), 1.0)
+
+    def tuned(self, training: TrainingConfig) -> TrainingConfig:
+        """The settings of the critic's optimiser."""
+        return training.model_copy(update={"optimizer": "adamw", "rate": self.rate, "betas": self.betas})
+
+
+class CriticConfig(PatchCriticConfig):
+    """The adversarial term of a first stage (Esser et al., 2021; Rombach et al., 2022)."""
+
+    weight: float = Field(0.5, ge=0, description="of the adversarial term; where `adaptive`, of its gradient's length")
+    adaptive: bool = Field(
+        True, description="scale by the ratio of both terms' gradients at the decoder's last weights"
+    )
+    largest: PositiveFloat = Field(100.0, description="bound of that ratio")
 
 
 class ReconstructionConfig(Config):
@@ -96,13 +116,34 @@ class TimesConfig(Config):
 Weight = Literal["simple", "min_snr", "soft_min_snr", "edm", "sigmoid"]
 
 
-class DecodedConfig(Config):
-    """A perceptual distance of what the denoiser's estimate decodes to, beside the loss on latents."""
+class EstimateCriticConfig(PatchCriticConfig):
+    """The adversarial term of decoded estimates: what a denoiser makes of noise is to look like a picture."""
 
-    perceptual: PerceptualConfig = Field(description="a distance by a network that looks at pictures")
-    weight: PositiveFloat = Field(1.0, description="of the distance; that of the loss on latents is 1")
+    weight: float = Field(0.05, ge=0, description="of the adversarial term")
+    matching: float = Field(
+        1.0, ge=0, description="of the distance of the critic's own maps of what is made and of the picture"
+    )
+    width: PositiveInt = 32
+
+
+class DecodedConfig(Config):
+    """How alike what the denoiser's estimate decodes to looks, and how real, beside the loss on latents, whose weight is 1."""
+
+    perceptual: PerceptualConfig | None = Field(None, description="a distance by a network that looks at pictures")
+    weight: PositiveFloat = Field(1.0, description="of that distance")
+    critic: EstimateCriticConfig | None = None
     places: PositiveInt = Field(16, description="side of the crop that is decoded, in places of the latent")
     every: PositiveInt = Field(1, description="one of so many examples is decoded")
+
+    @model_validator(mode="after")
+    def _asks(self) -> Self:
+        if self.perceptual is None and self.critic is None:
+            raise ValueError(
+                "decoded has neither perceptual nor critic, and nothing to compare by; give one, or leave it out"
+            )
+        if self.critic is not None and self.every != 1:
+            raise ValueError(f"decoded.critic judges every example, and decoded.every is {self.every}; leave it at 1")
+        return self
 
 
 class DiffusionRecipe(DiffusionConfig):

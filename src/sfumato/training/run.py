@@ -106,6 +106,7 @@ def _ready(recipe: Recipe, folder: Path, where: torch.device, dtype: torch.dtype
 
 def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Reconstruction | Denoising | Modelling:
     """What a recipe trains, before it is trained. Raises as `train` does."""
+    seen(recipe)  # before a folder is looked through and its pictures are encoded
     if isinstance(recipe, AutoencoderRecipe):
         return reconstruction(recipe, where)
     if isinstance(recipe, FamilyRecipe):
@@ -115,6 +116,15 @@ def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Reconstru
     if isinstance(recipe, FinetuningRecipe):
         return finetuning(recipe, folder, where)
     return denoising(recipe, folder, where)
+
+
+def seen(recipe: Recipe) -> None:
+    """Raise `ValueError` where a network that the recipe compares pictures with is not there."""
+    if isinstance(recipe, AutoencoderRecipe) and recipe.objective.perceptual and recipe.objective.perceptual_weight:
+        recipe.objective.perceptual.present(without="objective.perceptual=null")
+    decoded = getattr(recipe, "decoded", None)
+    if isinstance(decoded, DecodedConfig) and decoded.perceptual is not None:
+        decoded.perceptual.present(without="decoded=null" if decoded.critic is None else "decoded.perceptual=null")
 
 
 @draws.wanted()
