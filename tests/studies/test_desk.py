@@ -234,7 +234,10 @@ def test_wider_networks_are_wider_and_fit_their_heads(desk: Desk) -> None:
 
     fields = recipes.denoiser(desk.folder, width=64)
     assert recipes.wider(fields, 1.0) == fields
-    assert recipes.wider(fields, 1.7)["backbone"]["width"] == 96
+    pixels = recipes.denoiser(desk.folder, **recipes.fitting(32))
+    for scale in (0.5, 1.5, 2.0, 3.5):  # of pixels and of latents alike
+        assert recipes.wider(fields, scale)["backbone"]["width"] == 64 * scale
+        assert recipes.wider(pixels, scale)["backbone"]["width"] == 32 * scale
     assert recipes.wider(recipes.first("kl", 8), 2.0)["autoencoder"]["coder"]["width"] == 128
     assert fields["backbone"]["width"] == 64
     for scale, widths in ((0.5, (8, 16)), (1.5, (24, 48)), (3.0, (48, 96))):
@@ -257,13 +260,17 @@ def test_the_seconds_of_a_run_are_those_of_its_steps(desk: Desk) -> None:
 def test_several_trainings_decide_only_what_all_say() -> None:
     def one(outcomes: list[Any]) -> Result:
         claims = [Claim(f"claim {k}", outcome, f"measured {k}") for k, outcome in enumerate(outcomes)]
-        return Result("cost", "Cost", "Intro.", claims=claims, tables=[Table("Rows", ["a"], [["1"]])], hours=0.5)
+        told = {"hours": 0.25, "steps": 5}
+        return Result(
+            "cost", "Cost", "Intro.", protocol=told, claims=claims, tables=[Table("Rows", ["a"], [["1"]])], hours=0.5
+        )
 
     found = joined([one([HOLDS, HOLDS, FAILS]), one([HOLDS, FAILS, FAILS])])
     assert [c.outcome for c in found.claims] == [HOLDS, OPEN, FAILS]
     assert found.claims[1].measured == "training 1: measured 1; training 2: measured 1"
     assert [t.title for t in found.tables] == ["Rows, training 1", "Rows, training 2"]
     assert found.hours == 1.0
+    assert found.protocol == {"steps": 5, "training seed": [0, 1], "hours": 0.5, "hours of a training": 0.25}
 
 
 def test_a_stopped_study_says_how_it_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,13 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from sfumato.studies import compression, conditioning, cost, energy, guidance, limits
+from sfumato.studies import compression, conditioning, cost, energy, guidance, limits, measure
 from sfumato.studies.judge import Judge, first
 from sfumato.studies.measure import Row, sharpness, spread
 from sfumato.studies.verdict import (
@@ -308,3 +309,17 @@ def test_the_gpu_that_is_metered_is_the_one_that_trains(monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.cuda, "power_draw", lambda device=None: asked.append(device) or 5000)
     assert energy._gpu(torch.device("cuda:1")) == 5.0
     assert asked == [torch.device("cuda:1")]
+
+
+def test_one_sampling_alone_says_nothing_of_what_comes_sooner() -> None:
+    assert cost.sooner(8, [None], 60.0, 150.0).outcome == OPEN
+    assert cost.sooner(8, [None, None], 60.0, 150.0).outcome == FAILS
+
+
+def test_a_measure_that_one_sampling_lacks_is_left_out(tmp_path: Path) -> None:
+    desk = SimpleNamespace(folder=tmp_path)
+    rows = [{"FD": 3.0, "agreement": 0.5}, {"FD": 5.0}]
+    for several in (rows, rows[::-1]):
+        found = measure.read(desk, {"rows": several, "rates": [1.0, 1.0], "sheet": "s.png"})  # type: ignore[arg-type]
+        assert set(found.measures) == {"FD"}
+        assert found["FD"].value == 4.0

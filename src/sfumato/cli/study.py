@@ -44,7 +44,8 @@ def command(
         ),
     ] = None,
     scale: Annotated[
-        float, typer.Option(min=0.25, max=16.0, help="by which all networks are wider than on two cores, for a GPU")
+        float,
+        typer.Option(min=0.5, max=16.0, help="by which all networks are wider than on two cores: 0.5, 1, 1.5, ..."),
     ] = 1.0,
     equal: Annotated[
         str | None,
@@ -70,6 +71,8 @@ def command(
     if hours is not None and hours <= 0:
         raise ValueError(f"a study takes some hours; got {hours:g}")
     hours = hours or HOURS[name]
+    if scale % 0.5:
+        raise ValueError(f"--scale is a multiple of 0.5, so that all networks grow alike; got {scale:g}")
     if watts is not None and name != "cost":
         raise ValueError("watts are of the study cost; leave --watts out")
     if watts is not None and not 0 < watts < math.inf:

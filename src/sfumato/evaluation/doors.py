@@ -174,7 +174,17 @@ def real(words: str, size: int | None, channels: int = 3, each: bool = False) ->
     return FolderPictures(Path(words), size, channels=channels)
 
 
+def _heeds(asked: Asked, target: str, *ignored: str) -> None:
+    """Raise `ValueError` where something was asked that says nothing of what is measured."""
+    said = [f"--{name}" for name in ignored if getattr(asked, name) is not None]
+    if said:
+        raise ValueError(f"{' and '.join(said)} would do nothing, for {target}; leave out what does nothing")
+
+
 def _images(asked: Asked, look: Looking, tell: Tell) -> tuple[dict[str, Any], Show]:
+    _heeds(asked, "pictures are measured as they are", "data", "steps", "guidance", "sampler", "grid")
+    if look.perceptual is not None:
+        raise ValueError("a perceptual distance is between a picture and its reconstruction; leave --perceptual out")
     if asked.reference is None:
         raise ValueError("a folder of images is measured against real ones; name them with --reference")
     size = asked.size or None
@@ -186,6 +196,7 @@ def _images(asked: Asked, look: Looking, tell: Tell) -> tuple[dict[str, Any], Sh
 def _first_stage(
     asked: Asked, codec: Codec, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
+    _heeds(asked, "a first stage samples nothing", "steps", "guidance", "sampler", "grid")
     if asked.reference is not None:
         raise ValueError("reconstructions are measured against their originals; leave --reference out")
     if asked.each:
@@ -203,6 +214,7 @@ def _first_stage(
 def _family(
     asked: Asked, family: Family, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
+    _heeds(asked, "this model is no diffusion and has none", "steps", "sampler", "grid")
     shape = family.shape
     data = _data(asked, recipe, shape.size, shape.channels, family.labels)
     side = _side(asked, shape.size)

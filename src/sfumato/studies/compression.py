@@ -201,7 +201,7 @@ def table(desk: Desk, several: Sequence[Trained], rows: Mapping[str, Row], equal
         lines.append([
             t.name, shape(desk, t), f"{t.images:,}", f"{t.images // recipes.BATCH:,}",
             f"{desk.seconds(t.run.name) / 60:.1f}", petaflops(t.images * t.flops), row.rate.told(),
-            row[name].told(), row[kernel].told(), f"{stage[name]:.1f}",
+            row[name].told(), row[kernel].told(), Spread(stage[name], 0.0, 1).told(),
             "exact" if t.factor == 1 else f"{stage['psnr']:.1f} ± {stage['psnr_error']:.1f} dB",
         ])  # fmt: skip
     head = [

@@ -14,14 +14,13 @@ from typing import Any
 from sfumato import files
 from sfumato.data.base import Part
 from sfumato.data.picked import one_each
-from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation.captions import NEAR
 from sfumato.evaluation.run import evaluate_model
 from sfumato.model import LatentDiffusion
 from sfumato.studies import recipes
 from sfumato.studies.attention import strip, words
 from sfumato.studies.desk import Desk
-from sfumato.studies.measure import FORMAT, distance, generated
+from sfumato.studies.measure import VERSIONS, distance, generated
 from sfumato.studies.result import Figure, Result, Table
 from sfumato.studies.verdict import Claim, Pair, Spread, judged, paired
 from sfumato.training.validation import losses
@@ -118,7 +117,7 @@ def matched(desk: Desk, name: str, model: Path) -> dict[str, Any]:
         f"text-match-{name}",
         [
             files.sha256(model / "model.yaml"),
-            [CAPTIONS, GUIDANCE, desk.steps, str(desk.dtype), DEFAULT, DEFAULT_GRID, FORMAT],
+            [CAPTIONS, GUIDANCE, desk.steps, str(desk.dtype), VERSIONS],
             desk.held_out.fingerprint,
         ],
         make,

@@ -25,7 +25,7 @@ from sfumato.streams import Stream
 from sfumato.studies import bits, recipes
 from sfumato.studies.bits import PIXELS, VAE
 from sfumato.studies.desk import Desk
-from sfumato.studies.measure import SHARP, Row, cell, distance, drawing, floor, generated, real, reals, short
+from sfumato.studies.measure import SHARP, VERSIONS, Row, cell, distance, drawing, floor, generated, real, reals, short
 from sfumato.studies.recipes import wider
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import Claim, Pair, Spread, judged
@@ -102,7 +102,7 @@ def study(desk: Desk) -> Result:
     result.tables.append(bits.known(desk, {name: models[name] for name in (AR, *codes)}))
     curves = desk.once(
         "family-seconds",
-        [list(wanted), list(SIDES), desk.train.size, desk.steps, str(desk.device)],
+        [list(wanted), list(SIDES), desk.train.size, desk.steps, str(desk.device), VERSIONS],
         lambda: seconds(desk, wanted),
     )
     drawn = [(n, [p[0] for p in c], [p[1] for p in c]) for n, c in curves.items() if c]

@@ -20,7 +20,19 @@ from sfumato.data.degrade import shrunk
 from sfumato.evaluation.reconstruction import psnr
 from sfumato.studies import families, recipes
 from sfumato.studies.desk import Desk
-from sfumato.studies.measure import Row, distance, drawn, floor, generated, real, reals, rebuilt, short, spread
+from sfumato.studies.measure import (
+    VERSIONS,
+    Row,
+    distance,
+    drawn,
+    floor,
+    generated,
+    real,
+    reals,
+    rebuilt,
+    short,
+    spread,
+)
 from sfumato.studies.result import Figure, Result, Table, plot
 from sfumato.studies.verdict import FAILS, HOLDS, Claim, Pair, Spread, judged
 from sfumato.tasks.pipeline import Pipeline
@@ -53,7 +65,7 @@ def study(desk: Desk) -> Result:
     result = Result(
         "limits", "Past the paper's limits",
         f"Few-step sampling, channels of the latents, and exact super-resolution on {desk.name} at {desk.train.size} pixels.",
-        protocol=desk.protocol(**{"guidance": {"few steps": guided(desk), "channels": 1.0}, "sampler of few steps": "the student's own", "precision of few steps": "float32"}),
+        protocol=desk.protocol(**{"guidance": {"few steps": guided(desk), "channels": 1.0}, "steps of the teacher": 25, "sampler of few steps": "the student's own", "precision of few steps": "float32"}),
     )  # fmt: skip
     few(desk, result)
     channels(desk, result)
@@ -127,7 +139,7 @@ def quick(rows: dict[str, Row], name: str, least: float = 0.0) -> list[Claim]:
     four, once = rows[f"{best[4]}, 4"], rows[f"{best[1]}, 1"]
     return [
         judged("Four steps of a student are within a fifth of the teacher's 25, above as many real pictures",
-               f"{best[4]}: {four[name].told()} against {slow[name].told()}, as many real pictures {least:,.0f}; "
+               f"{best[4]}: {four[name].told()} against {slow[name].told()}, as many real pictures {Spread(least, 0.0, 1).told()}; "
                f"{four.rate.value / slow.rate.value:.1f} times the pictures a second",
                Pair(four[name], _fifth_over(slow[name], least))),
         judged("One step of a student is better than the GAN",
@@ -169,7 +181,7 @@ def channels(desk: Desk, result: Result) -> None:
         [
             f"{c}{', equivariant' if e else ''}",
             f"{again[c, e]['psnr']:.2f} ± {again[c, e]['psnr_error']:.2f} dB",
-            f"{again[c, e][name]:,.0f}",
+            Spread(again[c, e][name], 0.0, 1).told(),
             rows[c, e][name].told(),
         ]
         for c, e in pairs
@@ -214,7 +226,7 @@ def exact(desk: Desk, result: Result) -> None:
         "data": data,
     }  # fmt: skip
     model = desk.trained("upscale", fields, desk.budget("upscale", fields, UPSCALE * desk.hours))
-    key = [files.sha256(model / "model.yaml"), desk.steps, desk.held_out.fingerprint]
+    key = [files.sha256(model / "model.yaml"), desk.steps, desk.held_out.fingerprint, VERSIONS]
     found = desk.once("upscale-exact", key, lambda: shrunk_again(desk, model, data))
     values = found["consistent"]
     kinds = {"plain": "as the model makes it", "consistent": "with the correction, the default",

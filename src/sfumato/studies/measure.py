@@ -18,6 +18,7 @@ from sfumato import files, image, streams
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.picked import one_each
 from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
+from sfumato.evaluation import protocol
 from sfumato.evaluation.generation import against, apart, halves, named
 from sfumato.evaluation.reconstruction import measured, summary
 from sfumato.evaluation.source import Modelled, PartPictures, Rebuilt, Sampled, Source
@@ -31,6 +32,8 @@ from sfumato.tasks.requests import Generate
 SHOWN = 32  # pictures of a sheet, in two rows
 SHEET = 16  # pictures in a row
 FORMAT = 2  # counts up where a sampler gives other pictures than before
+MEASURES = protocol.FORMAT  # which counts up where a measure gives other numbers
+VERSIONS = [DEFAULT, DEFAULT_GRID, FORMAT, MEASURES]  # of what samplings and their measures hang on
 
 
 class Watched(Source):
@@ -124,7 +127,7 @@ def generated(
         desk.network.told(),
         judge is not None,
         str(dtype),
-        [DEFAULT, DEFAULT_GRID, FORMAT],
+        VERSIONS,
     ]
 
     def make() -> Any:
@@ -171,7 +174,7 @@ def spread(count: int, shown: int = SHOWN) -> list[int]:
 
 def read(desk: Desk, kept: Any) -> Row:
     """A row from its JSON."""
-    names = kept["rows"][0]
+    names = [name for name in kept["rows"][0] if all(name in row for row in kept["rows"])]  # few may be asked a class
     measures = {name: Spread.of([row[name] for row in kept["rows"]]) for name in names}
     return Row(measures, Spread.of(kept["rates"]), desk.folder / kept["sheet"])
 
@@ -206,7 +209,7 @@ def real(desk: Desk, judge: Judge | None = None) -> Row:
         return {"rows": [found], "rates": [0.0], "sheet": str(sheet.relative_to(desk.folder))}
 
     parts = [desk.shown.fingerprint, desk.held_out.fingerprint]
-    return read(desk, desk.once("real", [*parts, desk.images, desk.network.told(), judge is not None], make))
+    return read(desk, desk.once("real", [*parts, desk.images, desk.network.told(), judge is not None, MEASURES], make))
 
 
 REAL = "real, from one half against the other"
@@ -226,7 +229,7 @@ def floor(desk: Desk) -> Row:
         pictures = PartPictures(desk.shown, "train").pictures(order.tolist())
         return {"rows": [{**found, SHARP: statistics.fmean(sharpness(pictures))}], "rates": [0.0], "sheet": ""}
 
-    return read(desk, desk.once("floor", [desk.shown.fingerprint, desk.images, desk.network.told()], make))
+    return read(desk, desk.once("floor", [desk.shown.fingerprint, desk.images, desk.network.told(), MEASURES], make))
 
 
 def excess(desk: Desk, found: Spread) -> Spread:
@@ -260,7 +263,7 @@ def rebuilt(desk: Desk, name: str, folder: Path) -> dict[str, Any]:
         return found
 
     parts = [desk.shown.fingerprint, held_out.fingerprint]
-    key = [files.sha256(folder / "model.yaml"), *parts, desk.images, desk.network.told(), FORMAT]
+    key = [files.sha256(folder / "model.yaml"), *parts, desk.images, desk.network.told(), FORMAT, MEASURES]
     kept: dict[str, Any] = desk.once(name, key, make)
     return kept
 

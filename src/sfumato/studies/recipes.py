@@ -77,10 +77,14 @@ def fitting(side: int) -> Fields:
     return {"width": 32, "multipliers": (1, 2, 2, 4), "attention": (4, 8)}
 
 
+STEPS = {"gan": 8, "vae": 16, "unet": 16, "kl": 16, "vq": 16}  # what widths are multiples of, else of 32
+
+
 def wider(fields: Mapping[str, Any], scale: float) -> Fields:
     """A recipe whose networks are wider: first stage, denoiser, conditioners or family, a GAN's critic as its generator.
 
-    Widths stay multiples of 32, as heads are, of 8 in a GAN and of 16 in a VAE, which have none.
+    Widths stay multiples of 32, as heads are, of 16 in a U-Net, whose heads come where it is twice as wide, and in first
+    stages and a VAE, of 8 in a GAN, which have none: with `scale` a multiple of a half all U-Nets grow alike.
     """
     found = copy.deepcopy(dict(fields))
     if scale == 1:
@@ -92,7 +96,7 @@ def wider(fields: Mapping[str, Any], scale: float) -> Fields:
         *found.get("conditioners", {}).values(),
     ]
     for part in (p for p in parts if isinstance(p, dict)):
-        inner, step = part.get("coder", part), {"gan": 8, "vae": 16}.get(str(part.get("kind")), 32)
+        inner, step = part.get("coder", part), STEPS.get(str(part.get("kind")), 32)
         for name in {"width", "critic"} & {*inner}:
             inner[name] = max(round(scale * inner[name] / step), 1) * step
     return found

@@ -40,6 +40,9 @@ def study(name: str, desk: Desk, command: str, *, trainings: int = 1, **more: An
     found = list[Result]()
     for k in range(trainings):
         folder = desk.folder / f"again-{k}" if k else desk.folder
+        again = dataclasses.replace(desk, folder=folder)
+        if k and not again.plan("precision"):  # one choice for all trainings, of which a claim takes the mean
+            again.keep_plan("precision", {"auto": desk.faster})
         share = dataclasses.replace(
             desk,
             folder=folder,
@@ -165,6 +168,8 @@ def joined(results: Sequence[Result]) -> Result:
         first.name, first.title, f"{first.intro} Everything was trained {len(results)} times, from other seeds."
     )
     made.protocol = {**first.protocol, "training seed": list(range(len(results)))}
+    if isinstance(each := made.protocol.pop("hours", None), float):
+        made.protocol |= {"hours": each * len(results), "hours of a training": each}
     made.hours = sum(r.hours for r in results)
     for several in zip(*(r.claims for r in results), strict=True):
         told = "; ".join(f"training {k}: {c.measured}" for k, c in enumerate(several, 1))
