@@ -66,7 +66,8 @@ class DiffusionConfig(Config):
         if blind(prediction(self.prediction, self.data_std), self.schedule.build()):
             raise ValueError(
                 f"prediction {self.prediction} says nothing of the picture where this schedule ends, in noise alone, and "
-                "sampling begins there; choose prediction flow or v, or a schedule of betas without zero_terminal"
+                "sampling begins there; choose prediction flow or v, or a schedule of betas without zero_terminal and of "
+                "another form than cosine"
             )
         return self
 

@@ -115,6 +115,9 @@ def test_a_negative_without_guidance_is_refused() -> None:
     with pytest.raises(ValueError, match="a negative does nothing at guidance 1, the default here"):
         pipeline.upscale(**settings)
     assert pipeline.upscale(**settings, guidance=1.0)  # one of a row of scales
+    between = {**settings, "negative": None, "interval": (0.2, 0.8), "prompt": "a red cat"}
+    with pytest.raises(ValueError, match="an interval does nothing at guidance 1, the default here"):
+        pipeline.upscale(**between)
 
 
 def test_pictures_that_come_one_by_one_leave_gradients_on(everything: Pipeline) -> None:

@@ -228,3 +228,9 @@ def test_seeds_follow_one_another_and_random_ones_differ() -> None:
     assert Generate(count=3, seed=7).seeds() == [7, 8, 9]
     assert Generate().seeds() != Generate().seeds()
     assert json.loads(Generate(prompt="a").model_dump_json())["prompt"] == ["a"]
+
+
+def test_the_precision_is_told_where_it_is_not_float32(model_folder: Path) -> None:
+    for name, told in (("fp32", None), ("bf16", "bf16")):
+        made = Pipeline.load(model_folder, device="cpu", precision=name).generate(prompt="sun", steps=1, seed=0)[0]
+        assert json.loads(made.info["sfumato"]).get("precision") == told

@@ -59,7 +59,7 @@ class Denoiser(nn.Module):
         if self.blind and self._pure(t, scales.alpha):
             raise ValueError(
                 "noise prediction says nothing of the clean picture at t = 1, where this schedule is pure noise; "
-                "start the grid below 1 (start=0.999), or train with prediction v or flow"
+                "start the grid below 1 (start=0.98), or train with prediction v or flow"
             )
         into, skip, out = self._line(scales)
         shape = (-1,) + (1,) * (x_t.ndim - 1)

@@ -36,6 +36,7 @@ class Pipeline:
         self, model: LatentDiffusion | Family, name: str, dtype: torch.dtype = torch.float32, digest: str = ""
     ) -> None:
         self.name, self.digest, self.told = name, digest, set[str]()
+        self.beside = {} if dtype == torch.float32 else {"precision": "bf16"}  # what else a picture hangs on
         self.family = model.eval() if isinstance(model, Family) else None
         if self.family is not None and dtype != torch.float32:
             raise ValueError("a model of this family works in float32; leave precision out")
@@ -124,7 +125,7 @@ class Pipeline:
                 s = metadata.settings(
                     made.request, next(place), seed, prompt, picture.size, self.name, self.digest, __version__
                 )
-                unsaid = unused(self.family)
+                s, unsaid = {**s, **self.beside}, unused(self.family)
                 yield metadata.attach(picture, {name: value for name, value in s.items() if name not in unsaid})
 
     def _all(self, kind: type[Request], request: Request | None, settings: dict[str, Any]) -> list[Image.Image]:

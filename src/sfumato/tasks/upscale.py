@@ -32,8 +32,10 @@ def upscale(model: LatentDiffusion, request: Upscale, tell: Progress | None = No
     """The request's pictures, `factor` times as large as the one given. Raises `ValueError` for a level that was not
     trained, a picture that would be too large, and a model that knows no small pictures."""
     field = takes(model, "lowres", "super-resolution")
-    if denied(request) and request.guidance == 1.0 and "guidance" not in request.model_fields_set:
-        raise ValueError("a negative does nothing at guidance 1, the default here; give a guidance above 1 with it")
+    if request.guidance == 1.0 and "guidance" not in request.model_fields_set:
+        idle = "a negative" if denied(request) else "an interval" if request.interval is not None else ""
+        if idle:
+            raise ValueError(f"{idle} does nothing at guidance 1, the default here; give a guidance above 1 with it")
     factor = magnification(model, field)
     small = given.picture(model, request.picture)
     high, wide = small.shape[-2:]
