@@ -7,7 +7,7 @@ Each layer's filters are the centres of whitened patches of the layer before (Co
 Representations with K-means"), rectified, pooled and learned in turn, without gradients, in a minute of one core. The
 squared distance of what the written network gives is between maps of unit length, place by place (`--gram` of it: between
 the products of channels, which know no place), and as large as LPIPS's is about: a blur of three pixels is at 0.29.
-`--random` takes any directions in place of the centres.
+`--random` takes any directions in place of the centres. It wants pictures of 24 pixels at least.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def crops(folder: Path, count: int = 400) -> Tensor:
 
 
 def learned(x: Tensor, conv: nn.Conv2d, random: bool) -> None:
-    """Give a layer the filters of what comes before it, (N, C, H, W), with four tenths of their answers above 0."""
+    """Give a layer the filters of what comes before it, (N, C, H, W), with a good four tenths of their answers above 0."""
     (kernel, _), stride, count = conv.kernel_size, conv.stride[0], conv.out_channels
     padded = F.pad(x, (1,) * 4) if stride == 1 else x
     rows = F.unfold(padded, kernel, stride=stride).transpose(1, 2).flatten(0, 1)

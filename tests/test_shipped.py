@@ -78,6 +78,8 @@ def test_what_half_precision_cannot_hold_is_refused(
     assert (code, "give another folder" in err) == (2, True)
     code, _, err = call("convert", "half", model_folder / "autoencoder", "--out", tmp_path / "out", capsys=capsys)
     assert (code, "holds a model already" in err) == (2, True)
+    code, _, err = call("convert", "half", model_folder, "--out", tmp_path, capsys=capsys)
+    assert (code, "holds other things" in err) == (2, True)
     assert LatentDiffusion.load(tmp_path / "out")
 
 

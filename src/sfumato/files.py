@@ -148,6 +148,14 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is damaged ({error}); copy the folder again, whole") from None
 
 
+def vacant(folder: Path) -> None:
+    """Raise `ValueError` where a model folder is to be written and something else is: it would be sealed with the model."""
+    if (folder / "model.yaml").is_file():
+        raise ValueError(f"{folder} holds a model already; choose another folder")
+    if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
+        raise ValueError(f"{folder} holds other things, which would become parts of the model; choose a new folder")
+
+
 def seal(folder: Path, fields: Mapping[str, Any]) -> None:
     """Write `model.yaml`: the fields, the format number and the hash of every other file. It is written last."""
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and _sealed(p, folder))

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -173,11 +174,15 @@ def test_encode_and_train_from_the_command_line(
         ),
         (
             ["train", "emoji-autoencoder", "objective.perceptual={kind: lpips, network: squeezenet1_1-b8a52dc0.pth}"],
-            "`sfumato fetch squeezenet` gets it, or give the path of the file, or do without: objective.perceptual=null",
+            "`sfumato fetch squeezenet --out .` gets it, or give the path of the file, or do without: objective.perceptual=null",
         ),
         (
             ["train", "photo-label", "data.path=pics", "autoencoder={tmp}/photo-f8/model", "--run", "{tmp}/d"],
             "train it first with `sfumato train photo-f8 data.path=pics`",
+        ),
+        (
+            ["train", "photo", "data.kind=table", "data.path=x.parquet", "autoencoder={tmp}/photo-f8/model"],
+            "with `sfumato train photo-f8 data.kind=table data.path=x.parquet`",
         ),
         (["train", "emoji-few", "teacher={tmp}/emoji/model", "--run", "{tmp}/e"], "with `sfumato train emoji`, or"),
         (
@@ -208,8 +213,15 @@ def test_encode_and_train_from_the_command_line(
         (["evaluate", "{model}", "--features", "{tmp}"], "has no config.json"),
         (["evaluate", "{model}", "--reference", "nowhere"], "there is no folder nowhere"),
         (["evaluate", "{model}", "--against", "no.json"], "there is no result no.json"),
-        (["evaluate", "{model}", "--perceptual", "no.pt"], "there is no feature network no.pt"),
+        (["evaluate", "{model}", "--perceptual", "no.pt"], "there are no weights no.pt; give the path of the file"),
+        (
+            ["evaluate", "{model}", "--perceptual", "weights/squeezenet1_1-b8a52dc0.pth"],
+            "`sfumato fetch squeezenet` gets",
+        ),
         (["evaluate", "{model}", "--images", "3"], "greater than or equal to 4"),
+        (["evaluate", "{model}/autoencoder", "--data", "emoji", "--steps", "5"], "--steps would do nothing"),
+        (["evaluate", "{pictures}", "--sampler", "ddim", "--grid", "even"], "--sampler and --grid would do nothing"),
+        (["study", "cost", "--features", "{tmp}", "--scale", "0.75"], "multiple of 0.5"),
         (["evaluate", "{model}/autoencoder", "--data", "emoji", "--reference", "emoji"], "leave --reference out"),
         (["evaluate", "{model}/autoencoder", "--data", "emoji", "--one-each"], "leave --one-each out"),
         (["evaluate", "{model}", "--reference", "{tmp}", "--one-each"], "are twins is not known"),
@@ -222,11 +234,14 @@ def test_bad_input_is_one_sentence_and_exit_code_2(
     text: str,
     model_folder: Path,
     tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    filled = [w.replace("{tmp}", str(tmp_path)).replace("{model}", str(model_folder)) for w in words]
+    Image.new("RGB", (8, 8)).save((pictures := tmp_path_factory.mktemp("pictures")) / "one.png")
+    named = {"{tmp}": tmp_path, "{model}": model_folder, "{pictures}": pictures}
+    filled = [reduce(lambda word, name: word.replace(name, str(named[name])), named, w) for w in words]
     code, _, err = call(*filled, capsys=capsys)
     assert code == 2
     assert text in err

@@ -212,6 +212,11 @@ def test_texts_of_a_training_are_read_in_groups_and_kept_on_disk(place: Path, re
     )
     assert torch.equal(asked.build({}).read(texts[5]), first[5])  # without the training's texts, as in sampling
     assert sum(count for count, _ in reads) == 150
+    loaded = asked.build({})  # and goes on learning: its texts are a training's again
+    assert not loaded.writes
+    loaded.taught([texts[:40], texts[30:], None])
+    assert loaded.writes
+    assert loaded.groups(texts[7]) == again.groups(texts[7])
 
 
 def test_texts_of_like_length_are_read_together(place: Path, reads: list[tuple[int, ...]]) -> None:

@@ -231,7 +231,11 @@ def test_a_file_must_be_the_expected_one(scripted: Path, tmp_path: Path) -> None
         ({"heads": network}, r"lin0.model.1.weight is missing"),
         ({"network": heads}, r"features.0.weight is missing"),
         ({"network": tmp_path / "absent.pth"}, "there are no weights .*absent.pth; give the path"),
-        ({"network": tmp_path / "vgg16-397923af.pth"}, "`sfumato fetch vgg16` gets it, or give the path"),
+        (
+            {"network": tmp_path / "vgg16-397923af.pth"},
+            f"`sfumato fetch vgg16 --out {tmp_path}` gets it, or give the path",
+        ),
+        ({"network": Path("weights/vgg16-397923af.pth")}, "`sfumato fetch vgg16` gets it, or give the path"),
         ({"network": scripted}, "is not a checkpoint of tensors|features.0.weight is missing"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -16,8 +16,9 @@ from sfumato.data import loader
 from sfumato.diffusion.denoiser import Denoiser
 from sfumato.diffusion.prediction import prediction
 from sfumato.diffusion.schedule import ScheduleConfig
+from sfumato.features import lpips
 from sfumato.features.perceptual import Perceptual
-from sfumato.training import recipe, run
+from sfumato.training import recipe, resumed, run
 from sfumato.training.decoded import Decoded
 from sfumato.training.diffusion import Denoising
 from sfumato.training.memory import Needs
@@ -339,3 +340,27 @@ def test_what_a_critic_needs_of_memory_is_told(first_stage: Path, tmp_path: Path
     few, many = needed(width=8), needed(width=32)
     assert many.weights > few.weights
     assert many.learned > few.learned
+
+
+def test_the_critic_s_rate_may_be_lowered_when_a_run_goes_on(
+    first_stage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def asked(images: int, **critic: Any) -> recipe.DiffusionRecipe:
+        decoded = DecodedConfig.model_validate({"critic": {**JUDGE, **critic}})
+        return diffusion_recipe(first_stage, batch=8, images=images).model_copy(update={"decoded": decoded})
+
+    run.train(asked(8), tmp_path / "run", device="cpu", quiet=True)
+    run.train(asked(16, rate=1e-5), tmp_path / "run", device="cpu", quiet=True, resume=True)
+    assert "goes on with decoded.critic.rate=1e-05; until now it was 0.0004" in caplog.text
+    with pytest.raises(ValueError, match="holds another recipe"):
+        run.train(asked(16, width=16), tmp_path / "run", device="cpu", quiet=True, resume=True)
+
+
+def test_a_run_of_before_goes_on_with_the_heads_that_are_installed(first_stage: Path, tmp_path: Path) -> None:
+    heads = tmp_path / "vgg.pth"
+    heads.write_bytes(lpips.published("VGG16").read_bytes())
+    for path, alike in ((heads, True), (first_stage / "model.yaml", False), (tmp_path / "gone.pth", False)):
+        for one, other in ((str(path), None), (None, str(path))):
+            assert resumed._alike({"heads": one}, {"heads": other}) is alike
+    assert resumed._alike({"heads": None}, {"heads": None})
+    assert not resumed._alike({"heads": 4}, {"heads": None})  # of attention

@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +15,10 @@ from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.base import Data
 from sfumato.diffusion.schedule import ScheduleConfig
 from sfumato.model import DistilledConfig, LatentDiffusion
+from sfumato.tasks.upscale import magnification
 from sfumato.training import recipe, run
 from sfumato.training.finetuning import begun, plain, sized, times
+from sfumato.training.fitted import called
 from sfumato.training.log import lines
 from sfumato.training.shortcut import strided
 from tests.conftest import SHORT, diffusion_recipe
@@ -182,3 +185,45 @@ def test_it_is_described_and_its_memory_is_told(model_folder: Path, capsys: pyte
     said = capsys.readouterr()
     assert "stage: finetuning" in said.out
     assert "Memory" in said.err
+
+
+def upscaler(first_stage: Path, folder: Path) -> Path:
+    """A model that was told pictures of 8 pixels beside those of 32."""
+    asked = diffusion_recipe(first_stage, images=32, checkpoint=32)
+    data = Data.model_validate({"kind": "emoji", "size": 32, "degrade": {"factor": 4}})
+    small = {"small": ConditionerConfig.model_validate({"kind": "lowres", "width": 4, "told": 8})}
+    return run.train(asked.model_copy(update={"conditioners": small, "data": data}), folder, device="cpu", quiet=True)
+
+
+def test_an_upscaler_magnifies_by_what_it_was_taught_last(
+    first_stage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = upscaler(first_stage, tmp_path / "start")
+    assert magnification(LatentDiffusion.load(start), "lowres") == 4
+
+    def after(size: int, **degrade: Any) -> LatentDiffusion:
+        more = finetuning(start, {"data": {"kind": "emoji", "size": size, "degrade": degrade}})
+        return run.finetuning(more, tmp_path / "on", CPU).model
+
+    assert magnification(after(16, factor=4), "lowres") == 4
+    assert magnification(after(32, factor=2), "lowres") == 2
+    assert "no longer held" not in caplog.text
+    made = after(32, factor=4, how="blind")
+    assert made.conditions.reader("lowres").plain is False
+    assert "no longer held" in caplog.text
+    taught = {"stage": "distillation", "teacher": str(start), "how": "consistency", "training": SHORT}
+    other = recipe.parse({**taught, "data": {"kind": "emoji", "size": 32, "degrade": {"factor": 2}}})
+    assert isinstance(other, recipe.DistillationRecipe)
+    with pytest.raises(ValueError, match="small pictures of 16 pixels a side, and the model was told ones of 8"):
+        run.distilling(other, tmp_path / "few", CPU)
+
+
+def test_maps_of_other_classes_are_refused() -> None:
+    told = ConditionerConfig.model_validate({"kind": "map", "labels": ["sky", "grass"]})
+    for names, fits in ((("sky", "grass"), True), (("grass", "sky"), False), (("cat", "dog"), False), ((), True)):
+        part = SimpleNamespace(class_names={"map": names})
+        if fits:
+            called(told, part)  # type: ignore[arg-type]
+            continue
+        with pytest.raises(ValueError, match="the model's of sky, grass, in this order"):
+            called(told, part)  # type: ignore[arg-type]

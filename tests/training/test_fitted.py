@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.base import Data
 from sfumato.training import recipe
-from sfumato.training.fitted import fitted
+from sfumato.training.fitted import fitted, networks
 from sfumato.training.run import denoising
 from tests.conftest import diffusion_recipe
 from tests.data.test_renumbered import pictures
@@ -229,3 +230,10 @@ def test_recipes_of_words_and_boxes_fit_pictures_of_ones_own(name: str, more: di
     assert isinstance(asked, recipe.DiffusionRecipe)
     config, _ = fitted(asked, asked.data.open("train"), asked.data.open("held_out"))
     assert [one.kind_name() for one in config.conditioners.values()] == [{"photo-text": "text"}.get(name, "boxes")]
+
+
+def test_networks_that_conditioners_listen_to_are_told_by_their_hashes() -> None:
+    looks = SimpleNamespace(sha256="a")
+    several = {"near": SimpleNamespace(looks=looks), "words": SimpleNamespace(sha256="b"), "class": SimpleNamespace()}
+    config = SimpleNamespace(conditioners={**several, "unseen": SimpleNamespace(looks=None)})
+    assert networks(SimpleNamespace(config=config)) == {"near": "a", "words": "b"}  # type: ignore[arg-type]

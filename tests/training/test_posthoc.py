@@ -13,8 +13,9 @@ from sfumato.evaluation.lengths import Length, best, compared
 from sfumato.model import LatentDiffusion
 from sfumato.training import posthoc
 from sfumato.training.ema import Averages, exponent
+from sfumato.training.recipe import parse
 from sfumato.training.run import train
-from tests.conftest import autoencoder_recipe, diffusion_recipe
+from tests.conftest import SHORT, autoencoder_recipe, diffusion_recipe
 
 
 def walk(steps: int, widths: list[float], every: int, folder: Path) -> Averages:
@@ -133,3 +134,14 @@ def test_a_run_without_snapshots_says_what_to_do(model_folder: Path, capsys: pyt
     with pytest.raises(SystemExit, match="2"):
         main(["ema", str(model_folder.parent), "--width", "0.1", "--out", "x"])
     assert "training.snapshots" in capsys.readouterr().err
+
+
+def test_averages_of_a_distilled_run_are_not_ranked_by_a_loss_that_means_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = parse({"stage": "distillation", "teacher": "t", "data": {"kind": "emoji", "size": 32}, "training": SHORT})
+    monkeypatch.setattr(posthoc, "found", lambda run: [])
+    monkeypatch.setattr(posthoc, "opened", lambda run: (asked, None, []))
+    with pytest.raises(SystemExit, match="2"):
+        call("ema", "run", "--plot", "p.png")
+    assert "follows its teacher and not the pictures" in capsys.readouterr().err

@@ -61,7 +61,14 @@ def test_faults_are_told_with_their_place(changes: list[str], words: str) -> Non
 
 @pytest.mark.parametrize(
     "schedule",
-    ["linear", "{kind: linear, shift: 2}", "cosine", "sigmoid", "{kind: betas, zero_terminal: true}"],
+    [
+        "linear",
+        "{kind: linear, shift: 2}",
+        "cosine",
+        "sigmoid",
+        "{kind: betas, zero_terminal: true}",
+        "{kind: betas, form: cosine}",
+    ],
 )
 def test_noise_is_not_predicted_where_sampling_begins_in_nothing_else(schedule: str) -> None:
     with pytest.raises(
@@ -72,7 +79,7 @@ def test_noise_is_not_predicted_where_sampling_begins_in_nothing_else(schedule: 
         recipe.read("photo-noise", [f"schedule={schedule}", f"prediction={other}"])
 
 
-@pytest.mark.parametrize("schedule", ["betas", "{kind: betas, form: cosine}", "exploding"])
+@pytest.mark.parametrize("schedule", ["betas", "{kind: betas, form: linear}", "exploding"])
 def test_noise_is_predicted_where_something_of_the_picture_is_left(schedule: str) -> None:
     assert isinstance(recipe.read("photo-noise", [f"schedule={schedule}"]), recipe.DiffusionRecipe)
 

@@ -59,6 +59,20 @@ def test_a_recipe_that_lies_in_its_run_s_folder_is_kept(tmp_path: Path, caplog: 
     assert (tmp_path / "recipe.before.yaml").read_text() == written
 
 
+def test_a_resume_of_nothing_begins_anew_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever recipe lies in its folder: one that was written by hand, or that of a try that failed before it saved."""
+    asked = autoencoder_recipe(batch="auto", accumulate="auto", precision="auto")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({k: v for k, v in dump(asked).items() if k != "sfumato"}))
+    train(asked, tmp_path, resume=True, device="cpu", quiet=True)
+    assert "holds no run to go on with; it begins anew" in caplog.text
+    assert (tmp_path / "recipe.before.yaml").is_file()
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["training"]["batch"] > 0
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text())
+    train(autoencoder_recipe(rate=1e-4, batch=8), tmp_path / "again", resume=True, device="cpu", quiet=True)
+    assert yaml.safe_load((tmp_path / "again" / "recipe.yaml").read_text())["training"]["batch"] == 8
+
+
 def test_a_new_checkpoint_is_kept_beside_a_damaged_later_one(tmp_path: Path) -> None:
     def save(images: int, lasting: bool = False) -> None:
         checkpoint.save(tmp_path, images, {"weights": {"a": torch.full((2,), images)}}, {}, 1, lasting)

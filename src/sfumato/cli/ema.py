@@ -21,6 +21,7 @@ def command(
     from sfumato.evaluation import lengths
     from sfumato.families.base import Family
     from sfumato.training import posthoc
+    from sfumato.training.recipe import DistillationRecipe
 
     snapshots = posthoc.found(run)
     recipe, model, parameters = posthoc.opened(run)
@@ -34,6 +35,11 @@ def command(
     assert plot is not None
     if isinstance(model, Family):
         raise ValueError("a model of this family has no held-out loss to compare averages by; give --width and --out")
+    if isinstance(recipe, DistillationRecipe):
+        raise ValueError(
+            "a distilled model has no held-out loss to compare averages by, for it follows its teacher and not the pictures; "
+            "give --width and --out, and let sfumato evaluate measure them"
+        )
     try:
         chosen = [float(text) for text in widths.split(",")]
     except ValueError:

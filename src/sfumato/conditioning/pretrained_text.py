@@ -123,6 +123,13 @@ class PretrainedText(Conditioner):
         self.memory: OrderedDict[str, Tensor] = OrderedDict()  # text -> (n, width) float32, on the CPU
         self.taken = 0  # bytes of them
 
+    def taught(self, values: Sequence[Any]) -> None:
+        """Hear what a training of a model that was there before will say: what the frozen model makes of it is written down,
+        as it is for a new model."""
+        texts = different(values, self.field)
+        self.writes = self.shelf is not None and bool(texts)
+        self.groups = Groups(texts if self.writes else ())
+
     def read(self, text: str) -> Tensor:
         """What the frozen model makes of a text, (n, width) float32 on the CPU; made once, then kept."""
         with _lock:

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sfumato import files
 from sfumato.autoencoder.codec import Codec
 from sfumato.model import LatentDiffusion
 from sfumato.shipped import SHEET
@@ -16,8 +17,7 @@ def convert(source: Path, out: Path) -> Path:
     """
     if out.resolve() == source.resolve():
         raise ValueError(f"{out} is the model itself; give another folder")
-    if (out / SHEET).is_file():
-        raise ValueError(f"{out} holds a model already; choose another folder")
+    files.vacant(out)
     if not (source / SHEET).is_file():
         raise ValueError(f"there is no model folder {source}; give one, or the run folder around it")
     if "stage: autoencoder" in (source / SHEET).read_text(encoding="utf-8").splitlines():

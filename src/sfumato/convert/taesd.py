@@ -13,7 +13,6 @@ from torch import Tensor
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.tiny import TinyConfig
-from sfumato.shipped import SHEET
 
 SIDES = {"encoder": "encoder.", "decoder": "decoder."}  # theirs -> ours, before each key
 
@@ -38,8 +37,7 @@ def _named(tensors: Mapping[str, Tensor], side: str) -> dict[str, Tensor]:
 
 def convert(encoder: Path, decoder: Path, out: Path) -> Path:
     """Write the model folder of two safetensors files. Raises `ValueError` where one is missing or something else."""
-    if (out / SHEET).is_file():
-        raise ValueError(f"{out} holds a model already; choose another folder")
+    files.vacant(out)
     for path in (encoder, decoder):
         if not path.is_file():
             raise ValueError(f"there is no file {path}; give TAESD's encoder and decoder as safetensors")

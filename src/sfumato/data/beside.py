@@ -68,7 +68,7 @@ def opened(path: Path) -> Image.Image:
         with Image.open(path) as found:
             found.load()
             return ImageOps.exif_transpose(found)
-    except image.UNREADABLE as error:
+    except Exception as error:  # what damaged bytes lead to
         raise ValueError(f"{path} cannot be read as a map ({error}); replace or remove it") from None
 
 

@@ -1,6 +1,7 @@
 """Published networks by name: where they are, what they must be, whose terms hold. Nothing else in the package downloads."""
 
 import hashlib
+import shlex
 import shutil
 import urllib.error
 import urllib.request
@@ -60,7 +61,8 @@ TABLE = {
 def remedy(path: Path) -> str:
     """The beginning of what to do where this file is missing: which command gets it, or nothing where it is none of these."""
     name = next((name for name, row in TABLE.items() if row.file == path.name), None)
-    return f"`sfumato fetch {name}` gets it, or " if name else ""
+    out = "" if path.parent == Path("weights") else f" --out {shlex.quote(str(path.parent))}"
+    return f"`sfumato fetch {name}{out}` gets it, or " if name else ""
 
 
 def fetch(name: str, folder: Path, tell: Callable[[str], None]) -> Path:

@@ -14,8 +14,11 @@ def scripted(path: Path) -> bool:
     """Whether a file is TorchScript, told by what it holds and not by its name."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as parts:
-        return any("/code/" in name for name in parts.namelist())
+    try:
+        with zipfile.ZipFile(path) as parts:
+            return any("/code/" in name for name in parts.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def script(path: Path, sha256: str | None) -> nn.Module:

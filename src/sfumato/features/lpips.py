@@ -114,7 +114,10 @@ class LpipsConfig(PerceptualConfig):
     def build(self) -> "Lpips":
         network = weights(self.network, self.sha256)
         lpips = Lpips(told(network))
-        lpips.take(network, weights(self.heads or published(lpips.name), self.heads_sha256))
+        heads, sha256 = self.heads, self.heads_sha256
+        if heads is None:
+            heads, sha256 = published(lpips.name), sha256 or NETWORKS[lpips.name].sha256
+        lpips.take(network, weights(heads, sha256))
         return lpips
 
 
@@ -176,6 +179,11 @@ def published(name: Name) -> Path:
         f"the installed torchmetrics has no heads of LPIPS over {name}; name their file (perceptual.heads, or "
         "--perceptual-heads)"
     )
+
+
+def as_published(path: Path) -> bool:
+    """Whether a file holds the heads of one of the networks as they come with torchmetrics."""
+    return path.is_file() and files.sha256(path) in {network.sha256 for network in NETWORKS.values()}
 
 
 def weights(path: Path, sha256: str | None) -> dict[str, Tensor]:

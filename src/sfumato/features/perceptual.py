@@ -54,7 +54,7 @@ class Perceptual(nn.Module, ABC):
         if min(a.shape[2:]) < self.smallest:
             raise ValueError(
                 f"the perceptual network needs pictures of {self.smallest} pixels a side; these are "
-                f"{a.shape[3]}x{a.shape[2]}: train on larger ones, or leave objective.perceptual out"
+                f"{a.shape[3]}x{a.shape[2]}: take larger ones, another network, or none"
             )
         with torch.autocast(a.device.type, enabled=False):
             return self.distance(colour(at_least_single(a)), colour(at_least_single(b)))

@@ -74,6 +74,9 @@ class Kept(Part):
     def fields(self, index: int) -> dict[str, Any]:
         return self.part.fields(self.indices[index])
 
+    def field(self, index: int, name: str) -> Any:
+        return self.part.field(self.indices[index], name)
+
     def few(self, index: int, read: Collection[str]) -> dict[str, Any]:
         return self.part.few(self.indices[index], read)
 

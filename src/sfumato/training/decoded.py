@@ -99,8 +99,6 @@ class Decoded(nn.Module):
     def forward(self, codec: Codec, estimate: Tensor, crops: Crops, positions: Sequence[int]) -> dict[str, Tensor]:
         """Means over all examples of the batch as far as some are decoded, by name; `estimate` (B, c, h, w)."""
         found = dict[str, Tensor]()
-        if self.perceptual is None and not crops.begun:
-            return found
         made = self.pasted(codec, estimate, crops)
         if self.perceptual is not None:
             total = self.perceptual(made, crops.pictures).sum() if crops.rows else estimate.new_zeros(())

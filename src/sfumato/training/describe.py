@@ -18,6 +18,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.training import recipe as recipes
 from sfumato.training.finetuning import begun
 from sfumato.training.fitted import fitted
+from sfumato.training.given import there
 from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, FinetuningRecipe
 from sfumato.training.run import modelling
 from sfumato.training.shortcut import strided
@@ -50,7 +51,7 @@ def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
     if isinstance(read, FamilyRecipe):
         return text, _family(read)
     if isinstance(read, DistillationRecipe):
-        teacher = LatentDiffusion.load(read.teacher)
+        teacher = LatentDiffusion.load(there(read.teacher, read.data))
         return text, both(strided(teacher, read.steps) if read.how == "shortcut" else teacher)
     if isinstance(read, FinetuningRecipe):
         return text, both(begun(read))

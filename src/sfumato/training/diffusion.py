@@ -21,6 +21,7 @@ from sfumato.training import validation
 from sfumato.training.autoencoder import stack
 from sfumato.training.decoded import Crops, Decoded
 from sfumato.training.discriminator import Critic
+from sfumato.training.fitted import networks
 from sfumato.training.latents import Fresh, Latents
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import DiffusionRecipe
@@ -108,6 +109,7 @@ class Denoising(Objective):
             "the pictures": self.train.fingerprint,
             "the autoencoder": self.codec,
             "the words": words,
+            **{f"the network of {name}": sha256 for name, sha256 in networks(self.model).items()},
         }
 
     def learned(self, turn: str) -> Sequence[nn.Module]:
@@ -145,7 +147,7 @@ class Denoising(Objective):
         fields = self.model.conditions.mirrored(known, plan.flips)
         times, drop = self.times(positions).to(moments), self.dropped(positions)
         found = Noisy(latents, times, eps, fields, drop, Draws.training(t.seed, positions))
-        if self.decoded is None:
+        if self.decoded is None or (self.decoded.perceptual is None and self._since(positions[0]) < 0):
             return found
         return found._replace(crops=self.crops(self.decoded, plan, found, positions), positions=tuple(positions))
 

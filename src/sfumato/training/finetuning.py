@@ -12,7 +12,7 @@ from sfumato import shipped
 from sfumato.conditioning.stride import FIELD
 from sfumato.data.base import Part
 from sfumato.model import LatentDiffusion
-from sfumato.training.fitted import classes
+from sfumato.training.fitted import classes, made_small
 from sfumato.training.given import there
 from sfumato.training.recipe import FinetuningRecipe, TimesConfig
 
@@ -49,6 +49,28 @@ def times(recipe: FinetuningRecipe, model: LatentDiffusion) -> TimesConfig:
     if recipe.times is not None:
         return recipe.times
     return TimesConfig(density="uniform" if model.config.schedule.kind == "betas" else "logit_normal")
+
+
+def magnifying(model: LatentDiffusion, part: Part) -> LatentDiffusion:
+    """The model told how large the data's small pictures are and how they are made: by so much it magnifies from then on."""
+    conditioners = made_small(model, part)
+    if conditioners == model.config.conditioners:
+        return model
+    for name, fresh in conditioners.items():
+        before, now = (getattr(c, "plain", None) for c in (model.config.conditioners[name], fresh))
+        if None not in (before, now) and before is not now:
+            log.warning(
+                "the data's small pictures are %s, the model's were not: what it makes is %s to them in sampling",
+                "large ones made small and nothing else" if now else "worse than large ones made small",
+                "held" if now else "no longer held",
+            )
+    config = model.config.model_copy(update={"conditioners": conditioners})
+    made = LatentDiffusion(model.codec, config, model.size, model.texts).to(model.device)
+    made.denoiser.load_state_dict(model.denoiser.state_dict())
+    made.conditions.load_state_dict(model.conditions.state_dict())
+    made.denoiser.train()
+    made.conditions.train()
+    return made
 
 
 def sized(model: LatentDiffusion, size: int) -> LatentDiffusion:

@@ -6,6 +6,7 @@ from typing import Any
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.conditioning.bundle import silent
 from sfumato.conditioning.lowres import LowresConfig
+from sfumato.conditioning.pretrained_text import PretrainedText
 from sfumato.conditioning.reference import ReferenceConfig
 from sfumato.data.base import Part
 from sfumato.data.degrade import DegradeConfig
@@ -134,6 +135,39 @@ def shared(part: Part, model: LatentDiffusion) -> Part:
     return renumbered(part, names)
 
 
+def called(conditioner: ConditionerConfig, part: Part) -> None:
+    """Raise `ValueError` where a part's maps are of other classes than a trained model's, or of the same in another order."""
+    own, theirs = getattr(conditioner, "labels", ()), part.class_names.get(conditioner.field, ())
+    if conditioner.kind_name() == "map" and own and theirs and tuple(own) != tuple(theirs):
+        raise ValueError(
+            f"the maps of the data are of {', '.join(theirs[:10])}, and the model's of {', '.join(own[:10])}, in this order; "
+            "number and name them as the model does (classes.json), or train a new model"
+        )
+
+
+def made_small(model: LatentDiffusion, part: Part) -> dict[str, ConditionerConfig]:
+    """The model's conditioners as this part's small pictures have it: how large these are, and how they are made."""
+    found = dict(model.config.conditioners)
+    for name, conditioner in found.items():
+        if isinstance(conditioner, LowresConfig):
+            fresh = shrunk(conditioner.model_copy(update={"side": None, "plain": None}), part)
+            found[name], _ = fresh.learn(present(conditioner, part), ())
+    return found
+
+
+def as_small(model: LatentDiffusion, part: Part) -> None:
+    """Raise `ValueError` where a part's small pictures are of another size than a model was told."""
+    for name, fresh in made_small(model, part).items():
+        told = model.config.conditioners[name]
+        if not isinstance(told, LowresConfig) or not isinstance(fresh, LowresConfig):
+            continue
+        if told.side not in (None, fresh.side):
+            raise ValueError(
+                f"the data make small pictures of {fresh.side} pixels a side, and the model was told ones of {told.side}; "
+                "give it the same data.degrade"
+            )
+
+
 def known(model: LatentDiffusion, part: Part, apart: Part | None) -> tuple[Part, Part | None]:
     """Both parts as a trained model is told of them.
 
@@ -141,11 +175,25 @@ def known(model: LatentDiffusion, part: Part, apart: Part | None) -> tuple[Part,
     """
     part, apart = shared(part, model), apart and shared(apart, model)
     for name, conditioner in model.config.conditioners.items():
-        present(conditioner, part)
+        values = present(conditioner, part)
         seen(conditioner, part)
+        called(conditioner, part)
+        reader = model.conditions.reader(conditioner.field)
+        if isinstance(reader, PretrainedText):
+            reader.taught(values)
         for shown in filter(None, (part, apart)):
             readable(conditioner, model.texts[name], shown)
     return part, apart
+
+
+def networks(model: LatentDiffusion) -> dict[str, str]:
+    """The SHA-256 of the frozen networks that conditioners listen to, by the conditioners' names."""
+    found = dict[str, str]()
+    for name, conditioner in model.config.conditioners.items():
+        sha256 = getattr(getattr(conditioner, "looks", conditioner), "sha256", None)
+        if isinstance(sha256, str):
+            found[name] = sha256
+    return found
 
 
 def heard(model: LatentDiffusion) -> None:

@@ -16,7 +16,9 @@ def there(folder: Path, data: Data) -> Path:
     name, told = folder.parent.name if folder.name == "model" else "", "train it first"
     if name in shipped():
         its, path = load_yaml(name)["data"], getattr(data, "path", None)
-        own = f" {shlex.quote(f'data.path={path}')}" if path and "path" in its else ""
+        kind = data.kind_name()
+        other = f" data.kind={kind}" if path and kind != its.get("kind") else ""
+        own = f"{other} {shlex.quote(f'data.path={path}')}" if path and ("path" in its or other) else ""
         aside = getattr(data, "held_out", None) if own else None  # what one stage holds out the other may not be shown
         if aside is not None and aside != its.get("held_out", type(data).model_fields["held_out"].default):
             own += f" data.held_out={aside!r}"

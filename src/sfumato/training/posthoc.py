@@ -143,8 +143,7 @@ def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion | Family, list[nn
 
 def publish(recipe: Recipe, model: Codec | LatentDiffusion | Family, folder: Path, card: str = "") -> None:
     """Write the model folder of rebuilt weights. A first stage's shift and scale are measured again: they are its latents'."""
-    if (folder / "model.yaml").is_file():
-        raise ValueError(f"{folder} holds a model already; choose another folder")
+    files.vacant(folder)
     if isinstance(model, LatentDiffusion):
         model.save(folder, card)
         return

@@ -9,9 +9,19 @@ from typing import Any
 import yaml
 
 from sfumato import distributed, files
+from sfumato.config import Config
+from sfumato.features import lpips
 from sfumato.training import checkpoint
 from sfumato.training import recipe as recipes
-from sfumato.training.recipe import AutoencoderRecipe, DiffusionRecipe, FamilyRecipe, Recipe, dump, parse
+from sfumato.training.recipe import (
+    AutoencoderRecipe,
+    DiffusionRecipe,
+    FamilyRecipe,
+    PatchCriticConfig,
+    Recipe,
+    dump,
+    parse,
+)
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +97,8 @@ def _alike(one: Any, other: Any, key: str = "") -> bool:
         return one.keys() == other.keys() and all(_alike(one[name], other[name], name) for name in one)
     if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         return all(_alike(a, b, key) for a, b in zip(one, other, strict=True))
+    if key == "heads" and None in (one, other) and isinstance(named := one or other, str):
+        return lpips.as_published(Path(named))  # those that come with torchmetrics were files of one's own once
     if key in recipes.PLACES and isinstance(one, str) and isinstance(other, str):
         short, long = sorted((Path(one), Path(other)), key=lambda p: len(p.parts))
         ends = not short.is_absolute() and long.parts[-len(short.parts) :] == short.parts
@@ -112,13 +124,15 @@ def _long_enough(recipe: Recipe, folder: Path) -> None:
 
 
 def _own_rates(stored: Recipe, recipe: Recipe) -> Recipe:
-    """`stored` with the rates of `recipe` that are not the training's: a first stage's critic's, and a family's own."""
-    if isinstance(stored, AutoencoderRecipe) and isinstance(recipe, AutoencoderRecipe):
-        critic, given = stored.objective.critic, recipe.objective.critic
-        if critic is None or given is None:
+    """`stored` with the rates of `recipe` that are not the training's: a critic's, and a family's own."""
+    name = "objective" if isinstance(stored, AutoencoderRecipe) else "decoded"
+    holder, other = getattr(stored, name, None), getattr(recipe, name, None)
+    if isinstance(holder, Config) and isinstance(other, Config):
+        critic, given = getattr(holder, "critic", None), getattr(other, "critic", None)
+        if not isinstance(critic, PatchCriticConfig) or not isinstance(given, PatchCriticConfig):
             return stored
         critic = critic.model_copy(update={"rate": given.rate})
-        return stored.model_copy(update={"objective": stored.objective.model_copy(update={"critic": critic})})
+        return stored.model_copy(update={name: holder.model_copy(update={"critic": critic})})
     if isinstance(stored, FamilyRecipe) and isinstance(recipe, FamilyRecipe):
         rate = getattr(recipe.family, "rate", None)
         if rate is None or "rate" not in type(stored.family).model_fields:

@@ -28,8 +28,8 @@ from sfumato.training.card import card
 from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
-from sfumato.training.finetuning import begun, named, times
-from sfumato.training.fitted import fitted, heard, known, varied
+from sfumato.training.finetuning import begun, magnifying, named, times
+from sfumato.training.fitted import as_small, fitted, heard, known, varied
 from sfumato.training.given import cached, held_out, there
 from sfumato.training.latents import Fresh, Latents
 from sfumato.training.loop import Loop, Watch
@@ -195,6 +195,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
         )
     whole = _whole_of(teacher, recipe, autoencoder=recipe.teacher / "autoencoder")
     part, _ = known(teacher, recipe.data.open("train"), held_out(recipe.data))
+    as_small(teacher, part)
     way = Shortcutting if recipe.how == "shortcut" else Distilling
     return way(teacher, recipe, whole, part, _latents(teacher.codec, part, recipe, folder), where, card(whole))
 
@@ -204,12 +205,13 @@ def finetuning(recipe: FinetuningRecipe, folder: Path, where: torch.device) -> D
     """The second stage's objective with the weights of a trained model. Raises `ValueError` where the data have not what its
     conditioners read, and as `finetuning.begun`."""
     model = begun(recipe).to(where)
+    told, part = bool(recipe.training.held_out), recipe.data.open("train")
+    named(model, part)
+    model = magnifying(model, part)
     whole = _whole_of(
         model, recipe, autoencoder=recipe.start / "autoencoder", times=times(recipe, model),
         weighting=recipe.weighting, decoded=recipe.decoded, unsaid=recipe.unsaid,
     )  # fmt: skip
-    told, part = bool(recipe.training.held_out), recipe.data.open("train")
-    named(model, part)
     part, apart = known(model, part, held_out(recipe.data, told))
     latents = _latents(model.codec, part, recipe, folder)
     return Denoising(model, whole, part, latents, where, card(whole, start=str(recipe.start)), apart if told else None)
@@ -246,9 +248,12 @@ def _agreed(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> 
 def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:
     """The recipe with every measured choice made, written to the run folder; on resume, the one that stands there."""
     path = folder / "recipe.yaml"
-    if resume and path.is_file():
+    there = bool(checkpoint.found(folder / "state")) or (folder / "model" / "model.yaml").is_file()
+    if resume and there and path.is_file():
         return resumed(recipe, folder)
-    if checkpoint.found(folder / "state") or (folder / "model" / "model.yaml").is_file():
+    if resume and not there:
+        log.warning("%s holds no run to go on with; it begins anew", folder)
+    elif there:
         raise ValueError(f"{folder} holds a run already; add --resume to go on, or choose another folder")
     _room(folder)
     faster = "bf16" if devices.precision(recipe.training.precision, where) == torch.bfloat16 else "fp32"
