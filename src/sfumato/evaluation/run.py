@@ -349,7 +349,7 @@ def perceptual(
     """
     if heads is None and heads_sha256 is not None:
         raise ValueError("a SHA-256 of heads needs the heads; name their file with --perceptual-heads")
-    if heads is None and (scripted(path) or not path.is_file()):
+    if heads is None and scripted(path):
         network: nn.Module = ScriptConfig(network=path, sha256=sha256).build().to(device)
         told: dict[str, Any] = {"sha256": files.sha256(path)}
         name = PERCEPTUAL.get(told["sha256"], f"perceptual distance ({path.stem})")
