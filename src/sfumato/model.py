@@ -69,6 +69,11 @@ class DiffusionConfig(Config):
                 "sampling begins there; choose prediction flow or v, or a schedule of betas without zero_terminal and of "
                 "another form than cosine"
             )
+        if self.schedule.kind == "exploding" and self.prediction == "v":
+            raise ValueError(
+                "prediction v of an exploding schedule is as large as its noise, 80 times the picture, and its loss is of little "
+                "else; choose prediction edm, whose network sees and gives numbers around 1"
+            )
         return self
 
 

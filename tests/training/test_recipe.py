@@ -193,3 +193,9 @@ def test_new_recipes_denoise_latents_of_variance_one_and_older_models_stay_as_th
 @pytest.mark.parametrize(("said", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ("'off'", "off")])
 def test_compile_is_read_as_written_though_yaml_takes_on_and_off_for_truth_values(said: str, meant: str) -> None:
     assert recipe.read("emoji", [f"training.compile={said}"]).training.compile == meant
+
+
+def test_v_is_not_predicted_where_noise_explodes() -> None:
+    with pytest.raises(ValueError, match=r"as large as its noise.*choose prediction edm"):
+        recipe.read("photo-noise", ["schedule=exploding", "prediction=v"])
+    recipe.read("photo-noise", ["schedule=exploding", "prediction=edm"])

@@ -16,7 +16,7 @@ from sfumato.tasks import canvas
 from sfumato.tasks.requests import Panorama
 from sfumato.tasks.walk import Made, Progress, Rows, batches, walk
 
-MARGIN = 8  # latent places that a wrapped canvas is continued by while it is decoded
+MARGIN = 16  # latent places that a wrapped canvas is continued by while it is decoded; the emoji's decoder sees 10
 
 
 def panorama(model: LatentDiffusion, request: Panorama, tell: Progress | None = None) -> Iterator[Made]:
