@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from sfumato import cli
+from sfumato.cli.train import _folder
 from sfumato.tasks import metadata
 from tests.features.test_network import Looks, save
 
@@ -390,3 +391,13 @@ def test_every_task_has_its_verb(model_folder: Path, tmp_path: Path, capsys: pyt
         code, _, err = call(*words, capsys=capsys)
         assert code == 2
         assert fault in err
+
+
+def test_a_run_s_own_recipe_goes_on_in_its_folder(tmp_path: Path) -> None:
+
+    own = tmp_path / "runs" / "a" / "recipe.yaml"
+    assert _folder(own, True) == Path("runs/recipe")
+    (own.parent / "state").mkdir(parents=True)
+    assert _folder(own, True) == own.parent
+    assert _folder(own, False) == Path("runs/recipe")
+    assert _folder(Path("photo-f8"), True) == Path("runs/photo-f8")

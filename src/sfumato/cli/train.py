@@ -15,7 +15,12 @@ def command(
         list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="overrides of the recipe")
     ] = None,
     run: Annotated[
-        Path | None, typer.Option("--run", "--run-folder", help="the run's folder; by default runs/RECIPE")
+        Path | None,
+        typer.Option(
+            "--run",
+            "--run-folder",
+            help="the run's folder; by default runs/RECIPE, with --resume that of a run's own recipe.yaml",
+        ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="go on from the last whole checkpoint")] = False,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
@@ -29,7 +34,7 @@ def command(
     from sfumato.training import recipe as recipes
 
     read = recipes.read(recipe, changes or [])
-    folder = run or Path("runs") / Path(recipe).stem
+    folder = run or _folder(Path(recipe), resume)
     if dry_run:
         import yaml
 
@@ -41,6 +46,14 @@ def command(
     print(train(read, folder, resume=resume, device=device, quiet=quiet))
     if read.training.best:
         _tell_best(folder)
+
+
+def _folder(recipe: Path, resume: bool) -> Path:
+    """The run's folder where none is named: that of a run's own recipe where it goes on, else one of the recipe's name."""
+    own = recipe.parent / "state", recipe.parent / "model" / "model.yaml"
+    if resume and recipe.name == "recipe.yaml" and any(path.exists() for path in own):
+        return recipe.parent
+    return Path("runs") / recipe.stem
 
 
 def _tell_best(folder: Path) -> None:
