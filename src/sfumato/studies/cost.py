@@ -110,9 +110,7 @@ def as_far(
         f = t.factor
         got = [s for s in reached[f] if s is not None] if f > 1 else [Reached(desk.seconds(t.run.name))]
         there, bound = [s.seconds for s in got], "at most " if any(s.latest for s in got) else ""
-        whole = there and (
-            f == 1 or len(there) == len(reached[f])
-        )  # of some samplings alone it would be the quick ones'
+        whole = there and (f == 1 or len(there) == len(reached[f]))  # some alone would be the quick ones
         used = 1000 * kwh(energy[f].watts, Spread.of(there).value + before[f]) if whole else None
         lines.append([
             t.name, f"{before[f]:,.0f} s", until(reached[f]) if f > 1 else f"{there[0]:,.0f} s",

@@ -248,12 +248,12 @@ def _agreed(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> 
 def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) -> Recipe:
     """The recipe with every measured choice made, written to the run folder; on resume, the one that stands there."""
     path = folder / "recipe.yaml"
-    there = bool(checkpoint.found(folder / "state")) or (folder / "model" / "model.yaml").is_file()
-    if resume and there and path.is_file():
+    begun_before = bool(checkpoint.found(folder / "state")) or (folder / "model" / "model.yaml").is_file()
+    if resume and begun_before and path.is_file():
         return resumed(recipe, folder)
-    if resume and not there:
+    if resume and not begun_before:
         log.warning("%s holds no run to go on with; it begins anew", folder)
-    elif there:
+    elif begun_before:
         raise ValueError(f"{folder} holds a run already; add --resume to go on, or choose another folder")
     _room(folder)
     faster = "bf16" if devices.precision(recipe.training.precision, where) == torch.bfloat16 else "fp32"
