@@ -11,6 +11,10 @@ import pytest
 import torch
 
 from sfumato import files
+from sfumato.model import LatentDiffusion
+from tests.tasks.test_tasks import built
+
+WORDS = {"kind": "text", "width": 8, "layers": 1, "heads": 2, "vocabulary": 60}
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -126,3 +130,20 @@ def test_weights_can_be_read_by_whoever_may_read_the_folder(tmp_path: Path) -> N
     finally:
         os.umask(before)
     assert (tmp_path / "w.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_model_in_another_precision_is_saved_so_that_it_opens(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = built({"words": WORDS}, learned=["red"]).model.to(dtype)
+    model.save(tmp_path / "model")
+    again = LatentDiffusion.load(tmp_path / "model")
+    assert torch.equal(again.codec.shift, model.codec.shift.float())
+
+
+def test_hidden_files_in_a_model_are_none_of_it_and_a_model_is_not_written_into_one(tmp_path: Path) -> None:
+    built({"words": WORDS}, learned=["red"]).model.save(tmp_path / "model")
+    for name in ("conditioners/words/._tokenizer.json", ".DS_Store"):
+        (tmp_path / "model" / name).write_bytes(b"\xb0\x00")  # of macOS, in no Unicode
+    LatentDiffusion.load(tmp_path / "model")
+    with pytest.raises(ValueError, match=r"lies in .*model, a model, which would not be whole with it"):
+        files.vacant(tmp_path / "model" / "half")

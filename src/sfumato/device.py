@@ -34,6 +34,11 @@ def pick(name: str = "auto") -> torch.device:
             f"device {name!r} is not there; this machine has {', '.join(n for n, y in found.items() if y)}"
         )
     if name == "cuda" and several:
+        if distributed.local() >= (there := torch.cuda.device_count()):
+            raise ValueError(
+                f"there are more processes on this machine than GPUs, of which it has {there}: start {there}, or give "
+                "--device cpu"
+            )
         return torch.device("cuda", distributed.local())
     if not numbered:
         return torch.device(kind)
@@ -45,14 +50,21 @@ def pick(name: str = "auto") -> torch.device:
     return torch.device(kind, int(number))
 
 
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
 def precision(name: str, device: torch.device) -> torch.dtype:
     """The type that convolutions and products run in: `fp32`, `bf16`, `auto`, the faster of the two; `fp64` for proofs."""
     if name == "auto":
         return torch.bfloat16 if fast_bfloat16(device.type) else torch.float32
-    known = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp64": torch.float64}
-    if name not in known:
-        raise ValueError(f"unknown precision {name!r}; known: auto, {', '.join(known)}")
-    return known[name]
+    if name not in PRECISIONS:
+        raise ValueError(f"unknown precision {name!r}; known: auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[name]
+
+
+def named(dtype: torch.dtype) -> str:
+    """The name of a type of `precision`."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
 @functools.cache

@@ -152,6 +152,8 @@ def vacant(folder: Path) -> None:
     """Raise `ValueError` where a model folder is to be written and something else is: it would be sealed with the model."""
     if (folder / "model.yaml").is_file():
         raise ValueError(f"{folder} holds a model already; choose another folder")
+    if inside := next((p for p in folder.resolve().parents if (p / "model.yaml").is_file()), None):
+        raise ValueError(f"{folder} lies in {inside}, a model, which would not be whole with it; choose another folder")
     if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise ValueError(f"{folder} holds other things, which would become parts of the model; choose a new folder")
 

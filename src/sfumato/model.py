@@ -4,6 +4,7 @@ The three meet only here. The model is what is published: `save` writes a folder
 `sample` turns noise and conditions into pictures.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, Self
@@ -26,6 +27,7 @@ from sfumato.diffusion.schedule import ScheduleConfig
 from sfumato.nn import draws
 from sfumato.nn.compiled import BACKEND, Compile, compile_, wanted
 
+NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")  # of a conditioner
 PredictionName = Literal["clean", "noise", "v", "flow", "edm"]
 
 
@@ -74,6 +76,16 @@ class DiffusionConfig(Config):
                 "prediction v of an exploding schedule is as large as its noise, 80 times the picture, and its loss is of little "
                 "else; choose prediction edm, whose network sees and gives numbers around 1"
             )
+        return self
+
+    def called(self) -> Self:
+        """This configuration. Raises `ValueError` for names of conditioners that modules or folders cannot have."""
+        for name in self.conditioners:
+            if not NAME.fullmatch(name) or hasattr(nn.ModuleDict(), name):
+                raise ValueError(
+                    f"a conditioner cannot be called {name!r}; its name is of letters, digits, - and _, and another than "
+                    "those of PyTorch's modules, such as `type` or `half`"
+                )
         return self
 
 
@@ -209,6 +221,6 @@ def _sides(x: Tensor) -> tuple[int, int]:
 
 def _texts(folder: Path) -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
-    for path in sorted(folder.glob("*/*")):
+    for path in sorted(p for p in folder.glob("*/*") if p.is_file() and not p.name.startswith(".")):
         found.setdefault(path.parent.name, {})[path.name] = path.read_text(encoding="utf-8")
     return found

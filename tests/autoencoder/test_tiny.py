@@ -45,6 +45,9 @@ def test_published_files_become_a_model_folder(tmp_path: Path) -> None:
         taesd.convert(tmp_path / "decoder.safetensors", tmp_path / "encoder.safetensors", tmp_path / "other")
     with pytest.raises(ValueError, match="there is no file"):
         taesd.convert(tmp_path / "absent", tmp_path / "encoder.safetensors", tmp_path / "other")
+    (tmp_path / "taesd_encoder.pth").write_bytes(b"a pickle")
+    with pytest.raises(ValueError, match="is no safetensors file, and nothing is unpickled"):
+        taesd.convert(tmp_path / "taesd_encoder.pth", tmp_path / "decoder.safetensors", tmp_path / "other")
 
 
 @pytest.mark.slow

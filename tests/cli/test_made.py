@@ -240,3 +240,47 @@ def test_what_is_wrong_with_the_request_is_told_once(made: Verbs, tmp_path: Path
     code, _, err = call("upscale", made.folder, "-i", tmp_path / "bare", capsys=made.capsys)
     assert code == 2
     assert f"{tmp_path / 'bare'} holds no pictures" in err
+
+
+def test_two_pictures_that_fail_alike_after_one_that_was_made_end_nothing(made: Verbs, tmp_path: Path) -> None:
+    for name in "abcd":
+        for folder in ("pictures", "masks"):
+            (tmp_path / folder).mkdir(exist_ok=True)
+        noise(16, 16).save(tmp_path / "pictures" / f"{name}.png")
+        Image.new("L", (16, 16), 0 if name in "bc" else 255).save(tmp_path / "masks" / f"{name}.png")
+    words = ["-i", tmp_path / "pictures", "--mask", tmp_path / "masks", "--method", "free", "--resample", 1]
+    code, _, err = call("inpaint", made.folder, *words, "--steps", 1, "--out", made.out, capsys=made.capsys)
+    assert code == 2
+    assert "2 of 4 pictures could not be taken" in err
+    assert {Path(metadata.read(p)["picture"]).stem for p in made.out.iterdir()} == {"a", "d"}
+
+
+def test_what_was_made_is_not_made_again_and_what_is_not_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.png", "masks/a.png", "out/00000-0.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        noise(8, 8).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    asked = {"picture": [str(tmp_path)], "mask": "masks"}  # one of the two by another road
+    assert [Path(one["picture"]).name for one in each(asked, Path("out"))] == ["a.png"]
+    assert [Path(one["picture"]).name for one in each({"picture": ["out"]}, Path("out"))] == [
+        "00000-0.png"
+    ]  # it is meant
+    (tmp_path / "b.HEIC").write_bytes(b"a photograph")
+    assert [Path(one["picture"]).name for one in each({"picture": ["."]}, Path("out"))][:2] == ["a.png", "b.HEIC"]
+
+
+def test_a_contact_sheet_takes_no_picture_s_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures").mkdir()
+    for k in range(4):
+        noise(32 + k, 32).save(tmp_path / "pictures" / f"{k}.png")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sheet.png").write_bytes(b"mine")
+    for _ in range(2):
+        code, out, _ = call("show", "pictures", "size=16", capsys=capsys)
+        assert code == 0
+        assert out.splitlines()[-1] == "sheet-1.png"  # the second time it is ours, and replaced
+    assert (tmp_path / "sheet.png").read_bytes() == b"mine"

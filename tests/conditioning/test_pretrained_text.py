@@ -15,16 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from sfumato import files
+from sfumato.autoencoder.codec import Codec
+from sfumato.autoencoder.kl import KLConfig
 from sfumato.conditioning import frozen
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.conditioning.pretrained_text import PretrainedText, PretrainedTextConfig
-from sfumato.model import LatentDiffusion
+from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.training import run
 from sfumato.training.fitted import fitted
 from sfumato.training.recipe import DiffusionRecipe, dump, parse
+from sfumato.training.shortcut import strided
 from tests.conditioning import textmodels
 from tests.conditioning.textmodels import KINDS, MOST, WIDTH, saved
-from tests.conftest import diffusion_recipe
+from tests.conftest import CODER, diffusion_recipe
 
 TEXTS = ["a red cat", "two dogs on the mat", "mat"]
 LONG = "a cat on the mat " * 4  # 22 tokens
@@ -465,3 +468,18 @@ def test_a_recipe_trains_with_it_and_reads_each_caption_once(
     said = model.conditions({"caption": [TEXTS[0], LONG]}, 2)
     assert said.tokens is not None
     assert said.tokens.shape == (2, 22, WIDTH)
+
+
+def test_a_shortcut_hears_the_texts_that_its_teacher_is_trained_on(place: Path) -> None:
+    saved("t5", place / "t5")
+    texts = ["a cat", "the mat", "a dog"]
+    config, _ = PretrainedTextConfig(folder=place / "t5", length=MOST).learn(texts, ())
+    backbone = {"kind": "unet", "width": 8, "multipliers": [1], "blocks": 1, "attention": [1], "groups": 1}
+    settings = DiffusionConfig.model_validate(
+        {"backbone": backbone, "prediction": "v", "conditioners": {"words": config}}
+    )
+    teacher = LatentDiffusion(Codec(KLConfig.model_validate({"coder": CODER})), settings, 32, {})
+    teacher.conditions.reader("caption").taught(texts)
+    student = strided(teacher, 4).conditions.reader("caption")
+    assert student.writes
+    assert sorted(student.groups(texts[0])) == sorted(teacher.conditions.reader("caption").groups(texts[0]))

@@ -395,3 +395,21 @@ def test_maps_that_are_larger_than_their_pictures_keep_what_lies_in_a_pixel(tmp_
     assert shares[1].unique().tolist() == [0.125]
     for size, side in ((8, 64), (64, 128), (256, 256)):
         assert beside.numbers(tmp_path / "a.png", centred(128, 128), size, beside.NO_CLASSES).shape == (side, side)
+
+
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        ({"1": "road", "0": "sky"}, ("sky", "road")),
+        ({"0": "sky", "2": "road"}, None),
+        ("abc", None),
+        ({"sky": 0}, None),
+    ],
+)
+def test_classes_by_number_are_in_its_order(said: Any, names: tuple[str, ...] | None, tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text(json.dumps({"classes": said}), encoding="utf-8-sig")
+    if names is None:
+        with pytest.raises(ValueError, match="a colour a class"):
+            beside.classes(tmp_path)
+    else:
+        assert beside.classes(tmp_path).names == names

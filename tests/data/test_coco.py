@@ -158,3 +158,12 @@ def test_the_folder_of_the_pictures_is_no_class_of_those_without_annotations_eit
         noise(tmp_path / "images" / f"{k}.png", k)
     (tmp_path / "instances.json").write_text(instances(["0.png", "1.png"]))
     assert {entry.group for entry in layout.listed(tmp_path)} == {None}
+
+
+def test_names_that_are_numbers_and_files_with_a_mark_are_read(tmp_path: Path) -> None:
+    for k in range(4):
+        noise(tmp_path / f"{k}.png", k)
+    said = json.loads(instances([f"{k}.png" for k in range(4)]))
+    said["categories"] = [{"id": 18, "name": 7}, {"id": 17, "name": 5}]
+    (tmp_path / "annotations.json").write_text(json.dumps(said), encoding="utf-8-sig")
+    assert sorted(opened(tmp_path).class_names["boxes"]) == ["5", "7"]

@@ -59,10 +59,16 @@ def test_tables_that_are_none_of_the_pictures_are_not_read(tmp_path: Path, caplo
     assert "names no pictures by `file_name`" in caplog.text
 
 
-def test_two_rows_below_of_one_picture_are_two_examples(tmp_path: Path) -> None:
-    picture(tmp_path / "a" / "0.png")
-    rows(tmp_path / "a" / "metadata.jsonl", *({"file_name": "0.png", "text": text} for text in ("one", "two")))
-    assert [e.captions for e in opened(tmp_path).entries] == [("one",), ("two",)]
+@pytest.mark.parametrize("folder", [".", "a"])
+def test_rows_of_one_picture_are_its_captions_and_two_examples_where_they_say_more(folder: str, tmp_path: Path) -> None:
+    for name in ("0.png", "1.png"):
+        picture(tmp_path / folder / name)
+    said: list[dict[str, Any]] = [{"file_name": "0.png", "text": text} for text in ("one", "two", "one")]
+    said += [{"file_name": "1.png", "label": label} for label in ("cat", "dog")]
+    rows(tmp_path / folder / "metadata.jsonl", *said)
+    entries = opened(tmp_path).entries
+    assert [(e.captions, e.group) for e in entries if e.captions] == [(("one", "two"), None)]
+    assert sorted(str(e.group) for e in entries if not e.captions) == ["cat", "dog"]
 
 
 def test_a_folder_train_beside_others_is_a_class_however_it_is_written(tmp_path: Path) -> None:
@@ -265,3 +271,20 @@ def test_a_table_at_the_top_says_what_it_leaves_out_and_leaves_words_to_text_fil
     assert found[0].boxes is not None
     assert "leaves out pictures of its folder that it does not name: 1, such as a/3.png" in caplog.text
     assert "has no words for 2 pictures that have a text file" in caplog.text
+
+
+def test_pairs_beside_loose_pictures_are_theirs(tmp_path: Path) -> None:
+    for k in range(6):
+        picture(tmp_path / f"{k}.jpg")
+        picture(tmp_path / "pairs" / f"{k}.png", 12)
+    part = opened(tmp_path)
+    assert [e.name for e in part.entries] == [f"{k}.jpg" for k in range(6)]
+    assert all(e.pair is not None for e in part.entries)
+    picture(tmp_path / "pairs" / "of another.png")  # then it may be a folder like others
+    assert any(e.name.startswith("pairs/") for e in opened(tmp_path).entries)
+
+
+def test_captions_in_capitals_are_captions(tmp_path: Path) -> None:
+    picture(tmp_path / "0.jpg")
+    (tmp_path / "0.TXT").write_text("as Windows has it")
+    assert opened(tmp_path).field(0, "caption") == ["as Windows has it"]

@@ -18,6 +18,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.vq import VQConfig
 from sfumato.data.emoji import EmojiData
 from sfumato.data.picked import Picked
+from sfumato.evaluation.lengths import compared
 from sfumato.evaluation.source import Modelled
 from sfumato.families import base, vae
 from sfumato.families.autoregressive import Autoregressive, AutoregressiveConfig
@@ -25,7 +26,7 @@ from sfumato.families.base import Drawn, FamilyConfig, Shape, chosen, single
 from sfumato.families.gan import Gan, GanConfig, deviation, shown
 from sfumato.families.vae import VaeConfig
 from sfumato.streams import Stream
-from sfumato.training import recipe, run
+from sfumato.training import posthoc, recipe, run
 from sfumato.training.family import Modelling
 from sfumato.training.likelihood import each, likelihood, over
 from sfumato.training.log import lines
@@ -547,3 +548,23 @@ def test_features_of_samples_are_kept_by_all_that_they_hang_on() -> None:
     turned = Modelled(built("bytes"), 8)
     turned.classes = [*turned.classes[:-1], 0]
     assert turned.told() != warm.told()
+
+
+@pytest.mark.parametrize("name", ["gan", "vae"])
+def test_families_draw_and_are_measured_in_double_precision(name: str, codes: Path) -> None:
+    family = FamilyConfig.model_validate(FAMILIES[name]).build(Shape(3, 16), (), None).double()
+    assert family.sample(Stream([0, 1]), torch.tensor([0, 0])).dtype == torch.float64
+    if family.scored:
+        found = over(family, EmojiData(size=16).open("held_out"), family.told, 4)
+        assert found is not None
+        assert bool(found.isfinite().all())
+
+
+def test_lengths_of_averages_are_compared_by_the_bits_of_a_family(codes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = recipe_of("vae", codes)
+    family = asked.family.build(Shape(3, 16), tuple(asked.data.open("train").labels), None)
+    monkeypatch.setattr(posthoc, "rebuild", lambda *_: 0.0)
+    (row,) = compared([], asked, family, [], [0.05])
+    told = over(family, asked.data.open("held_out"), family.told)
+    assert told is not None
+    assert (row.name, row.value) == ("held-out bits", pytest.approx(float(told.mean())))

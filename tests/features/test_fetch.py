@@ -4,7 +4,7 @@ import hashlib
 import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -65,3 +65,27 @@ def test_nothing_else_downloads() -> None:
     loud = ("urllib", "http.client", "import requests", "import httpx", "hf_hub_download", "load_state_dict_from_url")
     found = {p.name for p in source.rglob("*.py") if any(w in p.read_text(encoding="utf-8") for w in loud)}
     assert found == {"fetch.py"}
+
+
+@pytest.mark.parametrize(
+    ("header", "words"), [("Content-Length: 9000", "broke off"), ("Transfer-Encoding: chunked", "broke off")]
+)
+def test_a_line_that_breaks_says_to_try_again(
+    header: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Cut(BaseHTTPRequestHandler):
+        def log_message(self, *words: object) -> None:
+            return
+
+        def do_GET(self) -> None:
+            self.wfile.write(f"HTTP/1.1 200 OK\r\n{header}\r\nConnection: close\r\n\r\n1000\r\n".encode() + b"x" * 100)
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Cut)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    row = Published(f"http://127.0.0.1:{server.server_port}/net.pt", "0" * 64, "MIT", "--features")
+    monkeypatch.setitem(fetch.TABLE, "net", row)
+    with pytest.raises(ValueError, match=words):
+        fetch.fetch("net", tmp_path / "weights", lambda said: None)
+    assert not list((tmp_path / "weights").iterdir())
+    server.shutdown()
+    server.server_close()

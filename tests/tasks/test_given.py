@@ -199,3 +199,11 @@ def test_colour_of_16_bits_is_told_of_paths_and_of_opened_pictures(tmp_path: Pat
         assert given.converted(Vary(picture=picture if opened else path), 3) == [
             (str(path), "colour or transparency of 16 bits, cut to 8")
         ]
+
+
+def test_a_mask_that_nobody_sees_is_told(tmp_path: Path) -> None:
+    shown = Image.new("L", (8, 8))
+    shown.putpixel((0, 0), 3)
+    assert "nowhere lighter than 3 of 255" in " ".join(hole(shown, False)[1])
+    shown.putpixel((0, 0), 1)
+    assert hole(shown, False)[1] == ["of 0 and 1: 1 is the hole"]

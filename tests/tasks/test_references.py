@@ -203,3 +203,17 @@ def test_what_cannot_be_done_is_said_in_a_sentence(
     with pytest.raises(ValueError, match="name its place as `network`"):
         reader.opened()
     assert Generate(reference=[shown]).reference == [shown]
+
+
+def test_damaged_pictures_of_a_bank_are_left_out_and_told(
+    pipeline: Pipeline, place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bank = pictures(tmp_path / "bank", 6)
+    (bank / "03.png").write_bytes(b"no picture")
+    shown = place / "pictures" / "00.png"
+    for _ in range(2):  # made, and read from the cache
+        assert pipeline.generate(reference=shown, bank=bank, seed=0, steps=1)
+        assert caplog.text.count("1 of 6 pictures of the bank cannot be read and are left out") == 1
+        caplog.clear()
+    with pytest.raises(ValueError, match="neighbours of a bank of 5"):
+        pipeline.generate(reference=shown, bank=bank, neighbours=6, steps=1)

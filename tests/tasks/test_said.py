@@ -1,5 +1,6 @@
 """What is said of pictures reaches the network in every task, and windows of a large canvas hear their part of it."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,39 @@ def test_a_box_names_its_class_by_number_too(everything: Pipeline) -> None:
     said += [[(1, 0.1, 0.2, 0.5, 0.9)], [{"label": "1", "box": [0.1, 0.2, 0.5, 0.9]}], [["1", 0.1, 0.2, 0.5, 0.9]]]
     first, *others = (everything.layout(boxes=b, seed=0, steps=2)[0] for b in said)
     assert [far(first, other) for other in others] == [0] * 4
+
+
+def test_guidance_of_nothing_is_told_and_no_picture_says_it(
+    worded: Pipeline, everything: Pipeline, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = "nothing is said that guidance could amplify"
+    picture = worded.generate(seed=0, steps=2)[0]
+    assert json.loads(picture.info["sfumato"])["guidance"] == 1.0
+    assert "CFG scale: 1," in picture.info["parameters"]
+    assert told not in caplog.text  # three is what requests have by themselves
+    for more in ({"guidance": 9.0}, {"interval": (0.2, 0.8)}):
+        again = worded.generate(seed=0, steps=2, **more)[0]
+        assert far(picture, again) == 0
+        assert caplog.text.count(told) == 1
+        caplog.clear()
+    for said in ({"prompt": "sun"}, {"negative": "sun"}):
+        again = worded.generate(seed=0, steps=2, guidance=9.0, **said)[0]
+        assert json.loads(again.info["sfumato"])["guidance"] == 9.0
+    everything.upscale(**{**TASKS["upscale"], "seed": 0, "steps": 1, "guidance": 5.0})
+    assert told in caplog.text
+
+
+def test_overlap_of_no_windows_is_refused_and_so_are_the_few_steps_of_what_is_free() -> None:
+    words = {"words": {"kind": "text", "width": 8, "layers": 1, "heads": 2, "vocabulary": 60}}
+    quick = built(words, learned=["red"], steps=2)
+    with pytest.raises(ValueError, match="leave whole or overlap out"):
+        quick.panorama(width=48, whole=True, overlap=0.8)
+    gone = Image.new("L", (32, 32), 255)
+    made = [quick.inpaint(picture=noise(32, 32), mask=gone, method=m, seed=0, resample=1)[0] for m in ("auto", "free")]
+    assert [json.loads(picture.info["sfumato"])["steps"] for picture in made] == [25, 25]
+    assert json.loads(quick.generate(seed=0)[0].info["sfumato"])["steps"] == 2
+
+
+def test_pictures_tell_the_precision_they_were_made_in(worded: Pipeline) -> None:
+    for dtype, name in ((torch.float64, "fp64"), (torch.bfloat16, "bf16")):
+        assert Pipeline(copy.deepcopy(worded.model).to(dtype), "x", dtype).beside == {"precision": name}

@@ -13,6 +13,7 @@ from PIL import Image
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.base import Data
 from sfumato.training import recipe
+from sfumato.training.diffusion import Denoising
 from sfumato.training.fitted import fitted, networks
 from sfumato.training.run import denoising
 from tests.conftest import diffusion_recipe
@@ -237,3 +238,53 @@ def test_networks_that_conditioners_listen_to_are_told_by_their_hashes() -> None
     several = {"near": SimpleNamespace(looks=looks), "words": SimpleNamespace(sha256="b"), "class": SimpleNamespace()}
     config = SimpleNamespace(conditioners={**several, "unseen": SimpleNamespace(looks=None)})
     assert networks(SimpleNamespace(config=config)) == {"near": "a", "words": "b"}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("sides", "words"), [((16, 15), "the pair of images/7.png is not 2 times smaller"), ((8, 8), "3 times")]
+)
+def test_small_pictures_of_several_magnifications_are_refused(
+    sides: tuple[int, int], words: str, tmp_path: Path
+) -> None:
+    whole = 32 if sides[0] == 16 else 24
+    for k in range(8):
+        noisy = np.random.default_rng(k).integers(0, 256, (whole, whole, 3), dtype=np.uint8)
+        shown = Image.fromarray(noisy)
+        shown.save(_made(tmp_path / "images" / f"{k}.png"))
+        side = sides[k == 7]
+        shown.resize((side, side)).save(_made(tmp_path / "pairs" / f"{k}.png"))
+    asked = read(tmp_path, {**LOWRES, "field": "pair"}, size=16, held_out=0.0)
+    with pytest.raises(ValueError, match=words):
+        settled(asked)
+
+
+def test_a_field_is_amplified_for_all_who_hear_it_or_for_none(tmp_path: Path) -> None:
+    asked = read(folder(tmp_path), LABEL)
+    two = {"a": {**LABEL, "dropout": 0.0}, "b": {**LABEL, "dropout": 0.1}}
+    divided = asked.model_copy(
+        update={"conditioners": {n: ConditionerConfig.model_validate(c) for n, c in two.items()}}
+    )
+    with pytest.raises(ValueError, match="conditioners 'a' and 'b' both hear label, and only 'b' is trained without"):
+        fitted(divided, Data.model_validate(asked.data).open("train"))
+
+
+@pytest.mark.parametrize("name", ["type", "half", "a.b", "my/caption", ""])
+def test_a_conditioner_s_name_is_a_module_s_and_a_folder_s(name: str, tmp_path: Path) -> None:
+    fields = recipe.dump(read(folder(tmp_path), LABEL))
+    with pytest.raises(ValueError, match="a conditioner cannot be called"):
+        recipe.parse({**fields, "conditioners": {name: LABEL}})
+
+
+def test_prompts_are_previewed_whatever_the_words_field_is_called(first_stage: Path, tmp_path: Path) -> None:
+    words = {"kind": "text", "width": 8, "layers": 1, "heads": 2, "vocabulary": 60, "field": "title"}
+    path = folder(tmp_path / "pictures")
+    asked = recipe.dump(diffusion_recipe(first_stage)) | {"conditioners": {"words": words}, "prompts": ["red", "blue"]}
+    parsed = recipe.parse({**asked, "data": {"kind": "folder", "path": str(path), "size": 32}})
+    assert isinstance(parsed, recipe.DiffusionRecipe)
+    part = Data.model_validate(parsed.data).open("train")
+    told = {"title": ["red", "blue"]}
+    own = SimpleNamespace(conditions=SimpleNamespace(
+        asked=lambda role: ["title"], unframed={"title"}, imagined=lambda said, count: {**said, "count": count},
+    ))  # fmt: skip
+    preview: Any = SimpleNamespace(model=own, recipe=parsed, train=part)
+    assert Denoising._previewed(preview) == {**told, "count": 2}

@@ -13,11 +13,11 @@ import yaml
 from torch import Tensor
 from torch.nn import functional as F
 
-from sfumato import device, distributed, files
+from sfumato import cli, device, distributed, files
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
 from sfumato.nn.rescale import smaller
-from sfumato.training import checkpoint, log, posthoc
+from sfumato.training import checkpoint, interrupt, log, posthoc
 from sfumato.training.log import Log
 from sfumato.training.optimizer import Optimizer, rate_at
 from sfumato.training.recipe import dump, parse
@@ -57,6 +57,12 @@ def test_a_recipe_that_lies_in_its_run_s_folder_is_kept(tmp_path: Path, caplog: 
     assert "recipe.before.yaml" in caplog.text
     train(autoencoder_recipe(), tmp_path, resume=True, device="cpu", quiet=True)
     assert (tmp_path / "recipe.before.yaml").read_text() == written
+    for name in ("state", "model"):
+        shutil.rmtree(tmp_path / name)
+    (tmp_path / "recipe.yaml").write_text(f"# another\n{written}")
+    train(autoencoder_recipe(), tmp_path, device="cpu", quiet=True)
+    assert (tmp_path / "recipe.before.yaml").read_text() == written
+    assert (tmp_path / "recipe.before-2.yaml").read_text() == f"# another\n{written}"
 
 
 def test_a_resume_of_nothing_begins_anew_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -341,3 +347,51 @@ def test_a_checkpoint_that_lost_a_file_while_it_was_written_is_none(
     with pytest.raises(OSError, match="weights"):
         checkpoint.save(tmp_path, 8, {"weights": group, "averages": group}, {}, 2)
     assert checkpoint.found(tmp_path) == []
+
+
+def test_processes_agree_on_a_stop_every_few_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, now = list[float](), iter(range(1000))
+    monkeypatch.setattr(distributed, "place", lambda: (0, 2))
+    monkeypatch.setattr(interrupt.time, "monotonic", lambda: 0.5 * next(now) if asked else 0.0)
+
+    def total(tensors: list[Tensor]) -> None:  # the other process is as fast, and was stopped at the third meeting
+        asked.append(float(tensors[0][0]))
+        tensors[0].copy_(torch.tensor([float(len(asked) == 3), 2.0]))  # a second a step
+
+    monkeypatch.setattr(distributed, "total", total)
+    agreed = interrupt.Agreed()
+    stops = [agreed(False) for _ in range(7)]
+    assert stops == 6 * [False] + [True]
+    assert len(asked) == 3  # after the first step, and then every third, of a second each
+    monkeypatch.setattr(distributed, "place", lambda: (0, 1))
+    assert [interrupt.Agreed()(told) for told in (False, True)] == [False, True]
+    assert len(asked) == 3
+
+
+def test_more_processes_than_gpus_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distributed, "place", lambda: (3, 4))
+    monkeypatch.setattr(distributed, "local", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("auto", "cuda"):
+        with pytest.raises(ValueError, match="GPUs, of which it has 2: start 2, or give --device cpu"):
+            device.pick(name)
+    monkeypatch.setattr(distributed, "local", lambda: 1)
+    assert device.pick("auto") == torch.device("cuda", 1)
+
+
+def test_a_run_goes_neither_to_nor_from_double_precision(tmp_path: Path) -> None:
+    train(autoencoder_recipe(precision="fp32"), tmp_path, device="cpu", quiet=True)
+    longer = autoencoder_recipe(precision="fp64", images=96)
+    with pytest.raises(ValueError, match="was begun in fp32, and no run changes to or from fp64"):
+        train(longer, tmp_path, resume=True, device="cpu", quiet=True)
+
+
+def test_a_machine_without_a_compiler_is_told_so() -> None:
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    def backend() -> None:
+        return
+
+    assert cli.uncompiled(BackendCompilerFailed(backend, RuntimeError("no working C++ compiler"), None))
+    assert not cli.uncompiled(RuntimeError("no compiler"))

@@ -178,7 +178,8 @@ class Codec(nn.Module):
         return found == self.fingerprint() or found == self._fingerprint(self.config.model_dump())
 
     def _fingerprint(self, told: dict[str, Any]) -> str:
-        return files.fingerprint(self.state_dict(), repr(sorted(told.items())))
+        single = {name: t.float() if t.is_floating_point() else t for name, t in self.state_dict().items()}
+        return files.fingerprint(single, repr(sorted(told.items())))  # as `load` has them, whatever these are in
 
     def save(self, folder: Path, half: bool = False) -> None:
         """Write the autoencoder's model folder; with `half`, what half precision holds exactly is written in it."""

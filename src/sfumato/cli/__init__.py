@@ -100,6 +100,11 @@ def _run(verb: str, rest: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError) as error:
         fail(explained(error))
     except (MemoryError, RuntimeError) as error:
+        if uncompiled(error):
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            fail(
+                f"the networks cannot be compiled here ({reason[0]}): give training.compile=off, or install a C compiler"
+            )
         if not exhausted(error):
             raise
         fail(f"there is not enough memory: {LESS.get(verb, 'free some, or use a machine that has more')}")
@@ -151,6 +156,12 @@ def exhausted(error: Exception) -> bool:
     kind: Any = getattr(sys.modules.get("torch"), "OutOfMemoryError", MemoryError)
     told = str(error)  # allocators of CPUs and of Apple's GPUs raise no error of their own
     return isinstance(error, (MemoryError, kind)) or "out of memory" in told or "DefaultCPUAllocator" in told
+
+
+def uncompiled(error: Exception) -> bool:
+    """Whether an error is PyTorch's compiler's, which wants a C compiler on the machine; it is not imported to ask."""
+    kind: Any = getattr(sys.modules.get("torch._dynamo.exc"), "TorchDynamoException", None)
+    return kind is not None and isinstance(error, kind)
 
 
 def fail(text: str) -> None:

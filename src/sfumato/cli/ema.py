@@ -33,7 +33,7 @@ def command(
         print(out)
         return
     assert plot is not None
-    if isinstance(model, Family):
+    if isinstance(model, Family) and not model.scored:
         raise ValueError("a model of this family has no held-out loss to compare averages by; give --width and --out")
     if isinstance(recipe, DistillationRecipe):
         raise ValueError(

@@ -28,7 +28,7 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
     Of several pictures one that cannot be taken is told and left out, and the command fails at its end; what the first three
     meet alike is the request's fault and ends it.
     """
-    requests = [checked(kind, one) for one in handed.each(fields)]
+    requests = [checked(kind, one) for one in handed.each(fields, out)]
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; --out names a folder")
 
@@ -48,7 +48,9 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
             try:
                 written(pipeline, request, out, progress, speaks, source)
             except ValueError as error:
-                alike = place == 2 and {*faults.values()} == {str(error)}  # the request's fault, not the pictures'
+                alike = place == len(faults) == 2 and {*faults.values()} == {
+                    str(error)
+                }  # the request's fault, not the pictures'
                 if not source or alike:
                     raise
                 faults[source] = str(error)

@@ -1,11 +1,14 @@
 """`sfumato show RECIPE|MODEL|PICTURES|TABLE`: settings, shapes, parameters and FLOPs; what a network will see of the data."""
 
+import contextlib
+import itertools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 TABLES = (".parquet", ".tar")
+OURS = ("Software", "sfumato show")  # in a sheet, which another one may replace
 
 
 def command(
@@ -27,7 +30,7 @@ def command(
     path = folder(source)
     path = Path(source) if MODELS in path.parents else path  # a recipe of the same name
     if (path.is_dir() and not (path / "model.yaml").is_file()) or path.suffix in TABLES:
-        kind, to = "table" if _tabled(path) else "folder", sheet or Path("sheet.png")
+        kind, to = "table" if _tabled(path) else "folder", sheet or _free(Path("sheet.png"))
         _pictures({"kind": kind, "path": source}, changes or [], to)
         return
     if path.is_dir() and (changes or sheet is not None):
@@ -38,6 +41,19 @@ def command(
 
         read = recipe.read(source, changes or [])
         _drawn(read.data, sheet, read.training.seed, read.training.flip)
+
+
+def _free(path: Path) -> Path:
+    """The path, or where a picture is there that is no contact sheet of ours, the first free one that is called alike."""
+    from PIL import Image
+
+    for name in itertools.chain([path], (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(1))):
+        if not name.exists():
+            return name
+        with contextlib.suppress(OSError, ValueError), Image.open(name) as there:
+            if there.info.get(OURS[0]) == OURS[1]:
+                return name
+    raise AssertionError("numbers do not end")
 
 
 def _tabled(path: Path) -> bool:
@@ -87,6 +103,7 @@ def _drawn(data: Any, path: Path, seed: int, flip: float) -> None:
     root = getattr(data, "path", None)
     if isinstance(root, Path) and root.is_dir() and path.resolve().is_relative_to(root.resolve()):
         raise ValueError(f"{path} would lie among the pictures and be one of them; give --sheet another place")
+    from PIL.PngImagePlugin import PngInfo
     from rich.console import Console
     from rich.table import Table
 
@@ -103,5 +120,7 @@ def _drawn(data: Any, path: Path, seed: int, flip: float) -> None:
         Console(width=110).print(table)
         if name == data.parts[0]:
             path.parent.mkdir(parents=True, exist_ok=True)
-            contact.sheet(part, seed, flip).save(path)
+            drawn = PngInfo()
+            drawn.add_text(*OURS)
+            contact.sheet(part, seed, flip).save(path, pnginfo=drawn)
     print(path)

@@ -130,6 +130,10 @@ class PretrainedText(Conditioner):
         self.writes = self.shelf is not None and bool(texts)
         self.groups = Groups(texts if self.writes else ())
 
+    def listening(self, other: "PretrainedText") -> None:
+        """Hear the texts of the training that another of the same frozen model was `taught`."""
+        self.writes, self.groups = other.writes, other.groups
+
     def read(self, text: str) -> Tensor:
         """What the frozen model makes of a text, (n, width) float32 on the CPU; made once, then kept."""
         with _lock:

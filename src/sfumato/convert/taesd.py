@@ -41,5 +41,9 @@ def convert(encoder: Path, decoder: Path, out: Path) -> Path:
     for path in (encoder, decoder):
         if not path.is_file():
             raise ValueError(f"there is no file {path}; give TAESD's encoder and decoder as safetensors")
+        if path.suffix != ".safetensors":
+            raise ValueError(
+                f"{path} is no safetensors file, and nothing is unpickled; TAESD is published as such, too"
+            )
     codec(files.load_tensors(encoder), files.load_tensors(decoder)).save(out)
     return out

@@ -76,6 +76,11 @@ class Part(ABC):
         """Whether every example has a field, as far as that is known without reading them all; else None."""
         return True if field in self.derived else None
 
+    def irregular(self, field: str) -> str:
+        """Why the pictures of a field are not all as many times smaller as those that they stand beside; empty where they
+        are."""
+        return ""
+
     def numbers(self, field: str) -> Mapping[int, str]:
         """The class numbers in the maps of a field, each with what shows it; {} where they are not known ahead."""
         return {}

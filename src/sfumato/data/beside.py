@@ -49,13 +49,19 @@ def classes(*folders: Path) -> Classes:
     if path is None:
         return NO_CLASSES
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
         names = found if isinstance(found, list) else found.get("classes", found.get("names"))
+        names = [names[str(k)] for k in range(len(names))] if isinstance(names, dict) else names
         palette = () if isinstance(found, list) else found.get("palette", ())
         colours = tuple((int(r), int(g), int(b)) for r, g, b in palette)
-        if not names or not all(isinstance(n, str) for n in names) or (colours and len(colours) != len(names)):
+        if (
+            not isinstance(names, list)
+            or not names
+            or not all(isinstance(n, str) for n in names)
+            or (colours and len(colours) != len(names))
+        ):
             raise ValueError("names and colours do not fit")
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise ValueError(
             f'{path} is not {{"classes": [names], "palette": [[r, g, b]]}}, a colour a class ({error})'
         ) from None

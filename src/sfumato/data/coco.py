@@ -100,9 +100,9 @@ def _told(path: Path, stamp: int) -> tuple[dict[str, Told], tuple[str, ...]]:
     """What one file says; while it does not change (`stamp`) it is read, and its faults are told, once."""
     faults: Counter[str] = Counter()
     try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
+        whole = json.loads(path.read_text(encoding="utf-8-sig"))
         pictures = {row["id"]: row for row in whole["images"]}
-        categories = {row["id"]: row["name"] for row in whole.get("categories", ())}
+        categories = {row["id"]: str(row["name"]) for row in whole.get("categories", ())}
         boxes: dict[Any, list[Spot]] = {key: [] for key in pictures}
         captions: dict[Any, list[str]] = {key: [] for key in pictures}
         for row in whole["annotations"]:

@@ -7,6 +7,7 @@ fingerprint and the network's record, so that a picture, a size or another netwo
 import hashlib
 import json
 import logging
+import math
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from sfumato.features.retrieval import embedded, neighbours
 log = logging.getLogger(__name__)
 CACHE = Path("runs/embeddings")
 AT_ONCE = 32  # pictures that the network is shown
+SMALL = 64  # pixels a side of what it is shown for one that cannot be read
 QUERIES = 256  # rows that the bank is searched for at once
 _lock = threading.RLock()  # the threads that make batches ask for the first row together
 
@@ -115,17 +117,29 @@ class Embeddings:
         return torch.cat(found)
 
 
-def rows(part: Pictures, network: FeatureNetwork, cache: Path) -> Tensor:
-    """The embeddings (N, D) float32 of all pictures, read from the cache or made and kept there."""
+def rows(part: Pictures, network: FeatureNetwork, cache: Path, sparing: bool = False) -> Tensor:
+    """The embeddings (N, D) float32 of all pictures, read from the cache or made and kept there; where `sparing`, rows of NaN
+    of pictures that cannot be read."""
     record = [part.fingerprint, network.told()]
     path = cache / f"{hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         return files.load_tensors(path)["rows"]
     log.info("%s looks at %d pictures", network.description.name, len(part))
-    found = []
+    found, lost = [], list[int]()
+
+    def shown(index: int) -> Tensor:
+        try:
+            return part.image(index)
+        except ValueError:
+            if not sparing:
+                raise
+            lost.append(index)
+            return torch.zeros(3, SMALL, SMALL)
+
     for begin in range(0, len(part), AT_ONCE):
-        several = [part.image(k) for k in range(begin, min(begin + AT_ONCE, len(part)))]
+        several = [shown(k) for k in range(begin, min(begin + AT_ONCE, len(part)))]
         found.append(embedded(network, [picture.float() / 127.5 - 1.0 for picture in several]))
     whole = torch.cat(found)
+    whole[lost] = math.nan
     files.save_tensors(path, {"rows": whole})
     return whole

@@ -11,6 +11,7 @@ bits are read in 8 (by Pillow): store those as arrays.
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,8 +24,9 @@ from sfumato import image
 from sfumato.data import beside, shelf, twins
 from sfumato.data.base import Data, Part
 from sfumato.data.beside import NO_CLASSES, Classes
+from sfumato.data.entry import Entry
 from sfumato.data.frame import Frame, centred, drawn
-from sfumato.data.layout import Entry, categories, folders, labels, listed, parted, unwrapped
+from sfumato.data.layout import categories, folders, labels, listed, parted, unwrapped
 from sfumato.data.once import warn
 from sfumato.data.survey import Seen, surveyed
 
@@ -177,6 +179,21 @@ class FolderPart(Part):
         """The pair, at the picture's scale: one that is r times smaller is shown r times smaller."""
         ratio = self.seen[index // self.crops].ratio
         return image.given(self._shown(index, path, self.size // ratio if self.size % ratio == 0 else self.size))
+
+    def irregular(self, field: str) -> str:
+        ratios = Counter(one.ratio for one, entry in zip(self.seen, self.entries, strict=True) if entry.pair)
+        if field != "pair" or not ratios or set(ratios) == {1}:
+            return ""
+        (usual, _), *others = ratios.most_common()
+        if others:
+            odd = next(e.name for e, one in zip(self.entries, self.seen, strict=True) if e.pair and one.ratio != usual)
+            return (
+                f"the pair of {odd} is not {usual} times smaller than the picture, as most pairs are; mend or remove it"
+            )
+        fits = self.size // usual * usual
+        if fits != self.size:
+            return f"pairs are {usual} times smaller than their pictures, which {self.size} pixels are not divided by; choose data.size={fits}"
+        return ""
 
     def stored(self, index: int) -> Path:
         return self.entries[index // self.crops].file

@@ -4,18 +4,15 @@ The layouts are those of Hugging Face's `imagefolder` (class folders, `metadata.
 beside each picture, folders `maps` and `pairs` beside `images`, and COCO as it is distributed. Nothing is decoded here.
 """
 
-import csv
-import io
-import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfumato.data import beside, coco
 from sfumato.data.coco import Told
-from sfumato.data.frame import Spot
+from sfumato.data.entry import COMPANIONS, Entry, gathered, of_row, table, within
 from sfumato.data.once import warn
 from sfumato.data.rows import HELD_OUT
 
@@ -26,21 +23,6 @@ UNREAD = {".heic", ".heif"}  # pictures that Pillow does not read by itself: the
 PROSE = {"", ".md", ".txt", ".rst", ".html", ".pdf"}  # of a README or a licence beside a folder
 TABLES = ("metadata.jsonl", "metadata.csv")
 OURS = ("recipe.yaml", "model.yaml")  # which a run's folder and a model's hold
-CAPTIONS = ("caption", "captions", "text", "prompt")
-COMPANIONS = {"map": "maps", "pair": "pairs"}  # fields that are files, and the folders of them beside `images`
-
-
-class Entry(NamedTuple):
-    """One picture of a folder."""
-
-    file: Path
-    name: str  # its path inside the folder
-    captions: tuple[str, ...] = ()
-    group: str | tuple[str, ...] | None = None  # its class, or several
-    map: Path | None = None
-    pair: Path | None = None
-    boxes: tuple[Spot, ...] | None = None
-    sides: tuple[float, float] | None = None  # of the picture that the boxes are of, where these are in pixels
 
 
 class Parts(NamedTuple):
@@ -166,7 +148,7 @@ def _annotated(several: dict[Path, list[Entry]], root: Path) -> list[Entry]:
     found: dict[Path, Told] = {}
     for path, of in coco.files(root, list(several)):
         folder, those = (root, entries) if of is None else (of, several[of])
-        inner = [_within(entry.file, folder) or entry.name for entry in those]
+        inner = [within(entry.file, folder) or entry.name for entry in those]
         known, doubtful = coco.matched(coco.told(path)[0], inner)
         if doubtful:
             warn(
@@ -186,16 +168,12 @@ def _with(entry: Entry, told: Told) -> Entry:
     return entry._replace(boxes=boxes, captions=entry.captions + told.captions, group=group, sides=told.sides)
 
 
-def _within(path: Path, folder: Path) -> str | None:
-    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else None
-
-
 def _listed(folder: Path, root: Path) -> list[Entry]:
     images, companions = _companions(folder, root)
     source = _table(folder)
     if source is not None:
         said = table(source)
-        rows = _worded([_row(source, number, row, root) for number, row in enumerate(said, 1)], source)
+        rows = _worded(gathered([of_row(source, number, row, root) for number, row in enumerate(said, 1)]), source)
         _unnamed(source, said, rows, companions)
         return _accompanied(rows, images, companions, all_of_them=False)
     if images != folder:
@@ -203,6 +181,8 @@ def _listed(folder: Path, root: Path) -> list[Entry]:
     shown = list(_shown(list(walked(folder)), folder))
     inside = [(path, path.relative_to(folder)) for path in shown if path.suffix.lower() in SUFFIXES]
     loose = [name for _, name in inside if len(name.parts) == 1]
+    if companions := _beside_loose(folder, inside, companions):
+        inside = [(path, name) for path, name in inside if not {*companions.values()}.intersection(path.parents)]
     grouped = not loose
     if 0 < 10 * len(loose) <= len(inside):
         told = f"{len(loose)} of {len(inside)} pictures lie beside its folders, such as {min(loose)}"
@@ -250,20 +230,20 @@ def _told(entries: list[Entry], shown: Sequence[Path], root: Path) -> list[Entry
             warn(__name__, f"{source} names no pictures by `file_name` and is not read")
             continue
         for number, row in enumerate(rows, 1):
-            told = _row(source, number, row, root)
+            told = of_row(source, number, row, root)
             said.setdefault(told.file, []).append(told)
     found = []
     for entry in entries:
-        for row in said.pop(entry.file, [entry]):
+        for row in gathered(said.pop(entry.file, [entry])):
             more = {name: value for name, value in row._asdict().items() if value not in (None, ())}
             found.append(entry._replace(**more))
     return [*found, *(row for several in said.values() for row in several)]
 
 
-def pictures(folder: Path) -> Iterator[Path]:
+def pictures(folder: Path, suffixes: Collection[str] = SUFFIXES) -> Iterator[Path]:
     """The picture files under a folder, in no order, but hidden ones and those of runs and models that lie in it."""
     for path in _shown(list(walked(folder)), folder):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in suffixes:
             yield path
 
 
@@ -313,6 +293,18 @@ def _companions(folder: Path, root: Path) -> tuple[Path, dict[str, Path]]:
     return folder, {}
 
 
+def _beside_loose(folder: Path, inside: Sequence[tuple[Path, Path]], companions: dict[str, Path]) -> dict[str, Path]:
+    """The folders beside pictures, `companions` where these are known; `maps` and `pairs` beside pictures that lie in no
+    folder are such, too, where all that they hold has the names of those."""
+    loose = {name.stem for _, name in inside if len(name.parts) == 1}
+    found = {}
+    for field, called in COMPANIONS.items():
+        stems = {name.stem for _, name in inside if name.parts[0] == called and len(name.parts) == 2}
+        if stems and stems <= loose:
+            found[field] = folder / called
+    return companions or found
+
+
 def _accompanied(entries: list[Entry], images: Path, companions: dict[str, Path], all_of_them: bool) -> list[Entry]:
     """The entries with the files of their names in the folders beside `images`; those that a table named stay.
 
@@ -332,63 +324,7 @@ def _accompanied(entries: list[Entry], images: Path, companions: dict[str, Path]
 
 
 def _beside(path: Path) -> tuple[str, ...]:
-    """The lines of a text file, each a caption; () where there is no file. Raises `ValueError` for one that is no text."""
-    return tuple(line.strip() for line in beside.text(path).split("\n") if line.strip()) if path.is_file() else ()
-
-
-def _row(source: Path, number: int, row: Any, root: Path) -> Entry:
-    name = row.get("file_name") if isinstance(row, dict) else None
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{source}, line {number}: every line needs a `file_name`")
-    said = next((row[key] for key in CAPTIONS if row.get(key)), ())
-    captions = (said,) if isinstance(said, str) else said
-    if not isinstance(captions, list | tuple) or not all(isinstance(caption, str) for caption in captions):
-        raise ValueError(f"{source}, line {number}: a caption is a text or a list of texts; got {said!r}")
-    file, group = source.parent / name, _group(row.get("label"), f"{source}, line {number}")
-    for field in COMPANIONS:
-        if row.get(field) and not isinstance(row[field], str):
-            raise ValueError(f"{source}, line {number}: {field} is the name of a file; got {row[field]!r}")
-    more: dict[str, Any] = {field: source.parent / row[field] for field in COMPANIONS if row.get(field)}
-    for path in more.values():
-        if not path.is_file():
-            raise ValueError(f"{source}, line {number}: there is no file {path}")
-    if (boxes := _listing(row.get("boxes"))) is not None:
-        if not isinstance(boxes, list):
-            raise ValueError(
-                f"{source}, line {number}: boxes are a list of objects with `label` and `box`; got {boxes!r}"
-            )
-        more["boxes"] = beside.spots(boxes, f"{source}, line {number}")
-    captions = tuple(caption for caption in captions if caption.strip())
-    return Entry(file, _within(file, root) or name, captions, group, **more)
-
-
-def _listing(said: Any) -> Any:
-    """A value, or what a text of JSON holds, as tables of texts alone have it; None where nothing is said."""
-    if not isinstance(said, str):
-        return said
-    try:
-        return json.loads(said) if said.strip() else None
-    except ValueError:
-        return said
-
-
-def _group(said: Any, where: str) -> str | tuple[str, ...] | None:
-    """The class that a row names, several where it lists them, or None. Raises `ValueError` for another thing."""
-    several = said if isinstance(said, list) else [said]
-    if any(isinstance(one, list | dict) for one in several):
-        raise ValueError(f"{where}: a label is a name or a number, or a list of them; got {said!r}")
-    names = tuple(dict.fromkeys(str(one) for one in several if one not in (None, "")))
-    return names if len(names) > 1 else names[0] if names else None
-
-
-def table(path: Path) -> list[Any]:
-    """The rows of a JSON-lines or CSV file. Raises `ValueError` where it is neither."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".csv":
-            return list(csv.DictReader(io.StringIO(text, newline="")))
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except (ValueError, csv.Error) as error:
-        raise ValueError(
-            f"{path} is not JSON lines or CSV ({error}); one object a line, with `file_name` and `text`"
-        ) from None
+    """The lines of a text file, each a caption, its ending in capitals too; () where there is no file. Raises `ValueError` for
+    one that is no text."""
+    there = next((p for p in (path, path.with_suffix(path.suffix.upper())) if p.is_file()), None)
+    return tuple(line.strip() for line in beside.text(there).split("\n") if line.strip()) if there else ()

@@ -21,8 +21,8 @@ import numpy as np
 from sfumato import image
 from sfumato.data import beside, shelf, twins
 from sfumato.data.beside import Classes, Numbers
+from sfumato.data.entry import Entry
 from sfumato.data.frame import centred
-from sfumato.data.layout import Entry
 
 log = logging.getLogger(__name__)
 SMALL = 64  # pixels a side that suffice to see what a picture looks like

@@ -9,10 +9,12 @@ from torch import nn
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.renumbered import renumbered
 from sfumato.evaluation.reconstruction import reconstruction
+from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
 from sfumato.training import posthoc
 from sfumato.training.ema import exponent
 from sfumato.training.fitted import classes
+from sfumato.training.likelihood import over
 from sfumato.training.recipe import Recipe
 from sfumato.training.validation import denoising
 
@@ -29,20 +31,28 @@ class Length(NamedTuple):
 def compared(
     snapshots: Sequence[posthoc.Snapshot],
     recipe: Recipe,
-    model: Codec | LatentDiffusion,
+    model: Codec | LatentDiffusion | Family,
     parameters: Sequence[nn.Parameter],
     widths: Sequence[float],
 ) -> list[Length]:
-    """Rebuild and measure each width: a denoiser's held-out loss, a first stage's PSNR on held-out pictures."""
+    """Rebuild and measure each width: a denoiser's held-out loss, a first stage's PSNR on held-out pictures, the bits in which
+    another family tells these. Raises `ValueError` where there is no such thing."""
     for width in widths:
         exponent(width)  # which raises for what is no width, before minutes of measuring
     part, rows = recipe.data.open("held_out"), []
     if isinstance(model, LatentDiffusion):
         part = renumbered(part, classes(model))
+    if isinstance(model, Family):
+        part = renumbered(part, model.labels)
     for width in widths:
         far = posthoc.rebuild(snapshots, width, parameters)
         if isinstance(model, LatentDiffusion):
             rows.append(Length(width, far, "held-out loss", denoising(model, part)["loss"]))
+        elif isinstance(model, Family):
+            found = over(model, part, model.told)
+            if found is None:
+                raise ValueError("no held-out picture has a loss of this model; give --width and --out")
+            rows.append(Length(width, far, "held-out bits", float(found.mean())))
         else:
             rows.append(Length(width, far, "PSNR, dB", reconstruction(model, part)["psnr"]))
     return rows

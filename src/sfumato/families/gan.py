@@ -240,5 +240,5 @@ class Gan(Family):
 
     @torch.no_grad()
     def sample(self, noise: Stream, labels: Tensor, guidance: float = 1.0) -> Tensor:
-        z = noise.normal((self.config.latent,), 0).to(labels.device)
+        z = noise.normal((self.config.latent,), 0).to(labels.device, next(self.parameters()).dtype)
         return rows_side_by_side(lambda part: self.generator(z[part], labels[part]), len(z), z.device)

@@ -109,7 +109,7 @@ class Vae(Family):
     @torch.no_grad()
     def sample(self, noise: Stream, labels: Tensor, guidance: float = 1.0) -> Tensor:
         """The likelihood's mean at a draw of the prior: its own noise would only be seen as noise."""
-        z = noise.normal((self.config.channels, START, START), 0).to(labels.device)
+        z = noise.normal((self.config.channels, START, START), 0).to(labels.device, next(self.parameters()).dtype)
         made = rows_side_by_side(lambda part: self.bound.decoded(z[part], labels[part])[0], len(z), z.device)
         return made.clamp(-1, 1)
 

@@ -1,6 +1,7 @@
 """Published networks by name: where they are, what they must be, whose terms hold. Nothing else in the package downloads."""
 
 import hashlib
+import http.client
 import shlex
 import shutil
 import urllib.error
@@ -90,10 +91,17 @@ def _download(row: Published, path: Path) -> None:
     try:
         with urllib.request.urlopen(row.url, timeout=PATIENCE) as found, path.open("wb") as file:
             shutil.copyfileobj(found, file, CHUNK)
+            told, whole = found.headers.get("Content-Length"), file.tell()
     except urllib.error.URLError as error:
         raise ValueError(
             f"{row.url} does not answer ({error.reason}); fetch it by other means: it is only a file"
         ) from None
+    except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
+        raise ValueError(
+            f"{row.url} broke off ({error or type(error).__name__}); nothing was kept: try again"
+        ) from None
+    if told is not None and told.isdecimal() and whole < int(told):
+        raise ValueError(f"{row.url} broke off after {whole:,} of {int(told):,} bytes; nothing was kept: try again")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if digest != row.sha256:

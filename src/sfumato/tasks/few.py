@@ -19,7 +19,10 @@ def settled(model: LatentDiffusion, request: Asked) -> Asked:
     """
     distilled = model.config.distilled
     if distilled is None:
-        steps, free = model.config.steps, getattr(request, "method", None) == "free"  # which wants its usual steps
+        steps, method = model.config.steps, getattr(request, "method", None)
+        free = method == "free" or (
+            method == "auto" and not model.conditions.asked("masked")
+        )  # which wants its usual steps
         if steps is None or free or "steps" in request.model_fields_set:
             return request
         return request.model_copy(update={"steps": steps})

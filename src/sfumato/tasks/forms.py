@@ -157,7 +157,7 @@ def _boxes_of(path: Path) -> list[Any]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}; give a JSON list of boxes")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); give a list of {{label, box: [x0, y0, x1, y1]}}") from None
     if not isinstance(found, list):

@@ -27,6 +27,10 @@ ERASED = "a picture with transparent parts: these are the hole"
 OVER = "transparent, seen over black"
 IN_COLOUR = "in colour: what is not black is the hole"
 ONES = "of 0 and 1: 1 is the hole"
+DARK = 8  # of 255, at which nobody sees the hole of a mask
+DARKEST = (
+    "nowhere lighter than {} of 255, as numbers of classes are, so that next to nothing is filled: white is the hole"
+)
 
 
 def hole(shown: Image.Image, lossy: bool) -> tuple[Tensor, list[str]]:
@@ -48,8 +52,8 @@ def hole(shown: Image.Image, lossy: bool) -> tuple[Tensor, list[str]]:
         said.append(IN_COLOUR)
     elif shown.mode not in (*image.DEEP, "F"):  # which `convert` would cut at 255
         shown = shown.convert("L")
-    found, ones = counted(pictures.mask(shown, "the picture"), shown.mode in image.DEEP)
-    said += [ONES] if ones else []
+    found, words = counted(pictures.mask(shown, "the picture"), shown.mode in image.DEEP)
+    said += [words] if words else []
     if lossy:
         found = torch.where(found < FRINGE, 0.0, torch.where(found > 1 - FRINGE, 1.0, found))
         said.append(FRINGED)
@@ -77,10 +81,13 @@ def _colours(values: Any) -> bool:
     return bool((values.max(-1).astype(int) - values.min(-1) > GRAY).any())
 
 
-def counted(found: Tensor, deep: bool) -> tuple[Tensor, bool]:
-    """A mask in [0, 1] whose numbers were of a smaller range than their file's: 8 bits kept in 16, or 0 and 1."""
+def counted(found: Tensor, deep: bool) -> tuple[Tensor, str]:
+    """A mask in [0, 1] whose numbers were of a smaller range than their file's, 8 bits kept in 16, or 0 and 1, and what is to
+    be told of it: also that it fills next to nothing, being hardly above 0."""
     whole = 65535 if deep else 255
     most = round(float(found.max()) * whole)
     if most == 1:
-        return found * whole, True
-    return (found * (whole / 255), False) if deep and 1 < most <= 255 else (found, False)
+        return found * whole, ONES
+    if deep and 1 < most <= 255:
+        return found * (whole / 255), ""
+    return found, DARKEST.format(most) if not deep and 1 < most <= DARK else ""

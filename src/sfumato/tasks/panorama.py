@@ -29,6 +29,8 @@ def panorama(model: LatentDiffusion, request: Panorama, tell: Progress | None = 
         if request.whole
         else canvas.parted(model, request.width, request.height, stride)
     )
+    if request.whole and request.overlap != Panorama.model_fields["overlap"].default:
+        raise ValueError("without windows none overlaps: leave whole or overlap out")
     if request.wrap and (request.whole or request.width <= model.size):
         raise ValueError(f"wrap joins windows: leave whole out, and ask for a width above {model.size}")
     if request.wrap and request.width % factor:

@@ -22,7 +22,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.tasks import few, given, metadata
 from sfumato.tasks.generate import unused
 from sfumato.tasks.requests import Generate, Inpaint, Layout, Panorama, Request, Semantic, Upscale, Vary
-from sfumato.tasks.said import fields, planned
+from sfumato.tasks.said import fields, heeded, planned
 from sfumato.tasks.walk import Progress
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,9 @@ class Pipeline:
         self, model: LatentDiffusion | Family, name: str, dtype: torch.dtype = torch.float32, digest: str = ""
     ) -> None:
         self.name, self.digest, self.told = name, digest, set[str]()
-        self.beside = {} if dtype == torch.float32 else {"precision": "bf16"}  # what else a picture hangs on
+        self.beside = (
+            {} if dtype == torch.float32 else {"precision": devices.named(dtype)}
+        )  # what else a picture hangs on
         self.family = model.eval() if isinstance(model, Family) else None
         if self.family is not None and dtype != torch.float32:
             raise ValueError("a model of this family works in float32; leave precision out")
@@ -117,7 +119,10 @@ class Pipeline:
             raise ValueError(
                 f"a model of this family makes pictures of nothing but a class; it cannot {_name(type(request))}"
             )
-        request = request if self.family is not None else few.settled(self.model, request)
+        if self.family is None:
+            amplified = heeded(self.model, request)
+            request = few.settled(self.model, request)
+            request = request if amplified else request.model_copy(update={"guidance": 1.0})  # which a picture tells
         place = itertools.count()
         for made in task(request)(self.family or self.model, request, tell=tell):
             pictures = image.to_pil(made.pictures)

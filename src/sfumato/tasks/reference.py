@@ -80,7 +80,11 @@ def looked(model: LatentDiffusion, reader: Reference, shown: list[Any]) -> Tenso
 
 def nearest(model: LatentDiffusion, reader: Reference, shown: list[Any], bank: Bank, count: int) -> Tensor:
     """Embeddings (count, D) of the bank's pictures that are nearest to any of those shown, the best first."""
-    rows = embed.rows(bank, reader.opened(), embed.CACHE)
+    rows = embed.rows(bank, reader.opened(), embed.CACHE, sparing=True)
+    read = ~rows.isnan().any(1)
+    if lost := int((~read).sum()):
+        log.warning("%d of %d pictures of the bank cannot be read and are left out", lost, len(bank))
+    rows = rows[read]
     likeness, where = neighbours(looked(model, reader, shown), rows, count)
     order = likeness.flatten().argsort(descending=True, stable=True)
     places = list(dict.fromkeys(where.flatten()[order].tolist()))  # each once

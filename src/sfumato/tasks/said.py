@@ -1,5 +1,6 @@
 """What is said of pictures: a request's words, classes, boxes and map, under the fields that the model's conditioners read."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,10 +14,14 @@ from sfumato.tasks import given
 from sfumato.tasks.canvas import Canvas
 from sfumato.tasks.requests import Request
 
+log = logging.getLogger(__name__)
 Said = Mapping[str, Sequence[Any]]  # values by field, one a picture
 ASKED = {  # what a request says to each role
     "caption": "a prompt", "label": "a label", "boxes": "boxes", "map": "a map", "reference": "a reference",
     "lowres": "a small picture", "masked": "a picture with a hole",
+}  # fmt: skip
+SAID = {  # the fields of a request in which it says something to each role
+    "caption": ("prompt",), "label": ("label",), "boxes": ("boxes",), "map": ("map",), "reference": ("reference", "bank"),
 }  # fmt: skip
 TOLD = {"boxes": "layouts", "map": "semantic maps"}  # what a request of any task may say of where things stand
 
@@ -138,6 +143,19 @@ def denied(request: Request) -> bool:
 def scale(model: LatentDiffusion, request: Request, said: Said) -> float:
     """The request's guidance, 1 where nothing is said that guidance could amplify or move away from."""
     return request.guidance if denied(request) or set(said) - model.conditions.kept else 1.0
+
+
+def heeded(model: LatentDiffusion, request: Request) -> bool:
+    """Whether the request says anything that guidance can amplify or move away from; warns where it asks for guidance, or an
+    interval of it, which do nothing then."""
+    told = [role for role, several in SAID.items() if any(getattr(request, field) is not None for field in several)]
+    spoken = {field for role in told for field in model.conditions.asked(role)}
+    if denied(request) or spoken - model.conditions.kept:
+        return True
+    asked = request.guidance != 1.0 and "guidance" in request.model_fields_set
+    if asked or request.interval is not None:
+        log.warning("nothing is said that guidance could amplify: pictures are made without, at guidance 1")
+    return False
 
 
 def complete(model: LatentDiffusion, said: Said) -> None:

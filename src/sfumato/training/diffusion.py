@@ -212,8 +212,9 @@ class Denoising(Objective):
     def _previewed(self) -> dict[str, list[Any]]:
         """The recipe's prompts, or the conditions of the first training examples, of whole pictures."""
         wanted = self.model.conditions.unframed
-        if self.recipe.prompts and "caption" in wanted:
-            return self.model.conditions.imagined({"caption": list(self.recipe.prompts)}, len(self.recipe.prompts))
+        if self.recipe.prompts and (words := self.model.conditions.asked("caption")):
+            said = {field: list(self.recipe.prompts) for field in words}
+            return self.model.conditions.imagined(said, len(self.recipe.prompts))
         plan = loader.plan(self.train, self.recipe.training.seed, range(PREVIEWS), 0.0, wanted)
         return {name: values for name, values in plan.fields.items() if name in wanted}
 

@@ -1,6 +1,6 @@
 """Conditioners completed by the training data, and refused where the data have not what they read."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sfumato.conditioning.base import ConditionerConfig
@@ -48,6 +48,7 @@ def fitted(
             **(conditioner.heard(present(conditioner, part, conditioner.beside)) if conditioner.beside else {}),
         }
         learnt = learnt.model_copy(update={"always": always(conditioner, values, part)})
+        regular(learnt, part)
         conditioners[name] = shrunk(seen(learnt.coloured(part.palettes.get(conditioner.field, ())), part), part)
         readable(learnt, texts[name], part, ())  # its values were learned from
         if apart is not None:
@@ -57,6 +58,7 @@ def fitted(
             raise ValueError(
                 f"a planner reads {conditioner.beside!r}, which no conditioner tells the denoiser; add one of kind text for it"
             )
+    undivided(conditioners)
     kept = {name: getattr(recipe, name) for name in DiffusionConfig.model_fields}
     return DiffusionConfig(**{**kept, "conditioners": conditioners}), texts
 
@@ -108,6 +110,28 @@ def shrunk(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
         return conditioner
     made = [d for d in part.derivations if isinstance(d, DegradeConfig) and d.field == conditioner.field]
     return conditioner.model_copy(update={"plain": any(d.how == "bicubic" for d in made)})
+
+
+def regular(conditioner: ConditionerConfig, part: Part) -> None:
+    """Raise `ValueError` where the small pictures of a part are not all as many times smaller, or are not shown so."""
+    fault = part.irregular(conditioner.field) if isinstance(conditioner, LowresConfig) else ""
+    if fault:
+        raise ValueError(f"{fault}, and an upscaler learns one magnification")
+
+
+def undivided(conditioners: Mapping[str, ConditionerConfig]) -> None:
+    """Raise `ValueError` where guidance would amplify what one conditioner hears in a field, and what another hears there it
+    would not, for that was told in every example of the training."""
+    several: dict[str, list[str]] = {}
+    for name, one in conditioners.items():
+        several.setdefault(one.field, []).append(name)
+    for field, names in several.items():
+        kept = [name for name in names if conditioners[name].always and not conditioners[name].dropout]
+        if others := [name for name in names if conditioners[name].dropout and kept]:
+            raise ValueError(
+                f"conditioners {kept[0]!r} and {others[0]!r} both hear {field}, and only {others[0]!r} is trained without, so "
+                "that guidance could amplify neither; give both a dropout, or neither"
+            )
 
 
 def absent(conditioner: ConditionerConfig, field: str) -> str:

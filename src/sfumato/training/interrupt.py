@@ -1,9 +1,16 @@
 """Ctrl-C while a training runs."""
 
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+import torch
+
+from sfumato import distributed
+
+EVERY = 3.0  # seconds; torchrun waits thirty for its processes, and a checkpoint is written in them
 
 
 class Flag:
@@ -14,6 +21,28 @@ class Flag:
 
     def __bool__(self) -> bool:
         return self.set
+
+
+class Agreed:
+    """Whether any of several processes was stopped, asked every few seconds, for asking costs a meeting: after so many steps
+    as all of them count alike."""
+
+    def __init__(self) -> None:
+        self.steps, self.wanted, self.since = 0, 1, time.monotonic()
+
+    def __call__(self, stopped: bool) -> bool:
+        processes = distributed.place()[1]
+        if processes == 1:
+            return stopped
+        self.steps += 1
+        if self.steps < self.wanted:
+            return False
+        now = time.monotonic()
+        told = torch.tensor([float(stopped), (now - self.since) / self.steps])  # and seconds a step
+        distributed.total([told])
+        self.steps, self.since = 0, now
+        self.wanted = max(int(EVERY * processes / float(told[1])), 1)
+        return bool(told[0])
 
 
 @contextmanager

@@ -38,9 +38,9 @@ def over(family: Family, part: Part, measure: Measure, limit: int = LIMIT) -> Te
     for begin in range(0, count, 32):
         indices = chosen[begin : begin + 32]
         images = torch.stack([part.image(k) for k in indices]).float() / 127.5 - 1.0
-        device = next(family.parameters()).device
-        labels = torch.tensor([single(part.field(k, "label"), len(family.labels)) for k in indices], device=device)
-        found = measure(images.to(device), labels)
+        weight = next(family.parameters())
+        labels = torch.tensor([single(part.field(k, "label"), len(family.labels)) for k in indices])
+        found = measure(images.to(weight), labels.to(weight.device))
         if found is None:
             return None
         rows.append(found.cpu().double())

@@ -23,7 +23,7 @@ from sfumato import distributed, files, streams
 from sfumato.lanes import lanes, side_by_side
 from sfumato.training import ahead, checkpoint, posthoc
 from sfumato.training.ema import Averages, decays
-from sfumato.training.interrupt import Flag, interrupts
+from sfumato.training.interrupt import Agreed, interrupts
 from sfumato.training.log import Log
 from sfumato.training.objective import Objective
 from sfumato.training.optimizer import Optimizer, rate_at
@@ -107,6 +107,7 @@ class Loop:
             interrupts() as stopped,
             self.ahead,
         ):
+            agreed = Agreed()
             if self.images == 0:
                 self.objective.begin()
                 self._preview(log)
@@ -124,7 +125,7 @@ class Loop:
                     self._judge(log)
                 if c.snapshots and (done or crossed(before, self.images, c.snapshots)):
                     self._snapshot()
-                halted = self._halted(stopped, before)
+                halted = agreed(bool(stopped))
                 lasting = bool(c.milestones) and crossed(before, self.images, c.milestones or 1)
                 if done or halted or lasting or crossed(before, self.images, c.checkpoint):
                     self._save(lasting)
@@ -164,12 +165,6 @@ class Loop:
             f"the run's last batch has fewer images than there are processes ({processes}): give {remedy}, or start fewer "
             "processes"
         )
-
-    def _halted(self, stopped: Flag, before: int) -> bool:
-        """Whether the user stopped the run. Several processes agree on it now and then, since asking costs a meeting."""
-        if distributed.place()[1] > 1:
-            return crossed(before, self.images, self.config.report) and distributed.some(bool(stopped))
-        return bool(stopped)
 
     def step(self, positions: Sequence[int]) -> None:
         """One optimiser step of every turn on the examples at these positions."""

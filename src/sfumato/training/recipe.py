@@ -174,6 +174,7 @@ class DiffusionRecipe(DiffusionConfig):
     data: Data
     training: TrainingConfig
     _sighted = model_validator(mode="after")(DiffusionConfig.sighted)
+    _called = model_validator(mode="after")(DiffusionConfig.called)
 
 
 class FinetuningRecipe(Config):

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 # What a resumed run may change: its length, how often it tells and saves, what alters no bit, and what one lowers after a
 # loss that was not finite.
-FREE = ("images", "report", "preview", "checkpoint", "keep", "workers", "checkpointing", "rate", "clip")
+FREE = ("images", "report", "preview", "checkpoint", "keep", "workers", "checkpointing", "compile", "rate", "clip")
 
 
 def resumed(recipe: Recipe, folder: Path) -> Recipe:
@@ -47,6 +47,13 @@ def resumed(recipe: Recipe, folder: Path) -> Recipe:
         written, recipe = (_whole(one, 0.0) for one in (written, recipe))
     free = {name: getattr(recipe.training, name) for name in FREE}
     stored = _own_rates(changed(written, **free), recipe)
+    if (recipe.training.precision == "fp64") != (
+        written.training.precision == "fp64"
+    ) and recipe.training.precision != "auto":
+        raise ValueError(
+            f"{folder} was begun in {written.training.precision}, and no run changes to or from fp64; leave "
+            "training.precision out, or begin another run"
+        )
     if recipe.training.precision != "auto":  # what to do after a NaN is to go on with a lower rate, or in float32
         stored = changed(stored, precision=recipe.training.precision)
     chosen = recipe.model_copy(update={"training": precise(recipe, stored.training.precision)})

@@ -1,5 +1,6 @@
 """From a recipe to a run folder: open the data, build what is trained, hand both to the loop."""
 
+import itertools
 import json
 import logging
 import os
@@ -259,7 +260,8 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     faster = "bf16" if devices.precision(recipe.training.precision, where) == torch.bfloat16 else "fp32"
     settled = _sized(recipe.model_copy(update={"training": precise(recipe, faster)}), folder, where)
     if path.is_file() and "sfumato" not in recipes.load_yaml(str(path)):  # one that was written by hand
-        kept = path.with_name("recipe.before.yaml")
+        several = (path.with_name(f"recipe.before{f'-{n}' if n > 1 else ''}.yaml") for n in itertools.count(1))
+        kept = next(name for name in several if not name.exists())
         path.replace(kept)
         log.warning("%s is kept as %s, for the run writes its settled recipe there", path, kept.name)
     files.write(path, yaml.safe_dump(dump(settled), sort_keys=False, allow_unicode=True))

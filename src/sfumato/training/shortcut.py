@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from sfumato import streams
 from sfumato.conditioning.base import Conditions
 from sfumato.conditioning.bundle import Bundle
+from sfumato.conditioning.pretrained_text import PretrainedText
 from sfumato.conditioning.stride import FIELD, StrideConfig
 from sfumato.diffusion.grid import Grid
 from sfumato.diffusion.samplers import ddim, last
@@ -210,6 +211,10 @@ def strided(teacher: LatentDiffusion, finest: int) -> LatentDiffusion:
     made = LatentDiffusion(copy.deepcopy(teacher.codec), wider, teacher.size, teacher.texts).to(teacher.device)
     made.conditions.load_state_dict({**made.conditions.state_dict(), **teacher.conditions.state_dict()})
     copied(teacher.denoiser, made.denoiser)
+    for name, reader in teacher.conditions.conditioners.items():
+        own = made.conditions.conditioners[name]
+        if isinstance(reader, PretrainedText) and isinstance(own, PretrainedText):
+            own.listening(reader)  # which was told what the training will say
     width = teacher.conditions.sizes.vector
     if direct and width:  # what was added as it came is now led through the identity
         made.denoiser.state_dict()["network.vector.weight"][:, :width] = torch.eye(width, device=made.device)
