@@ -211,10 +211,12 @@ def test_an_unknown_study_is_refused(desk: Desk) -> None:
         study("sharpness", desk, "")
 
 
-def test_what_is_trained_is_not_trained_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-
+def test_what_is_trained_is_not_trained_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     fields = recipes.first("kl", 8)
     folder = desk.trained("stage", fields, 128)
+    assert "begins anew" not in caplog.text  # which it does as it should
     before = (folder / "model.yaml").read_bytes()
     monkeypatch.setattr(runs.Loop, "step", lambda *_: pytest.fail("a step was taken"))
     assert desk.trained("stage", fields, 128) == folder

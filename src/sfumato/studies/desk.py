@@ -182,7 +182,8 @@ class Desk:
         run, recipe = self.run(name), self.recipe(name, fields, images)
         say.print(f"{name}: {images:,} images", highlight=False)
         try:
-            return train(recipe, run, resume=True, device=str(self.device), quiet=self.quiet)
+            begun = (run / "recipe.yaml").is_file()
+            return train(recipe, run, resume=begun, device=str(self.device), quiet=self.quiet)
         except Interrupted:
             raise Interrupted(f"stopped while {name} was trained; the same command goes on") from None
         except FloatingPointError as error:
