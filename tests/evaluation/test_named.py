@@ -221,3 +221,24 @@ def test_lpips_is_asked_for_by_its_two_files(
         with pytest.raises(SystemExit):
             cli.main([str(w) for w in wrong])
         assert sentence in capsys.readouterr().err
+
+
+def test_numbers_of_what_is_not_measured_are_refused(model_folder: Path, codec: Codec, tmp_path: Path) -> None:
+    pictures(tmp_path / "real", 12)
+    asks = [
+        (
+            Asked(tmp_path / "real", reference=str(tmp_path / "real"), images=8),
+            "--images would do nothing, for pictures",
+        ),
+        (
+            Asked(model_folder / "autoencoder", images=8, captions=3),
+            "--images and --captions would do nothing, for a first",
+        ),
+        (Asked(model_folder, images=8), "generated for --features or --clip"),
+    ]
+    for asked, words in asks:
+        with pytest.raises(ValueError, match=words):
+            doors.evaluate(asked, run.Looking(), torch.device("cpu"), lambda said: None)
+    stub: Any = Stub(codec)
+    with pytest.raises(ValueError, match="--captions would do nothing, for this model is no diffusion"):
+        doors._family(Asked(Path("x"), captions=3), stub, {"kind": "emoji", "size": 32}, looking(), lambda said: None)

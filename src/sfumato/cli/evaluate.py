@@ -46,8 +46,12 @@ def command(
     sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --features must have")] = None,
     perceptual_sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --perceptual must have")] = None,
     heads_sha256: Annotated[str | None, typer.Option(help="the SHA-256 that --perceptual-heads must have")] = None,
-    images: Annotated[int, typer.Option(min=4, help="images to generate for --features and --clip")] = 1000,
-    captions: Annotated[int, typer.Option(min=1, help="captions a part in the caption match")] = 512,
+    images: Annotated[
+        int | None, typer.Option(min=4, help="images to generate for --features and --clip; 1000 by default")
+    ] = None,
+    captions: Annotated[
+        int | None, typer.Option(min=1, help="captions a part in the caption match; 512 by default")
+    ] = None,
     steps: Annotated[
         int | None,
         typer.Option(min=1, max=1000, help="denoising steps; this and the next three by default as in generate"),

@@ -27,6 +27,7 @@ from sfumato.training.fitted import classes
 from sfumato.training.given import held_out
 from sfumato.training.likelihood import LIMIT, likelihood
 
+IMAGES, CAPTIONS = 1000, 512  # that are measured where nothing is said
 Show = Callable[[Path], Path]  # writes the page
 
 
@@ -38,14 +39,19 @@ class Asked:
     data: str | None = None
     size: int | None = None
     reference: str | None = None
-    images: int = 1000
-    captions: int = 512
+    images: int | None = None
+    captions: int | None = None
     steps: int | None = None
     guidance: float | None = None
     sampler: str | None = None
     grid: str | None = None
     dtype: torch.dtype = torch.float32
     each: bool = False  # of twins one, as training shows them
+
+    @property
+    def count(self) -> int:
+        """How many images are generated."""
+        return IMAGES if self.images is None else self.images
 
 
 def looking(
@@ -181,8 +187,16 @@ def _heeds(asked: Asked, target: str, *ignored: str) -> None:
         raise ValueError(f"{' and '.join(said)} would do nothing, for {target}; leave out what does nothing")
 
 
+def _generates(asked: Asked, look: Looking) -> None:
+    """Raise `ValueError` where images are asked for that no network would look at."""
+    if look.network is None and look.clip is None:
+        _heeds(asked, "they are generated for --features or --clip", "images")
+
+
 def _images(asked: Asked, look: Looking, tell: Tell) -> tuple[dict[str, Any], Show]:
-    _heeds(asked, "pictures are measured as they are", "data", "steps", "guidance", "sampler", "grid")
+    _heeds(
+        asked, "pictures are measured as they are", "data", "images", "captions", "steps", "guidance", "sampler", "grid"
+    )
     if look.perceptual is not None:
         raise ValueError("a perceptual distance is between a picture and its reconstruction; leave --perceptual out")
     if asked.reference is None:
@@ -196,7 +210,7 @@ def _images(asked: Asked, look: Looking, tell: Tell) -> tuple[dict[str, Any], Sh
 def _first_stage(
     asked: Asked, codec: Codec, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
-    _heeds(asked, "a first stage samples nothing", "steps", "guidance", "sampler", "grid")
+    _heeds(asked, "a first stage samples nothing", "images", "captions", "steps", "guidance", "sampler", "grid")
     if asked.reference is not None:
         raise ValueError("reconstructions are measured against their originals; leave --reference out")
     if asked.each:
@@ -214,7 +228,8 @@ def _first_stage(
 def _family(
     asked: Asked, family: Family, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
-    _heeds(asked, "this model is no diffusion and has none", "steps", "sampler", "grid")
+    _heeds(asked, "this model is no diffusion and has none", "captions", "steps", "sampler", "grid")
+    _generates(asked, look)
     shape = family.shape
     data = _data(asked, recipe, shape.size, shape.channels, family.labels)
     side = _side(asked, shape.size)
@@ -224,7 +239,7 @@ def _family(
     if not family.unnamed and asked.guidance not in (None, 1.0):
         raise ValueError("this model learned nothing that guidance could move away from; leave --guidance out")
     guidance = (3.0 if family.unnamed else 1.0) if asked.guidance is None else asked.guidance
-    samples = Modelled(family, asked.images, run.SEED, guidance, shown.part)
+    samples = Modelled(family, asked.count, run.SEED, guidance, shown.part)
     codec = next(iter(family.parts().values()), None)
     own = _data(dataclasses.replace(asked, size=None), recipe, shape.size, shape.channels, family.labels)
     apart = held_out(own, needed=asked.data is not None and not _same(asked.data, recipe))
@@ -241,19 +256,22 @@ def _model(
     asked: Asked, model: LatentDiffusion, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
     channels = model.codec.image_channels
+    _generates(asked, look)
     data = _data(asked, recipe, model.size, channels, classes(model))
+    if not run.matches(model, data):
+        _heeds(asked, "captions are matched of models of words, and on emoji", "captions")
     side = _side(asked, model.size)
     reference = real(asked.reference, side, channels, asked.each) if asked.reference is not None else None
     found = run.evaluate_model(
         model,
         data,
-        captions=asked.captions,
+        captions=CAPTIONS if asked.captions is None else asked.captions,
         steps=asked.steps,
         guidance=asked.guidance,
         sampler=asked.sampler,
         grid=asked.grid,
         dtype=asked.dtype,
-        images=asked.images,
+        images=asked.count,
         look=look,
         reference=reference,
         tell=tell,
@@ -265,7 +283,7 @@ def _model(
             return report(path, found, title=str(asked.target))
         request = run.requested(model, asked.steps, asked.guidance, asked.sampler, asked.grid)
         shown = run.trained(data, asked.each, model)
-        samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.images, shown.part)
+        samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.count, shown.part)
         whole = PartPictures(data.open("train"), run.titled(data))
         return report(path, found, title=str(asked.target), images=samples, reference=reference or shown, train=whole)
 

@@ -176,6 +176,12 @@ def evaluate_images(
     return found
 
 
+def matches(model: LatentDiffusion, data: Data) -> bool:
+    """Whether captions are matched with pictures: words are enough for the model, and the data have all pictures in one part."""
+    words = "caption" in model.conditions.fields.values() and not model.conditions.wanting({"caption": ["words"]})
+    return words and "all" in data.parts
+
+
 def evaluate_model(
     model: LatentDiffusion,
     data: Data,
@@ -213,8 +219,7 @@ def evaluate_model(
     extra: dict[str, Any] = {"parts": {"held_out": source.told()["fingerprint"]}}
     found["subject"] = {"model": files.fingerprint(model.state_dict()), "autoencoder": model.codec.fingerprint()}
     sampling = copy.deepcopy(model).for_sampling(dtype)
-    words = "caption" in model.conditions.fields.values() and not model.conditions.wanting({"caption": ["words"]})
-    if "all" in data.parts and words:
+    if matches(model, data):
         matcher = Matcher(data)
 
         def draw(texts: list[str]) -> Tensor:
