@@ -1,5 +1,6 @@
 """Pictures come in as a person sees them and go out rounded."""
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image, ImageCms
 
 from sfumato import image
+from sfumato.data.contact import changes
 
 
 def test_8_bit_values_survive_a_round_trip_and_are_rounded() -> None:
@@ -123,3 +125,30 @@ def test_a_palette_map_in_its_data_set_s_own_order_may_have_a_colour_for_void() 
     shown = Image.fromarray(numbers, "P")
     shown.putpalette([c for colour in palette for c in colour] + [224, 224, 192] * 235)
     assert np.array_equal(image.numbered(shown, palette, "the map", "the model"), numbers)
+
+
+def linear_gray() -> bytes:
+    """A profile of gray whose curve is a straight line, with the fewest tags there are."""
+    curve, white = b"curv" + bytes(8), b"XYZ " + bytes(4) + struct.pack(">3i", 63190, 65536, 54061)
+    body = white + curve
+    start = 128 + 4 + 2 * 12
+    tags = struct.pack(">I", 2) + b"wtpt" + struct.pack(">II", start, 20) + b"kTRC" + struct.pack(">II", start + 20, 12)
+    head = struct.pack(">I4sI4s4s4s", start + len(body), bytes(4), 0x02400000, b"mntr", b"GRAY", b"XYZ ")
+    head += bytes(12) + b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061)
+    return head.ljust(128, b"\0") + tags + body
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_profiles_of_gray_are_heard_beside_transparency(mode: str, tmp_path: Path) -> None:
+    shown = Image.new("L", (4, 4), 64).convert(mode)
+    shown.save(tmp_path / "a.png", icc_profile=linear_gray())
+    assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (137, 137, 137)
+    assert image.recoloured(linear_gray(), mode)
+
+
+def test_a_profile_of_sixteen_bits_is_left_out_alike_and_told(tmp_path: Path) -> None:
+    Image.fromarray(np.full((4, 4), 64 * 257, np.uint16)).save(tmp_path / "a.png", icc_profile=linear_gray())
+    assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (64, 64, 64)
+    assert float(image.pixels(tmp_path / "a.png", 1)[0, 0, 0]) == 64
+    with Image.open(tmp_path / "a.png") as opened:
+        assert "colour profile of more than 8 bits, left out" in changes(opened)

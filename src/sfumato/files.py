@@ -169,17 +169,25 @@ def _sealed(path: Path, folder: Path) -> bool:
     return path != folder / "model.yaml" and path.name != "README.md" and not path.name.startswith(".")
 
 
+def mapping(path: Path) -> dict[str, Any]:
+    """What a model's YAML file holds. Raises `ValueError` where it is damaged."""
+    try:
+        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy the folder again, whole") from None
+    if not isinstance(fields, dict):
+        raise ValueError(f"{path} has no format number; it was not written by Sfumato or is damaged")
+    return fields
+
+
 def opened(folder: Path, stage: str) -> dict[str, Any]:
     """The fields of a sealed folder, all files checked. Raises `ValueError` with what is wrong and the remedy."""
     path = folder / "model.yaml"
     if not path.is_file():
         hint = f"; there is one in {folder / 'model'}" if (folder / "model" / "model.yaml").is_file() else ""
         raise ValueError(f"{folder} is not a model folder: it has no model.yaml{hint}")
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({str(error).splitlines()[0]}); copy the folder again, whole") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("format"), int):
+    fields = mapping(path)
+    if not isinstance(fields.get("format"), int):
         raise ValueError(f"{path} has no format number; it was not written by Sfumato or is damaged")
     if fields["format"] > FORMAT:
         raise ValueError(f"{path} has format {fields['format']}, this Sfumato reads up to {FORMAT}; upgrade Sfumato")

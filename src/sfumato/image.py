@@ -18,6 +18,7 @@ from torch import Tensor
 
 Pixels = np.ndarray[Any, np.dtype[Any]]
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+GRAYS = ("L", "LA", "La")
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # gray of 16 bits
 NPY = b"\x93NUMPY"  # how such a file begins
 ROUNDING = 2  # levels of 255 by which a way to sRGB and back may be off
@@ -319,7 +320,7 @@ def coloured(picture: Image.Image) -> Image.Image:
 
     Raises `ValueError` for one of floats: it does not say which value is white.
     """
-    profile = picture.info.get("icc_profile")
+    profile = None if picture.mode in DEEP else picture.info.get("icc_profile")  # as in `pixels`; `show` tells
     turned = ImageOps.exif_transpose(picture)
     if turned.mode == "F":
         raise ValueError("a picture of floats does not say which value is white: save it as .npy, floats in [0, 1]")
@@ -328,10 +329,11 @@ def coloured(picture: Image.Image) -> Image.Image:
         turned = Image.fromarray((deep(turned) / 257.0 + 0.5).astype(np.uint8))
         if clear is not None:
             turned.putalpha(Image.fromarray(np.where(clear, 0, 255).astype(np.uint8)))
+    gray = turned.mode in GRAYS
     if turned.mode in ("P", "PA", "LA", "La", "RGBa") or "transparency" in turned.info:
         turned = turned.convert("RGBA")
     if profile and turned.mode in ("RGB", "RGBA", "L", "CMYK"):
-        turned = _to_srgb(turned, profile)
+        turned = _to_srgb(turned, profile, gray)
     return turned
 
 
@@ -345,18 +347,18 @@ def over_white(picture: Image.Image) -> Image.Image:
 @lru_cache(maxsize=64)
 def recoloured(profile: bytes, mode: str) -> bool:
     """Whether a colour profile means other colours than sRGB's for pictures of this mode, by more than rounding."""
-    if mode not in ("L", "CMYK"):
+    if mode not in (*GRAYS, "CMYK"):
         levels = np.linspace(0, 255, 9).round().astype(np.uint8)
         probe = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1).reshape(27, 27, 3))
     else:
-        probe = Image.linear_gradient("L").convert(mode)
+        probe = Image.linear_gradient("L").convert("CMYK" if mode == "CMYK" else "L")
     off = np.asarray(_to_srgb(probe, profile).convert("RGB")).astype(int) - np.asarray(probe.convert("RGB"))
     return int(np.abs(off).max()) > ROUNDING
 
 
-def _to_srgb(picture: Image.Image, profile: bytes) -> Image.Image:
+def _to_srgb(picture: Image.Image, profile: bytes, gray: bool = False) -> Image.Image:
     alpha = picture.getchannel("A") if picture.mode == "RGBA" else None
-    plain = picture.convert("RGB") if alpha is not None else picture
+    plain = picture if alpha is None else picture.convert("L" if gray else "RGB")  # as the profile has it
     try:
         source, target = ImageCms.ImageCmsProfile(io.BytesIO(profile)), ImageCms.createProfile("sRGB")
         changed = ImageCms.profileToProfile(plain, source, target, outputMode="RGB")

@@ -6,11 +6,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import torchmetrics.functional.image
 from torch import nn
 
+from sfumato import image
 from sfumato.autoencoder import tiling
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.codec import Codec
@@ -249,3 +252,47 @@ def test_samples_and_their_reference_are_of_one_of_each_family_where_asked(model
     shown = run.trained(data, True)
     assert found["protocol"]["reference"] == shown.told()
     assert found["protocol"]["conditions_of"] == shown.part.fingerprint
+
+
+def plain_ssim(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The published formula, window by window, of one channel (H, W) in [0, 1]."""
+    line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
+    weights = torch.outer(line, line) / line.sum() ** 2
+    found = []
+    for top in range(a.shape[0] - 10):
+        for left in range(a.shape[1] - 10):
+            x, y = (p[top : top + 11, left : left + 11].double() for p in (a, b))
+            mx, my = (weights * x).sum(), (weights * y).sum()
+            vx, vy, both = ((weights * u * v).sum() - m for u, v, m in ((x, x, mx**2), (y, y, my**2), (x, y, mx * my)))
+            found.append((2 * mx * my + 1e-4) * (2 * both + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+    return float(torch.stack(found).mean())
+
+
+def test_ssim_is_the_published_one_in_bands_of_any_height(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    a = torch.rand(2, 3, 24, 17, generator=rng) * 2 - 1
+    b = (a + 0.6 * torch.rand(2, 3, 24, 17, generator=rng)).clamp(-1, 1)
+    grays = [(image.to_uint8(p).double() / 255) for p in (a, b)]
+    expected = [sum(plain_ssim(grays[0][k, c], grays[1][k, c]) for c in range(3)) / 3 for k in range(2)]
+    assert reconstruction.ssim(a, b).tolist() == pytest.approx(expected, abs=1e-5)
+    seen: list[int] = []
+    plain = torchmetrics.functional.image.structural_similarity_index_measure
+
+    def noted(x: torch.Tensor, *more: Any, **settings: Any) -> Any:
+        seen.append(x.shape[2])
+        return plain(x, *more, **settings)
+
+    monkeypatch.setattr(torchmetrics.functional.image, "structural_similarity_index_measure", noted)
+    monkeypatch.setattr(reconstruction, "together", lambda pixels: 8)  # of two pictures
+    assert reconstruction.ssim(a, b).tolist() == pytest.approx(expected, abs=1e-5)
+    assert seen == [14, 14, 14, 12]  # four rows of windows a time
+    assert reconstruction.ssim(a[..., :10], b[..., :10]).isnan().all()
+
+
+def test_large_pictures_are_compared_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(reconstruction, "together", lambda pixels: 2)
+    monkeypatch.setattr(reconstruction, "ssim", lambda a, b: seen.append(len(a)) or torch.zeros(len(a)))
+    several = list(torch.zeros(5, 3, 16, 16))
+    assert len(reconstruction._columns(several, several, None)["psnr"]) == 5
+    assert seen == [2, 2, 1]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sfumato.data.emoji import EmojiData
 from sfumato.evaluation import doors, run
 from sfumato.evaluation.doors import Asked
 from sfumato.evaluation.reconstruction import Perceptual
+from sfumato.evaluation.report import _shown as page_shown
 from sfumato.evaluation.report import text
 from sfumato.evaluation.run import Looking
 from sfumato.evaluation.source import FolderPictures
@@ -31,6 +33,7 @@ from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
 from tests.conftest import CODER
 from tests.features.test_perceptual import vgg_files
+from tests.tasks.test_tasks import CONDITIONERS, built
 
 CPU = torch.device("cpu")
 
@@ -60,6 +63,11 @@ def looking() -> Looking:
     network = FeatureNetwork(nn.Flatten(), Description(name="pixels", size=4))
     distance = Perceptual("far", lambda a, b: (a - b).abs().mean((1, 2, 3)), {"name": "far"})
     return Looking(network, distance)
+
+
+def seeing() -> Looking:
+    """A feature network, and no perceptual distance, which is between two pictures."""
+    return dataclasses.replace(looking(), perceptual=None)
 
 
 def told(asked: Asked, look: Looking | None = None) -> dict[str, Any]:
@@ -149,17 +157,17 @@ class Stub(Family):
 def test_a_family_of_codes_has_its_reconstructions_as_a_ceiling(codec: Codec) -> None:
     recipe = {"kind": "emoji", "size": 32}
     asked = Asked(Path("stub"), images=8)
-    rows = doors._family(asked, Stub(codec), recipe, looking(), lambda said: None)[0]["features"]
+    rows = doors._family(asked, Stub(codec), recipe, seeing(), lambda said: None)[0]["features"]
     assert [row["images"] for row in rows] == ["images", "reconstructions", "real, one half against the other"]
     assert [row["count"] for row in rows[:2]] == [8, 8]
     told, guided = list[Any](), Stub(codec)
     guided.unnamed = True
     for scale in (1.0, 3.0):
         one = dataclasses.replace(asked, guidance=scale)
-        told.append(doors._family(one, guided, recipe, looking(), lambda said: None)[0]["protocol"])
+        told.append(doors._family(one, guided, recipe, seeing(), lambda said: None)[0]["protocol"])
     assert [t["samples"]["guidance"] for t in told] == [1.0, 3.0]
     with pytest.raises(ValueError, match="leave --guidance out"):
-        doors._family(one, Stub(codec), recipe, looking(), lambda said: None)
+        doors._family(one, Stub(codec), recipe, seeing(), lambda said: None)
     assert told[0]["likelihood"]["held_out"] == EmojiData(size=32).open("held_out").fingerprint
 
 
@@ -173,7 +181,7 @@ def test_a_family_s_likelihood_is_of_its_own_size_whatever_the_reference_has(cod
 
     stub = Stub(codec)
     stub.bits = bits  # type: ignore[assignment,method-assign]
-    doors._family(asked, stub, {"kind": "emoji", "size": 32}, looking(), lambda said: None)
+    doors._family(asked, stub, {"kind": "emoji", "size": 32}, seeing(), lambda said: None)
     assert set(seen) == {32}
 
 
@@ -187,7 +195,7 @@ def test_a_size_that_nothing_has_is_refused() -> None:
 
 def test_a_family_is_measured_where_nothing_is_held_out(codec: Codec, tmp_path: Path) -> None:
     recipe = {"kind": "folder", "path": str(pictures(tmp_path / "all", 12)), "size": 32, "held_out": 0}
-    found, _ = doors._family(Asked(Path("stub"), images=8), Stub(codec), recipe, looking(), lambda said: None)
+    found, _ = doors._family(Asked(Path("stub"), images=8), Stub(codec), recipe, seeing(), lambda said: None)
     assert found["likelihood"] is None
     assert found["features"][0]["count"] == 8
 
@@ -240,5 +248,52 @@ def test_numbers_of_what_is_not_measured_are_refused(model_folder: Path, codec: 
         with pytest.raises(ValueError, match=words):
             doors.evaluate(asked, run.Looking(), torch.device("cpu"), lambda said: None)
     stub: Any = Stub(codec)
+    with pytest.raises(ValueError, match="leave --perceptual out"):
+        doors._family(Asked(Path("x")), stub, {"kind": "emoji", "size": 32}, looking(), lambda said: None)
     with pytest.raises(ValueError, match="--captions would do nothing, for this model is no diffusion"):
-        doors._family(Asked(Path("x"), captions=3), stub, {"kind": "emoji", "size": 32}, looking(), lambda said: None)
+        doors._family(Asked(Path("x"), captions=3), stub, {"kind": "emoji", "size": 32}, seeing(), lambda said: None)
+
+
+def test_what_a_first_stage_and_a_family_do_nothing_with_is_refused(model_folder: Path, codec: Codec) -> None:
+    stage, clip = model_folder / "autoencoder", run.Looking(clip=(looking().network, lambda texts: texts))  # type: ignore[arg-type]
+    asks: list[tuple[Asked, run.Looking, str]] = [
+        (Asked(stage, size=128), run.Looking(), "leave --size out"),
+        (Asked(stage), clip, "leave --clip out"),
+        (Asked(stage, dtype=torch.bfloat16), run.Looking(), "--precision would do nothing"),
+        (
+            Asked(model_folder, reference="emoji", each=True),
+            run.Looking(),
+            "--reference and --one-each would do nothing",
+        ),
+    ]
+    for asked, look, words in asks:
+        with pytest.raises(ValueError, match=words):
+            doors.evaluate(asked, look, torch.device("cpu"), lambda said: None)
+
+
+def test_guidance_of_a_model_that_hears_nothing_is_none(model_folder: Path) -> None:
+    deaf, words = built({}).model, LatentDiffusion.load(model_folder)
+    held = built({"small": CONDITIONERS["small"]}).model
+    for model, guidance in ((deaf, 1.0), (held, 1.0), (words, 3.0)):
+        assert run.requested(model, None, None, None, None).guidance == guidance
+    for model in (deaf, held):
+        with pytest.raises(ValueError, match="leave --guidance out"):
+            run.requested(model, None, 5.0, None, None)
+
+
+@pytest.mark.parametrize("text", ["stage: [", "- a"])
+def test_damaged_files_of_a_model_are_told(text: str, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "model.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"model.yaml (is damaged|has no format number)"):
+        doors.evaluate(Asked(tmp_path / "bad"), run.Looking(), torch.device("cpu"), lambda said: None)
+    shutil.copytree(model_folder, tmp_path / "run" / "model")
+    (tmp_path / "run" / "recipe.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe.yaml (is not YAML|must be a mapping)"):
+        doors.evaluate(Asked(tmp_path / "run" / "model"), run.Looking(), torch.device("cpu"), lambda said: None)
+
+
+def test_pictures_that_can_be_seen_through_are_shown_over_white() -> None:
+    clear = torch.tensor([1.0, -1.0, -1.0, -1.0])[:, None, None].expand(4, 16, 16)
+    assert bool((page_shown(clear) == 1).all())
+    assert page_shown(torch.zeros(1, 16, 16)).shape[0] == 3

@@ -182,3 +182,15 @@ def test_an_inception_that_is_built_otherwise_gives_its_pooled_output(
     assert set(rows) == {"pooled"}
     assert made.told()["outputs"] == ["pooled"]
     torch.testing.assert_close(rows["pooled"], torch.tensor([[255.0] * 3, [0.0] * 3]))
+
+
+def test_a_network_that_does_not_take_its_pictures_says_so() -> None:
+    class Narrow(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.conv2d(x.float(), torch.zeros(1, 3, 99, 99))
+
+    own = FeatureNetwork(Narrow(), Description(name="narrow", size=16))
+    with pytest.raises(
+        ValueError, match=r"narrow does not take .* pictures of 16x16 .*; mend what stands in its YAML file"
+    ):
+        own([torch.zeros(3, 16, 16)])

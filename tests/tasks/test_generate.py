@@ -20,6 +20,7 @@ from sfumato.tasks.forms import TITLES
 from sfumato.tasks.generate import between
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.tasks.requests import Generate, Layout
+from tests.tasks.test_tasks import built, far
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,8 @@ def test_what_is_no_box_is_said_how_one_looks(words: str) -> None:
 @pytest.mark.parametrize("sampler", [*SAMPLERS, "DPM++ 2M"])
 def test_words_guidance_negatives_and_samplers_matter(pipeline: Pipeline, sampler: str) -> None:
     def make(**more: object) -> torch.Tensor:
-        return tensors(pipeline.generate(**{"prompt": "red heart", "seed": 3, "steps": 4, "sampler": sampler, **more}))
+        steps = {} if sampler == "adaptive" else {"steps": 4}  # which finds its own
+        return tensors(pipeline.generate(**{"prompt": "red heart", "seed": 3, "sampler": sampler, **steps, **more}))
 
     base = make()
     for more in (
@@ -234,3 +236,16 @@ def test_the_precision_is_told_where_it_is_not_float32(model_folder: Path) -> No
     for name, told in (("fp32", None), ("bf16", "bf16")):
         made = Pipeline.load(model_folder, device="cpu", precision=name).generate(prompt="sun", steps=1, seed=0)[0]
         assert json.loads(made.info["sfumato"]).get("precision") == told
+
+
+def test_a_sampler_that_finds_its_steps_is_told_none(pipeline: Pipeline) -> None:
+    with pytest.raises(ValueError, match="sampler adaptive finds its own steps; leave steps out"):
+        pipeline.generate(sampler="adaptive", steps=4, seed=0)
+    made = pipeline.generate(sampler="adaptive", seed=0)[0]
+    told = json.loads(made.info["sfumato"])
+    assert "steps" not in told
+    assert told["sampler"] == "adaptive"
+    assert "Sampler: DPM adaptive" in made.info["parameters"]
+    assert "Steps" not in made.info["parameters"]
+    quick = built({}, steps=1)  # whose one step would be one estimate from pure noise
+    assert far(quick.generate(sampler="adaptive", seed=0)[0], built({}).generate(sampler="adaptive", seed=0)[0]) == 0

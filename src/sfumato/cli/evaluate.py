@@ -67,7 +67,7 @@ def command(
     cache: Annotated[Path, typer.Option(help="folder of features that were computed before")] = Path("runs/features"),
     workers: Annotated[int, typer.Option(min=1, help="processes that compute features")] = 1,
     device: Annotated[str, typer.Option(help="auto, cuda, mps or cpu")] = "auto",
-    precision: Annotated[str, typer.Option(help="fp32, bf16 or auto")] = "fp32",
+    precision: Annotated[str | None, typer.Option(help="of sampling: fp32, the default, bf16 or auto")] = None,
 ) -> None:
     """Measure and print JSON."""
     import json
@@ -90,7 +90,7 @@ def command(
         guidance,
         sampler,
         grid,
-        devices.precision(precision, where),
+        None if precision is None else devices.precision(precision, where),
         one_each,
     )
     look = doors.looking(

@@ -187,6 +187,7 @@ def changes(opened: Image.Image) -> list[str]:
         f"{opened.mode} made RGB": opened.mode in ("CMYK", "YCbCr", "LAB", "HSV") and not profile,
         CLEAR: opened.mode in ("RGBA", "LA", "PA") or "transparency" in opened.info,
         "of more than 8 bits, which are kept": deep,
+        "colour profile of more than 8 bits, left out": deep and bool(profile),
         FIRST: getattr(opened, "n_frames", 1) > 1,
         SQUARE: opened.width != opened.height,
     }

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from sfumato import shipped
+from sfumato import files, shipped
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data
 from sfumato.data.layout import SUFFIXES, walked
@@ -27,6 +26,8 @@ from sfumato.training.fitted import classes
 from sfumato.training.given import held_out
 from sfumato.training.likelihood import LIMIT, likelihood
 
+NAMES = {"dtype": "precision", "each": "one-each"}  # of options that are called otherwise in the command
+SAMPLING = ("dtype", "steps", "guidance", "sampler", "grid")
 IMAGES, CAPTIONS = 1000, 512  # that are measured where nothing is said
 Show = Callable[[Path], Path]  # writes the page
 
@@ -45,7 +46,7 @@ class Asked:
     guidance: float | None = None
     sampler: str | None = None
     grid: str | None = None
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = None  # of sampling; float32 where nothing is said
     each: bool = False  # of twins one, as training shows them
 
     @property
@@ -93,8 +94,7 @@ def evaluate(asked: Asked, look: Looking, device: torch.device, tell: Tell) -> t
         raise ValueError(
             f"there is no folder {folder}; give a model's, a run's or one of pictures, or {shipped.told()}"
         )
-    text = (folder / "model.yaml").read_text(encoding="utf-8") if (folder / "model.yaml").is_file() else "{}"
-    stage = (yaml.safe_load(text) or {}).get("stage")
+    stage = files.mapping(folder / "model.yaml").get("stage") if (folder / "model.yaml").is_file() else None
     if stage is None and _pictures(folder):
         return _images(asked, look, tell)
     recipe = run.read_data(folder)
@@ -182,7 +182,7 @@ def real(words: str, size: int | None, channels: int = 3, each: bool = False) ->
 
 def _heeds(asked: Asked, target: str, *ignored: str) -> None:
     """Raise `ValueError` where something was asked that says nothing of what is measured."""
-    said = [f"--{name}" for name in ignored if getattr(asked, name) is not None]
+    said = [f"--{NAMES.get(name, name)}" for name in ignored if getattr(asked, name) not in (None, False)]
     if said:
         raise ValueError(f"{' and '.join(said)} would do nothing, for {target}; leave out what does nothing")
 
@@ -190,13 +190,11 @@ def _heeds(asked: Asked, target: str, *ignored: str) -> None:
 def _generates(asked: Asked, look: Looking) -> None:
     """Raise `ValueError` where images are asked for that no network would look at."""
     if look.network is None and look.clip is None:
-        _heeds(asked, "they are generated for --features or --clip", "images")
+        _heeds(asked, "images are generated for --features or --clip", "images", "reference", "each")
 
 
 def _images(asked: Asked, look: Looking, tell: Tell) -> tuple[dict[str, Any], Show]:
-    _heeds(
-        asked, "pictures are measured as they are", "data", "images", "captions", "steps", "guidance", "sampler", "grid"
-    )
+    _heeds(asked, "pictures are measured as they are", "data", "images", "captions", *SAMPLING)
     if look.perceptual is not None:
         raise ValueError("a perceptual distance is between a picture and its reconstruction; leave --perceptual out")
     if asked.reference is None:
@@ -210,11 +208,17 @@ def _images(asked: Asked, look: Looking, tell: Tell) -> tuple[dict[str, Any], Sh
 def _first_stage(
     asked: Asked, codec: Codec, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
-    _heeds(asked, "a first stage samples nothing", "images", "captions", "steps", "guidance", "sampler", "grid")
+    _heeds(asked, "a first stage samples nothing", "images", "captions", *SAMPLING)
     if asked.reference is not None:
         raise ValueError("reconstructions are measured against their originals; leave --reference out")
     if asked.each:
         raise ValueError("reconstructions are measured of all held-out pictures; leave --one-each out")
+    if look.clip is not None:
+        raise ValueError("reconstructions have no captions to be held against; leave --clip out")
+    if asked.size is not None and asked.data is None:
+        raise ValueError(
+            "held-out pictures have the recipe's size; say with --data which are of another, or leave --size out"
+        )
     if recipe is None and asked.data is None:
         raise ValueError(_unsaid(asked.target))
     source = _originals(asked, codec, recipe)
@@ -228,8 +232,10 @@ def _first_stage(
 def _family(
     asked: Asked, family: Family, recipe: dict[str, Any] | None, look: Looking, tell: Tell
 ) -> tuple[dict[str, Any], Show]:
-    _heeds(asked, "this model is no diffusion and has none", "captions", "steps", "sampler", "grid")
+    _heeds(asked, "this model is no diffusion and has none", "dtype", "captions", "steps", "sampler", "grid")
     _generates(asked, look)
+    if look.perceptual is not None:
+        raise ValueError("a perceptual distance is between a picture and its reconstruction; leave --perceptual out")
     shape = family.shape
     data = _data(asked, recipe, shape.size, shape.channels, family.labels)
     side = _side(asked, shape.size)
@@ -260,6 +266,8 @@ def _model(
     data = _data(asked, recipe, model.size, channels, classes(model))
     if not run.matches(model, data):
         _heeds(asked, "captions are matched of models of words, and on emoji", "captions")
+        if look.network is None and look.clip is None:
+            _heeds(asked, "nothing is sampled without --features or --clip", *SAMPLING)
     side = _side(asked, model.size)
     reference = real(asked.reference, side, channels, asked.each) if asked.reference is not None else None
     found = run.evaluate_model(
@@ -270,7 +278,7 @@ def _model(
         guidance=asked.guidance,
         sampler=asked.sampler,
         grid=asked.grid,
-        dtype=asked.dtype,
+        dtype=asked.dtype or torch.float32,
         images=asked.count,
         look=look,
         reference=reference,
@@ -283,7 +291,9 @@ def _model(
             return report(path, found, title=str(asked.target))
         request = run.requested(model, asked.steps, asked.guidance, asked.sampler, asked.grid)
         shown = run.trained(data, asked.each, model)
-        samples = Sampled(copy.deepcopy(model).for_sampling(asked.dtype), request, asked.count, shown.part)
+        samples = Sampled(
+            copy.deepcopy(model).for_sampling(asked.dtype or torch.float32), request, asked.count, shown.part
+        )
         whole = PartPictures(data.open("train"), run.titled(data))
         return report(path, found, title=str(asked.target), images=samples, reference=reference or shown, train=whole)
 

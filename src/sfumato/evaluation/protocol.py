@@ -12,7 +12,7 @@ from typing import Any
 
 from sfumato import __version__
 
-FORMAT = 2  # of the measures; a change that moves a number makes it another
+FORMAT = 3  # of the measures; a change that moves a number makes it another
 
 
 def record(**parts: Any) -> dict[str, Any]:

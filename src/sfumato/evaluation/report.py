@@ -20,6 +20,7 @@ from sfumato.evaluation import protocol
 from sfumato.evaluation.generation import SHOWN
 from sfumato.evaluation.reconstruction import Perceptual, worst
 from sfumato.evaluation.source import Rebuilt, Source
+from sfumato.features.network import colour
 from sfumato.page import Page
 
 Table = tuple[str, list[str], list[list[str]]]  # title, head, rows
@@ -209,7 +210,7 @@ def beside(one: Tensor, other: Tensor) -> Image.Image:
 
 
 def _shown(picture: Tensor) -> Tensor:
-    rgb = picture.expand(3, -1, -1) if picture.shape[0] == 1 else picture[:3]
+    rgb = colour((picture + 1) * 127.5) / 127.5 - 1 if picture.shape[0] in (1, 4) else picture[:3]
     side = max(rgb.shape[1:])
     if side <= SIDE:
         return rgb.repeat_interleave(max(SIDE // side, 1), 1).repeat_interleave(max(SIDE // side, 1), 2)

@@ -248,7 +248,12 @@ def requested(
     """What is sampled to be measured: as `generate` would, in all that is None."""
     asked = {"steps": steps, "guidance": guidance, "sampler": sampler, "grid": grid}
     said = {name: value for name, value in asked.items() if value is not None}
-    return settled(model, Generate.model_validate({"seed": SEED, "batch": 128, **said}))
+    request = settled(model, Generate.model_validate({"seed": SEED, "batch": 128, **said}))
+    if model.conditions.unframed - model.conditions.kept:
+        return request
+    if guidance not in (None, 1.0):
+        raise ValueError("this model hears nothing that guidance could amplify; leave --guidance out")
+    return request.model_copy(update={"guidance": 1.0})
 
 
 def _generated(
@@ -376,11 +381,10 @@ def perceptual(
 
 def read_data(folder: Path) -> dict[str, Any] | None:
     """The `data` of the recipe beside a model folder, None where there is none."""
-    import yaml
+    from sfumato.training.recipe import load_yaml
 
     path = folder.parent / "recipe.yaml"
     if not path.is_file():
         return None
-    fields: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    found: dict[str, Any] | None = fields.get("data")
+    found: dict[str, Any] | None = load_yaml(str(path)).get("data")
     return found

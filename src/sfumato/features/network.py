@@ -116,7 +116,10 @@ class FeatureNetwork(nn.Module):
         return {name: torch.cat([rows[name] for rows in alone]) for name in alone[0]}
 
     def _seen(self, ready: Tensor) -> dict[str, Tensor]:
-        given = self.network(ready, **self.description.call)
+        try:
+            given = self.network(ready, **self.description.call)
+        except RuntimeError as error:
+            raise unfit(self.description.name, ready, error) from None
         given = tuple(given) if isinstance(given, tuple | list) else (given,)
         names = self.description.outputs
         if len(given) < len(names) or any(not isinstance(g, Tensor) or g.ndim not in (2, 4) for g in given):
@@ -137,6 +140,19 @@ class FeatureNetwork(nn.Module):
             return x.round().to(torch.uint8)
         mean, std = (torch.tensor(v, device=x.device).reshape(3, 1, 1) for v in (d.mean, d.std))
         return (x / 255.0 - mean) / std
+
+
+def unfit(name: str, given: Tensor, error: RuntimeError) -> Exception:
+    """What to say of a network that does not take its pictures; an error of memory is that."""
+    told = str(error)
+    if isinstance(error, torch.OutOfMemoryError) or "out of memory" in told or "DefaultCPUAllocator" in told:
+        return error
+    reason = next((line for line in reversed(told.splitlines()) if line.strip()), type(error).__name__)
+    high, wide = given.shape[-2:]
+    return ValueError(
+        f"{name} does not take {str(given.dtype).removeprefix('torch.')} pictures of {wide}x{high} ({reason.strip()}); mend what "
+        "stands in its YAML file, or give another network"
+    )
 
 
 def colour(picture: Tensor) -> Tensor:

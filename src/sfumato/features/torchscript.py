@@ -6,6 +6,7 @@ Of a network that gives several outputs the first counts.
 from torch import Tensor, nn
 
 from sfumato.features.files import script
+from sfumato.features.network import unfit
 from sfumato.features.perceptual import Perceptual, PerceptualConfig, frozen
 
 
@@ -27,6 +28,9 @@ class ScriptPerceptual(Perceptual):
         return (self._seen(a) - self._seen(b)).square().sum(1)
 
     def _seen(self, pictures: Tensor) -> Tensor:
-        made = self.network(pictures)
+        try:
+            made = self.network(pictures)
+        except RuntimeError as error:
+            raise unfit("the perceptual network", pictures, error) from None
         first: Tensor = made[0] if isinstance(made, tuple | list) else made
         return first.flatten(1)

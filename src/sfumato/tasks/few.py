@@ -3,6 +3,7 @@
 from typing import Any, TypeVar
 
 from sfumato.conditioning.stride import FIELD
+from sfumato.diffusion.names import SAMPLERS
 from sfumato.model import DistilledConfig, LatentDiffusion
 from sfumato.tasks.requests import Request
 from sfumato.tasks.said import denied
@@ -18,6 +19,11 @@ def settled(model: LatentDiffusion, request: Asked) -> Asked:
     flow can do: more steps, another sampler, guidance or a negative. Raises `ValueError` where both are said.
     """
     distilled = model.config.distilled
+    if not SAMPLERS[request.sampler].evaluations:
+        if "steps" in request.model_fields_set:
+            raise ValueError(f"sampler {request.sampler} finds its own steps; leave steps out, or take another sampler")
+        if distilled is None:
+            return request  # whose steps only say where its grid ends
     if distilled is None:
         steps, method = model.config.steps, getattr(request, "method", None)
         free = method == "free" or (

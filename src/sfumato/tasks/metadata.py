@@ -8,6 +8,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sfumato import files
+from sfumato.diffusion.names import SAMPLERS
 from sfumato.tasks.forms import TITLES
 from sfumato.tasks.requests import Request
 
@@ -32,6 +33,8 @@ def settings(
     kept = request.model_dump(exclude={"prompt", "seed", "count", "batch", "width", "height"}, exclude_none=True)
     if "variation_seed" in kept:
         kept["variation_seed"] = (kept["variation_seed"] + place) % 2**63
+    if not SAMPLERS[request.sampler].evaluations:
+        del kept["steps"]  # which it finds itself
     if "until" in kept:
         kept.update(count=request.total, place=place)
     if len(kept.get("label", ())) == 1:
@@ -73,7 +76,7 @@ def infotext(s: dict[str, Any], size: tuple[int, int]) -> str:
     if s.get("negative"):
         lines.append(f"Negative prompt: {s['negative']}")
     facts = {
-        **(_walked(s) if "steps" in s else {}),
+        **(_walked(s) if "sampler" in s else {}),
         **({"CFG scale": f"{s['guidance']:g}"} if "guidance" in s else {}),
         "Seed": s["seed"],
         "Size": f"{size[0]}x{size[1]}",
@@ -90,7 +93,7 @@ def infotext(s: dict[str, Any], size: tuple[int, int]) -> str:
 def _walked(s: dict[str, Any]) -> dict[str, Any]:
     """How it was sampled, which is told of all but the other families."""
     return {
-        "Steps": s["steps"],
+        **({"Steps": s["steps"]} if "steps" in s else {}),
         "Sampler": TITLES.get(s["sampler"], s["sampler"]),
         "Schedule type": s["grid"].replace("_", " ").capitalize(),
     }
