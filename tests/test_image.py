@@ -48,9 +48,9 @@ def test_another_colour_space_is_converted(tmp_path: Path) -> None:
         assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (0, 0, 255)
 
 
-def test_a_colour_profile_is_converted_to_srgb(tmp_path: Path) -> None:
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    Image.new("RGB", (4, 4), (10, 200, 30)).save(tmp_path / "a.png", icc_profile=lab)
+def test_profiles_of_srgb_and_damaged_ones_change_nothing(tmp_path: Path) -> None:
+    own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.new("RGB", (4, 4), (10, 200, 30)).save(tmp_path / "a.png", icc_profile=own)
     assert image.read(tmp_path / "a.png").getpixel((0, 0)) == (10, 200, 30)
     Image.new("RGB", (4, 4), (10, 200, 30)).save(tmp_path / "b.png", icc_profile=b"no profile")
     assert image.read(tmp_path / "b.png").getpixel((0, 0)) == (10, 200, 30)

@@ -104,6 +104,15 @@ def test_apg_keeps_to_the_side_and_within_its_limit() -> None:
     torch.testing.assert_close((update * given).flatten(1).sum(1), torch.zeros(3).double(), atol=1e-9, rtol=0)
     assert (update.flatten(1).norm(dim=1) <= 4 * 0.7 + 1e-9).all()
 
+    def side(gap: torch.Tensor) -> torch.Tensor:
+        along = given / given.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+        return gap - (gap * along).flatten(1).sum(1).reshape(-1, 1, 1, 1) * along
+
+    length = (given - base).flatten(1).norm(dim=1).reshape(-1, 1, 1, 1)
+    torch.testing.assert_close(update, 4 * side((given - base) * (0.7 / length).clamp(max=1)))
+    free = at(apg(fixed(given, base), 5.0, limit=1e9, momentum=0.0), 0.5) - given
+    torch.testing.assert_close(free, 4 * side(given - base))
+
 
 def test_apg_remembers_a_run_and_forgets_it_at_the_next() -> None:
     given, base = draw(0), draw(1)

@@ -93,6 +93,12 @@ def test_moments_of_densities() -> None:
     middle = Linear()(density("cosine_interpolated")(torch.tensor([0.5], dtype=torch.float64), Linear()))
     expected = math.sqrt(2)  # half-way the shift is log sqrt(32 / 64 * 64 / 64), and the cosine's log SNR is 0
     assert float(middle.sigma / middle.alpha) == pytest.approx(expected, rel=1e-9)
+    for u in (0.1, 0.9):  # eq. of section 3.1: the cosine's log SNR, and the shift of 64 pixels' noise to 32 pixels'
+        far = Linear()(density("cosine_interpolated")(torch.tensor([u], dtype=torch.float64), Linear()))
+        ends = [math.atan(math.exp(s * 7.5)) for s in (-1, 1)]
+        logsnr = -2 * math.log(math.tan(ends[0] + u * (ends[1] - ends[0])))
+        logsnr += (1 - u) * 2 * math.log(64 / 64) + u * 2 * math.log(32 / 64)
+        assert float((far.alpha / far.sigma).log() * 2) == pytest.approx(logsnr, rel=1e-9)
     large = Linear()(density("cosine_interpolated")(torch.tensor([0.5], dtype=torch.float64), Linear(), size=256))
     assert float(large.sigma / large.alpha) == pytest.approx(4 * expected, rel=1e-9)  # noise of four times the strength
 

@@ -176,3 +176,17 @@ def test_a_sigmoid_s_ends_are_ends_and_it_is_not_flat() -> None:
         assert scales.sigma.tolist() == [0.0, 1.0]
     with pytest.raises(ValueError, match="beyond which a sigmoid is flat"):
         Sigmoid(temperature=0.05)
+
+
+def test_schedules_have_the_published_values() -> None:
+    t = torch.tensor([0.25], dtype=torch.float64)
+    cosine, shifted = Cosine()(t), Cosine(3.0)(t)
+    assert (float(cosine.alpha), float(cosine.sigma)) == pytest.approx((math.cos(math.pi / 8), math.sin(math.pi / 8)))
+    assert float(shifted.sigma / shifted.alpha) == pytest.approx(3 * math.tan(math.pi / 8))
+
+    def curve(x: float) -> float:
+        return 1 / (1 + math.exp(-x / 0.7))
+
+    level = (curve(3) - curve(0.3 * 3)) / (curve(3) - curve(0))  # Chen (2023): from 1 at the start to 0 at the end
+    found = Sigmoid(0.0, 3.0, 0.7)(torch.tensor([0.3], dtype=torch.float64))
+    assert (float(found.alpha) ** 2, float(found.sigma) ** 2) == pytest.approx((level, 1 - level))

@@ -6,11 +6,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-import torchmetrics.functional.image
 from torch import nn
 
 from sfumato import image
@@ -254,8 +252,8 @@ def test_samples_and_their_reference_are_of_one_of_each_family_where_asked(model
     assert found["protocol"]["conditions_of"] == shown.part.fingerprint
 
 
-def plain_ssim(a: torch.Tensor, b: torch.Tensor) -> float:
-    """The published formula, window by window, of one channel (H, W) in [0, 1]."""
+def plain_ssim(a: torch.Tensor, b: torch.Tensor, *, contrast: bool = False) -> float:
+    """The published formula, window by window, of one channel (H, W) in [0, 1], or its factor of contrast and structure."""
     line = torch.exp(-((torch.arange(11, dtype=torch.float64) - 5) ** 2) / (2 * 1.5**2))
     weights = torch.outer(line, line) / line.sum() ** 2
     found = []
@@ -264,7 +262,8 @@ def plain_ssim(a: torch.Tensor, b: torch.Tensor) -> float:
             x, y = (p[top : top + 11, left : left + 11].double() for p in (a, b))
             mx, my = (weights * x).sum(), (weights * y).sum()
             vx, vy, both = ((weights * u * v).sum() - m for u, v, m in ((x, x, mx**2), (y, y, my**2), (x, y, mx * my)))
-            found.append((2 * mx * my + 1e-4) * (2 * both + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+            brightness = (2 * mx * my + 1e-4) / (mx**2 + my**2 + 1e-4)
+            found.append((2 * both + 9e-4) / (vx + vy + 9e-4) * (1 if contrast else brightness))
     return float(torch.stack(found).mean())
 
 
@@ -276,16 +275,16 @@ def test_ssim_is_the_published_one_in_bands_of_any_height(monkeypatch: pytest.Mo
     expected = [sum(plain_ssim(grays[0][k, c], grays[1][k, c]) for c in range(3)) / 3 for k in range(2)]
     assert reconstruction.ssim(a, b).tolist() == pytest.approx(expected, abs=1e-5)
     seen: list[int] = []
-    plain = torchmetrics.functional.image.structural_similarity_index_measure
+    plain = reconstruction.F.conv2d
 
-    def noted(x: torch.Tensor, *more: Any, **settings: Any) -> Any:
+    def noted(x: torch.Tensor, line: torch.Tensor) -> torch.Tensor:
         seen.append(x.shape[2])
-        return plain(x, *more, **settings)
+        return plain(x, line)
 
-    monkeypatch.setattr(torchmetrics.functional.image, "structural_similarity_index_measure", noted)
+    monkeypatch.setattr(reconstruction.F, "conv2d", noted)
     monkeypatch.setattr(reconstruction, "together", lambda pixels: 8)  # of two pictures
     assert reconstruction.ssim(a, b).tolist() == pytest.approx(expected, abs=1e-5)
-    assert seen == [14, 14, 14, 12]  # four rows of windows a time
+    assert seen[::2] == [14, 14, 14, 12]  # four rows of windows a time
     assert reconstruction.ssim(a[..., :10], b[..., :10]).isnan().all()
 
 
@@ -296,3 +295,18 @@ def test_large_pictures_are_compared_few_at_a_time(monkeypatch: pytest.MonkeyPat
     several = list(torch.zeros(5, 3, 16, 16))
     assert len(reconstruction._columns(several, several, None)["psnr"]) == 5
     assert seen == [2, 2, 1]
+
+
+def test_ms_ssim_is_the_published_product() -> None:
+    rng = torch.Generator().manual_seed(1)
+    a = torch.rand(1, 1, 44, 44, generator=rng) * 2 - 1
+    b = (a + 1.6 * torch.rand(1, 1, 44, 44, generator=rng)).clamp(-1, 1)
+    x, y = (image.to_uint8(p).double()[0, 0] / 255 for p in (a, b))
+    weights = [w * sum(reconstruction.WEIGHTS) / sum(reconstruction.WEIGHTS[:3]) for w in reconstruction.WEIGHTS[:3]]
+    expected = 1.0
+    for number, weight in enumerate(weights):
+        whole, contrast = plain_ssim(x, y), plain_ssim(x, y, contrast=True)
+        expected *= max(whole if number == 2 else contrast, 0.0) ** weight
+        x, y = (torch.nn.functional.avg_pool2d(p[None, None], 2)[0, 0] for p in (x, y))
+    assert float(reconstruction.ms_ssim(a, b)) == pytest.approx(expected, abs=1e-5)
+    assert abs(expected - float(reconstruction.ssim(a, b))) > 0.02

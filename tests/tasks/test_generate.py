@@ -89,6 +89,7 @@ def test_words_guidance_negatives_and_samplers_matter(pipeline: Pipeline, sample
         {"seed": 4},
     ):
         assert not torch.equal(base, make(**more)), more
+    assert not torch.equal(make(guidance=40.0), make(negative="sun", guidance=40.0))
 
 
 def test_the_prompt_attracts_and_the_negative_repels(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,7 +113,9 @@ def test_kill_9_at_random_moments(stage: str, first_stage: Path, pictures: Path,
     recipe = on(recipe_of(stage, first_stage, images=1600, checkpoint=48, report=32, accumulate=2), pictures)
     path.write_text(yaml.safe_dump(dump(recipe)))
     whole = uninterrupted(tmp_path, path)
-    draw, kills = random.Random(), 0
+    seed = int(os.environ.get("SFUMATO_KILL_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"SFUMATO_KILL_SEED={seed} kills at these moments again")
+    draw, kills = random.Random(seed), 0
     command = [sys.executable, "-m", "sfumato", *words(run, path)]
     while kills < KILLS:
         with (tmp_path / "said").open("wb") as said:

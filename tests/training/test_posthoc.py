@@ -70,13 +70,17 @@ def test_a_stored_width_comes_back_and_shares_sum_to_one(tmp_path: Path) -> None
 
 def test_a_decay_warms_up() -> None:
     module = nn.Linear(2, 2)
-    averages = Averages([module], [0.9999])
-    for step in range(1, 200):
+    lengths = (0.5, 0.95, 0.9999)  # the first and the second are reached, the third is not
+    averages, wanted = Averages([module], lengths), [module.weight.detach().clone() for _ in lengths]
+    for step in range(1, 300):
         for p in module.parameters():
-            p.data.fill_(float(step))
+            p.data.fill_(float(step) ** 0.5)
         averages.update(step)
-    # with the bare decay the fresh weights would still be 98 % of it
-    assert float(averages.kept[0][0].mean()) > 100
+        for number, length in enumerate(lengths):
+            decay = min(length, (1 + step) / (10 + step))
+            wanted[number] = decay * wanted[number] + (1 - decay) * module.weight.detach()
+    for kept, expected in zip(averages.kept, wanted, strict=True):
+        torch.testing.assert_close(kept[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("stage", ["autoencoder", "diffusion"])

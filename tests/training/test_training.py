@@ -80,15 +80,19 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     """Stopped by Ctrl-C between two reports, mid-epoch; then again from a checkpoint while the next is half written."""
     recipe = recipe_of(stage, first_stage, accumulate=accumulate)
+    often = recipe.training.model_copy(update={"report": 48, "preview": 32})
+    recipe = recipe.model_copy(update={"training": often})
     train(recipe, tmp_path / "whole", device="cpu", quiet=True)
 
     def stop(images: int, preview: Path | None) -> None:
-        if images == 32 and preview is None:
+        if images == 32 and preview is not None:
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(Interrupted, match="--resume"):
         train(recipe, tmp_path / "parts", device="cpu", quiet=True, watch=stop)
-    assert len(checkpoint.found(tmp_path / "parts" / "state")) == 1
+    (kept,) = checkpoint.found(tmp_path / "parts" / "state")
+    (facts,) = kept.glob("*.json")
+    assert json.loads(facts.read_text())["counts"]  # of the report that is half full
     (tmp_path / "parts" / "state" / ".000000064.part").mkdir()  # what a kill in the middle of a checkpoint leaves
     with (tmp_path / "parts" / "metrics.jsonl").open("a") as file:
         file.write('{"images": 64, "lo')

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from sfumato import distributed, image
 from sfumato.autoencoder.codec import Codec, together
@@ -16,7 +17,8 @@ from sfumato.data.base import Part
 from sfumato.evaluation.source import PartPictures, Rebuilt, Source, batches, equal
 
 WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the scales of MS-SSIM, Wang et al. (2003)
-KERNEL = 11  # pixels a side of SSIM's window
+KERNEL, SPREAD = 11, 1.5  # pixels a side of SSIM's window, and the Gaussian's in it
+STEADY = (0.01**2, 0.03**2)  # what keeps SSIM's quotients finite, of values in [0, 1]
 
 
 class Perceptual(NamedTuple):
@@ -50,50 +52,61 @@ def psnr(images: Tensor, others: Tensor) -> Tensor:
 def ssim(images: Tensor, others: Tensor) -> Tensor:
     """Structural similarity (Wang et al., 2004) of each pair, (B,), after rounding both to 8 bits; NaN below 11 pixels a side.
 
-    The mean over the windows that lie in the picture, as published: what torchmetrics makes of mirrored edges is left out.
+    The mean over the windows that lie in the picture, as published: torchmetrics counts windows over mirrored edges too.
+    """
+    if min(images.shape[2:]) < KERNEL:
+        return torch.full((len(images),), float("nan"))
+    return _similar(*(image.to_uint8(x).float() / 255.0 for x in (images, others)))[0]
+
+
+def _similar(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Means over all windows of pictures (B, C, H, W) in [0, 1]: the similarity (B,), and its part of contrast and structure.
+
     In bands of rows, so that large pictures take no more memory than small ones.
     """
-    from torchmetrics.functional.image import structural_similarity_index_measure
-
-    high, wide, edge = images.shape[2], images.shape[3], KERNEL // 2
-    if min(high, wide) < KERNEL:
-        return torch.full((len(images),), float("nan"))
-    a, b = (image.to_uint8(x) for x in (images, others))
-    windows, rows, total = high - 2 * edge, max(together(wide) // len(a), 1), torch.zeros(len(a), dtype=torch.float64)
+    reach, windows = KERNEL - 1, a.shape[2] - KERNEL + 1
+    line = torch.exp(-((torch.arange(KERNEL) - reach / 2) ** 2) / (2 * SPREAD**2)).to(a)
+    line = (line / line.sum()).reshape(1, 1, 1, KERNEL)
+    rows = max(together(a.shape[3]) // len(a), 1)
+    total = torch.zeros(2, len(a), dtype=torch.float64)
     for top in range(0, windows, rows):
-        x, y = (p[:, :, top : min(top + rows, windows) + 2 * edge].float() / 255.0 for p in (a, b))
-        found = structural_similarity_index_measure(x, y, data_range=1.0, reduction="none", return_full_image=True)
-        inside = found[1][:, :, edge:-edge, edge:-edge]
-        total += inside.double().sum((1, 2, 3)).cpu()
-    return (total / (images.shape[1] * windows * (wide - 2 * edge))).float()
+        x, y = (p[:, :, top : min(top + rows, windows) + reach] for p in (a, b))
+        maps = torch.stack([x, y, x * x, y * y, x * y])
+        means = F.conv2d(F.conv2d(maps.reshape(-1, 1, *x.shape[2:]), line), line.mT)
+        mean_x, mean_y, xx, yy, xy = means.reshape(5, *x.shape[:2], *means.shape[2:])
+        both = mean_x * mean_y
+        squares = mean_x.square() + mean_y.square()
+        contrast = (2 * (xy - both) + STEADY[1]) / (xx + yy - squares + STEADY[1])
+        found = torch.stack([contrast * (2 * both + STEADY[0]) / (squares + STEADY[0]), contrast])
+        total += found.double().sum((2, 3, 4)).cpu()
+    one, other = (total / (a.shape[1] * windows * (a.shape[3] - reach))).float()
+    return one, other
 
 
 def scales(height: int, width: int) -> int:
     """Scales of MS-SSIM that a picture is large enough for: the published 5 from 176 pixels a side, fewer below, or 0."""
     side = min(height, width)
-    # torchmetrics asks for (n - 1)^2 instead of 2^(n - 1); the two agree for 3 and 5 scales
+    # (n - 1)^2 is torchmetrics' rule, by which these numbers were made first; it agrees with 2^(n - 1) for 3 and 5 scales
     return max((n for n in range(1, 6) if side // max(2 ** (n - 1), (n - 1) ** 2) >= KERNEL), default=0)
 
 
 def ms_ssim(images: Tensor, others: Tensor) -> Tensor:
     """Multi-scale SSIM (Wang et al., 2003) of each pair, (B,), after rounding to 8 bits; NaN below 11 pixels a side.
 
-    Pictures too small for the five scales have the first few, their weights scaled to the same sum. torchmetrics gives
-    means over a batch only, so pairs go to it one by one.
+    Pictures too small for the five scales have the first few, their weights scaled to the same sum.
     """
-    from torchmetrics.functional.image import multiscale_structural_similarity_index_measure
-
     number = scales(*images.shape[2:])
     if not number:
         return torch.full((len(images),), float("nan"))
     weights = WEIGHTS[:number]
-    betas = tuple(w * sum(WEIGHTS) / sum(weights) for w in weights)
     a, b = (image.to_uint8(x).float() / 255.0 for x in (images, others))
-    found = [
-        multiscale_structural_similarity_index_measure(x, y, data_range=1.0, betas=betas, normalize="relu")
-        for x, y in zip(torch.split(a, 1), torch.split(b, 1), strict=True)
-    ]
-    return torch.stack([f for f in found if isinstance(f, Tensor)]).reshape(-1)
+    found = torch.ones(len(a))
+    for place, weight in enumerate(weights):
+        whole, contrast = _similar(a, b)
+        part = whole if place == number - 1 else contrast
+        found = found * part.clamp(min=0) ** (weight * sum(WEIGHTS) / sum(weights))
+        a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
+    return found
 
 
 @torch.no_grad()
