@@ -297,3 +297,10 @@ def test_pictures_that_can_be_seen_through_are_shown_over_white() -> None:
     clear = torch.tensor([1.0, -1.0, -1.0, -1.0])[:, None, None].expand(4, 16, 16)
     assert bool((page_shown(clear) == 1).all())
     assert page_shown(torch.zeros(1, 16, 16)).shape[0] == 3
+
+
+def test_a_reference_that_is_not_there_or_knows_no_twins_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no folder nowhere"):
+        doors.real("nowhere", 32)
+    with pytest.raises(ValueError, match="are twins is not known"):
+        doors.real(str(pictures(tmp_path / "real", 4)), 32, each=True)
