@@ -22,7 +22,7 @@ from sfumato.features.network import Description, FeatureNetwork
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
-from sfumato.training import latents, validation
+from sfumato.training import interrupt, latents, validation
 from sfumato.training.loop import Interrupted
 from sfumato.training.recipe import Recipe
 from sfumato.training.run import train
@@ -54,6 +54,7 @@ def trained(recipes: dict[str, Recipe], folder: Path) -> None:
 
 def stopped(recipes: dict[str, Recipe], folder: Path) -> None:
     """Train every recipe until its first report, as if the user then stopped one of the processes."""
+    interrupt.EVERY = 0.0  # so that they ask one another at every step
     for name, recipe in recipes.items():
 
         def stop(images: int, preview: Path | None, first: int = recipe.training.report) -> None:
