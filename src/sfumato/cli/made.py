@@ -48,9 +48,8 @@ def run(kind: type[Request], fields: dict[str, Any], model: Path, out: Path, dev
             try:
                 written(pipeline, request, out, progress, speaks, source)
             except ValueError as error:
-                alike = place == len(faults) == 2 and {*faults.values()} == {
-                    str(error)
-                }  # the request's fault, not the pictures'
+                # the request's fault, not the pictures'
+                alike = place == len(faults) == 2 and {*faults.values()} == {str(error)}
                 if not source or alike:
                     raise
                 faults[source] = str(error)

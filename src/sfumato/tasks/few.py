@@ -26,9 +26,8 @@ def settled(model: LatentDiffusion, request: Asked) -> Asked:
             return request  # whose steps only say where its grid ends
     if distilled is None:
         steps, method = model.config.steps, getattr(request, "method", None)
-        free = method == "free" or (
-            method == "auto" and not model.conditions.asked("masked")
-        )  # which wants its usual steps
+        # which wants its usual steps
+        free = method == "free" or (method == "auto" and not model.conditions.asked("masked"))
         if steps is None or free or "steps" in request.model_fields_set:
             return request
         return request.model_copy(update={"steps": steps})

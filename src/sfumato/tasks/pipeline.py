@@ -36,9 +36,8 @@ class Pipeline:
         self, model: LatentDiffusion | Family, name: str, dtype: torch.dtype = torch.float32, digest: str = ""
     ) -> None:
         self.name, self.digest, self.told = name, digest, set[str]()
-        self.beside = (
-            {} if dtype == torch.float32 else {"precision": devices.named(dtype)}
-        )  # what else a picture hangs on
+        # what else a picture hangs on
+        self.beside = {} if dtype == torch.float32 else {"precision": devices.named(dtype)}
         self.family = model.eval() if isinstance(model, Family) else None
         if self.family is not None and dtype != torch.float32:
             raise ValueError("a model of this family works in float32; leave precision out")
