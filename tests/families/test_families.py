@@ -102,7 +102,7 @@ def test_every_family_trains_resumes_to_the_bit_and_is_drawn_from(name: str, cod
 
 def test_what_does_not_fit_is_said_in_a_sentence(codes: Path) -> None:
     for config, shape, words in (
-        (GanConfig(), Shape(3, 48), "4 times a power of two"),
+        (GanConfig(), Shape(3, 48), "4 times a power of two pixels; got 48, try 64"),
         (VaeConfig(), Shape(3, 30), "4 times a power of two"),
         (AutoregressiveConfig(tokens="bytes", side=5), Shape(3, 16), "does not divide"),
         (AutoregressiveConfig(tokens="codes"), Shape(3, 16), "VQ first stage"),

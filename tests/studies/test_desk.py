@@ -18,6 +18,8 @@ from sfumato.data.picked import Picked
 from sfumato.features import network
 from sfumato.studies import bits, compression, families, limits, recipes
 from sfumato.studies.desk import Desk, whole
+from sfumato.studies.judge import Judge, classes_of
+from sfumato.studies.measure import real
 from sfumato.studies.result import Result, Table
 from sfumato.studies.run import begun, enough, joined, study, ticking, took
 from sfumato.studies.verdict import FAILS, HOLDS, OPEN, Claim
@@ -273,6 +275,55 @@ def test_several_trainings_decide_only_what_all_say() -> None:
     assert [t.title for t in found.tables] == ["Rows, training 1", "Rows, training 2"]
     assert found.hours == 1.0
     assert found.protocol == {"steps": 5, "training seed": [0, 1], "hours": 0.5, "hours of a training": 0.25}
+
+
+def test_what_differs_between_trainings_is_told_of_each() -> None:
+    several = [Result("cost", "", "", protocol={"steps": 5, "energy": watts}) for watts in (40.0, 60.0)]
+    assert joined(several).protocol == {"steps": 5, "energy": [40.0, 60.0], "training seed": [0, 1]}
+
+
+def test_classes_of_the_held_out_part_alone_are_none(desk: Desk, tmp_path: Path) -> None:
+    for name in ("train", "val/a", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        for k in range(4):
+            Image.effect_noise((16, 16), 10 + k).convert("RGB").save(tmp_path / name / f"{k}.png")
+    odd = replace(desk, data={"kind": "folder", "path": str(tmp_path), "size": 16})
+    assert odd.train.labels
+    assert not odd.labelled
+    assert desk.labelled
+
+
+def test_the_judge_of_real_pictures_has_not_seen_them(desk: Desk) -> None:
+    told: list[Any] = []
+
+    class Recorded(Judge):
+        def __init__(self) -> None:
+            pass
+
+        def score(self, features: Tensor, asked: Any) -> dict[str, float]:
+            told.append((len(features), asked))
+            return {"class score": 1.0}
+
+    row = real(desk, Recorded())
+    assert told == [(len(desk.held_out), classes_of(desk.held_out))]
+    assert row["class score"].value == 1.0
+
+
+def test_what_is_faster_may_change_with_the_device_until_something_is_planned(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sfumato.device.fast_bfloat16", lambda _: False)
+    begun(desk, 1)
+    assert desk.faster == "fp32"
+    monkeypatch.setattr("sfumato.device.fast_bfloat16", lambda _: True)
+    other = replace(desk)
+    begun(other, 1)
+    assert other.faster == "bf16"
+    other.keep_plan("images", {"one": 64})
+    monkeypatch.setattr("sfumato.device.fast_bfloat16", lambda _: False)
+    again = replace(desk)
+    begun(again, 1)
+    assert again.faster == "bf16"
 
 
 def test_a_stopped_study_says_how_it_goes_on(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from sfumato.studies import compression, conditioning, cost, energy, guidance, limits, measure
 from sfumato.studies.judge import Judge, first
@@ -18,7 +19,6 @@ from sfumato.studies.verdict import (
     Claim,
     Pair,
     Spread,
-    above,
     agreed,
     better,
     every,
@@ -51,8 +51,6 @@ def test_students_quantile_is_that_of_the_fewer_degrees() -> None:
 def test_trainings_that_differ_decide_nothing() -> None:
     assert agreed([HOLDS, HOLDS]) == HOLDS
     assert agreed([HOLDS, FAILS]) == OPEN
-    assert above(Spread.of([1.0, 1.1, 0.9, 1.0]), 0.0) == HOLDS
-    assert above(Spread.of([1.0, -1.1, 0.9, -1.0]), 0.0) == OPEN
 
 
 def test_of_several_trainings_their_means_are_tested() -> None:
@@ -323,3 +321,48 @@ def test_a_measure_that_one_sampling_lacks_is_left_out(tmp_path: Path) -> None:
         found = measure.read(desk, {"rows": several, "rates": [1.0, 1.0], "sheet": "s.png"})  # type: ignore[arg-type]
         assert set(found.measures) == {"FD"}
         assert found["FD"].value == 4.0
+
+
+def test_a_rate_is_of_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A batch takes a second and as much again a picture; the first one ten more."""
+    clock = [0.0]
+    monkeypatch.setattr("sfumato.studies.measure.time.perf_counter", lambda: clock[0])
+
+    class Slow:
+        calls = 0
+
+        def pictures(self, indices: Any) -> list[torch.Tensor]:
+            self.calls += 1
+            clock[0] += 1 + len(indices) + 10 * (self.calls == 1)
+            return [torch.zeros(3, 4, 4)] * len(indices)
+
+    for counts, wanted in (([4, 4, 4, 1], 4 / 5), ([4, 1], 4 / 15), ([3], 3 / 14), ([4, 4], 4 / 5)):
+        watched = measure.Watched(Slow(), 0, torch.device("cpu"))  # type: ignore[arg-type]
+        for count in counts:
+            watched.pictures(range(count))
+        assert watched.rate == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("lost", [math.nan, math.inf])
+def test_what_is_not_finite_decides_nothing(lost: float) -> None:
+    bad, well = Spread.of([1.0, lost, 2.0]), Spread.of([1.0, 1.1, 0.9])
+    assert not math.isfinite(bad.value)
+    assert better(bad, well) == better(well, bad) == better(bad, well, lower=False) == OPEN
+
+
+def test_good_factors_that_were_not_trained_are_told_and_none_is_refused() -> None:
+    several = [compression.Trained("kl", f, Path(), Path(), 1, 1.0) for f in (1, 2, 4)]  # of 36 pixels
+    found = {t.name: Spread(50.0 if t.factor > 2 else 90.0, 1.0, 3) for t in several}
+    slow = next(c.text for c in compression.claims(several, found) if "too slow" in c.text)
+    assert "f = 8, 16 do not divide these pictures, and are not compared" in slow
+    with pytest.raises(ValueError, match=r"none of them divides pictures of 33 pixels; give --size 32"):
+        compression.study(SimpleNamespace(train=SimpleNamespace(size=33)))  # type: ignore[arg-type]
+
+
+def test_a_sheet_has_as_many_columns_as_it_is_told(tmp_path: Path) -> None:
+    desk = SimpleNamespace(folder=tmp_path)
+    pictures = [torch.zeros(3, 64, 64)] * 20
+    path = measure.drawn(desk, "one", pictures, 5)  # type: ignore[arg-type]
+    with Image.open(path) as opened:
+        assert opened.width < opened.height * 5 / 4 * 1.05
+        assert opened.width == pytest.approx(5 * 66, abs=4)

@@ -53,7 +53,10 @@ class GanConfig(FamilyConfig):
         """The first stage whose decoder the generator is."""
         factor = shape.size // START
         if shape.size % START or factor & (factor - 1):
-            raise ValueError(f"a gan makes pictures of {START} times a power of two pixels; got {shape.size}")
+            near = START << max(round(math.log2(shape.size / START)), 0)
+            raise ValueError(
+                f"a gan makes pictures of {START} times a power of two pixels; got {shape.size}, try {near}"
+            )
         stem = min(2, factor)
         levels = int(math.log2(factor // stem)) + 1
         return CoderConfig(

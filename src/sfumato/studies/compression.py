@@ -64,6 +64,11 @@ def study(
     """Train, measure, judge. Factors that do not divide the pictures' size are left out."""
     gone = [f for f in factors if desk.train.size % f]
     factors = [f for f in factors if f not in gone]
+    if not {*GOOD} & {*factors}:
+        raise ValueError(
+            f"this study asks whether f = {GOOD[0]} to {GOOD[-1]} are the good factors, and none of them divides pictures of "
+            f"{desk.train.size} pixels; give --size {max(round(desk.train.size / 16), 1) * 16}"
+        )
     several = trained(desk, factors, kinds, equal=equal)
     rows = {t.name: generated(desk, f"compression-{slug(t)}", t.model) for t in several}
     curves = {t.name: along(desk, t, desk.images, desk.seeds[:1])[0] for t in several}
@@ -231,7 +236,7 @@ def claims(several: Sequence[Trained], found: Mapping[str, Spread], equal: Equal
         made += [
             _claim(
                 f"{kind.upper()}: the best factor lies between 4 and 16: better than 1, 2 and 32",
-                [min((f for f in GOOD if f in by), key=lambda f: by[f].value)] if {*GOOD} & {*by} else [],
+                [min((f for f in GOOD if f in by), key=lambda f: by[f].value)],
                 (1, 2, 32),
                 by,
             ),
@@ -262,9 +267,12 @@ def _claim(text: str, good: Sequence[int], bad: Sequence[int], by: Mapping[int, 
     if not here or not there:
         return None
     pairs = [Pair(by[a], by[b]) for a in here for b in there]
-    missing = [f for f in bad if f not in by]
+    missing = [f for f in sorted({*good, *bad}) if f not in by]
     if missing:
-        text += f"; f = {', '.join(map(str, missing))} does not divide these pictures, and is not compared"
+        verb = (
+            "does not divide these pictures, and is" if len(missing) == 1 else "do not divide these pictures, and are"
+        )
+        text += f"; f = {', '.join(map(str, missing))} {verb} not compared"
     told = ", ".join(f"f = {f}: {by[f].told()}" for f in sorted({*here, *there}))
     beaten = sum(p.outcome == HOLDS for p in pairs)
     return judged(text, f"{told}; {beaten} of {len(pairs)} pairs as claimed", *pairs)

@@ -45,7 +45,7 @@ def study(desk: Desk, watts: float | None = None, grid: float = GRID) -> Result:
     aims = [curve[-1][1] for curve in curves[1]]  # what pixels come to at their end, a sampling seed each
     reached = {f: [reach(*pair) for pair in zip(curves[f], aims, strict=True)] for f in curves if f > 1}
     before = {t.factor: prepared(desk, t) for t in several}
-    few = max(desk.images // CURVE, 8)
+    few = of_a_point(desk)
     result = Result(
         "cost", "Latents beside pixels",
         f"LDM-4 and LDM-8 beside LDM-1 on {desk.name} at {desk.train.size} pixels: networks of one size, trained for the same "
@@ -137,11 +137,16 @@ def prepared(desk: Desk, t: Trained) -> float:
     return trained + each * len(part)
 
 
+def of_a_point(desk: Desk) -> int:
+    """Images that each seed draws for a point of the curve."""
+    return max(desk.images // CURVE, 8)
+
+
 def timed(desk: Desk, t: Trained) -> list[Curve]:
     """The curves along training against seconds, one for each sampling seed."""
     clock = desk.elapsed(t.run.name)
     images, seconds = [0, *(k for k, _ in clock)], [0.0, *(s for _, s in clock)]
-    found = compression.along(desk, t, max(desk.images // CURVE, 8), desk.seeds)
+    found = compression.along(desk, t, of_a_point(desk), desk.seeds)
     return [[(float(np.interp(p * 1e15 / t.flops, images, seconds)), value) for p, value in curve] for curve in found]
 
 

@@ -110,13 +110,18 @@ class Desk:
 
     @property
     def labelled(self) -> bool:
-        """Whether pictures have classes."""
-        return bool(self.train.labels)
+        """Whether training pictures have classes: a folder may have them in its held-out part alone."""
+        return bool(self.train.labels) and self._told("label")
 
     @property
     def captioned(self) -> bool:
-        """Whether pictures have captions: one of a hundred all over the part, for some may lack theirs."""
-        return any(self.train.field(k, "caption") for k in range(0, len(self.train), max(len(self.train) // 100, 1)))
+        """Whether training pictures have captions."""
+        return self._told("caption")
+
+    def _told(self, field: str) -> bool:
+        """Whether any of a hundred training pictures, all over the part, has a field, for some may lack theirs."""
+        places = range(0, len(self.train), max(len(self.train) // 100, 1))
+        return any(self.train.field(k, field) not in (None, "", [], ()) for k in places)
 
     @cached_property
     def longest(self) -> int | None:

@@ -74,8 +74,8 @@ def fields(desk: Desk, stage: Path, codes: dict[str, Path]) -> dict[str, Fields]
 
 def study(desk: Desk) -> Result:
     """Train all models for equal seconds, measure, judge."""
-    desk.dividing(CODES)
     desk.drawable(recipes.gan())
+    desk.dividing(CODES)
     desk.keeping("shares of the hours", [MODELS, MEASURING, BITS, FIRST])
     hours = (1 - MEASURING) * desk.hours / MODELS
     stage, codes = desk.latents(FIRST * hours), coded(desk, FIRST * hours)

@@ -60,8 +60,8 @@ FIFTH = 0.2  # of what the teacher's distance lies above that of as many real pi
 
 def study(desk: Desk) -> Result:
     """All three parts."""
-    desk.dividing(DEEP)
     desk.drawable(recipes.gan())
+    desk.dividing(DEEP)
     result = Result(
         "limits", "Past the paper's limits",
         f"Few-step sampling, channels of the latents, and exact super-resolution on {desk.name} at {desk.train.size} pixels.",
@@ -76,10 +76,10 @@ def study(desk: Desk) -> Result:
 # few steps
 
 
-def student(teacher: Path, how: str) -> dict[str, Any]:
+def student(teacher: Path, how: str, guidance: float) -> dict[str, Any]:
     """The recipe of a distillation."""
     return {
-        "stage": "distillation", "teacher": str(teacher), "guidance": GUIDANCE, "steps": 32, "sample": 4, "how": how,
+        "stage": "distillation", "teacher": str(teacher), "guidance": guidance, "steps": 32, "sample": 4, "how": how,
         "training": {"batch": 128, "rate": 2.0e-3, "warmup": 0.02, "flip": 0.5},
     }  # fmt: skip
 
@@ -96,7 +96,7 @@ def few(desk: Desk, result: Result) -> None:
         grids = [few_rows(desk, f"few-teacher-{g}", teacher, n, guidance=scale, grid=g) for g in ("karras", "even")]
         rows[f"teacher, {n}"] = min(grids, key=lambda row: row[distance(desk)].value)
     for how in WAYS:
-        taught = {**student(teacher, how), "guidance": scale}
+        taught = student(teacher, how, scale)
         folder = desk.trained(f"few-{how}", taught, desk.budget(f"few-{how}", taught, EACH * desk.hours))
         for n in FEW:
             rows[f"{how}, {n}"] = few_rows(desk, f"few-{how}", folder, n)
@@ -275,4 +275,4 @@ def shrunk_again(desk: Desk, model: Path, data: dict[str, Any], count: int = 16)
         found[f"{name}, original"] = [float(v) for v in psnr(pictures, whole)]
     large = F.interpolate(small, scale_factor=FACTOR, mode="nearest")
     rows = torch.cat([large, made["bicubic, consistent"], made["consistent"], whole])
-    return {**found, "sheet": str(drawn(desk, "upscale", list(rows)).relative_to(desk.folder))}
+    return {**found, "sheet": str(drawn(desk, "upscale", list(rows), len(whole)).relative_to(desk.folder))}

@@ -37,13 +37,13 @@ VERSIONS = [DEFAULT, DEFAULT_GRID, FORMAT, MEASURES]  # of what samplings and th
 
 
 class Watched(Source):
-    """A source whose first pictures are kept, and the seconds that its pictures took after the first batch."""
+    """A source whose first pictures are kept, and the seconds that its batches took."""
 
     def __init__(self, source: Source, kept: int, device: torch.device) -> None:
         self.source, self.wanted, self.device = source, kept, device
         self.kept: list[Tensor] = []
         self.labels: list[int | None] = []
-        self.seconds, self.timed, self.calls = 0.0, 0, 0
+        self.batches: list[tuple[int, float]] = []  # pictures and seconds of each
         self.sharp: list[float] = []  # of each picture
 
     def __len__(self) -> int:
@@ -56,18 +56,19 @@ class Watched(Source):
         begin = time.perf_counter()
         made = self.source.pictures(indices)
         devices.wait(self.device)
-        self.calls += 1
-        if self.calls == 2:  # the first warmed up, and counts only where it is alone
-            self.seconds, self.timed = 0.0, 0
-        self.seconds, self.timed = self.seconds + time.perf_counter() - begin, self.timed + len(made)
+        self.batches.append((len(made), time.perf_counter() - begin))
         self.kept += made[: self.wanted - len(self.kept)]
         self.sharp += sharpness(made)
         return made
 
     @property
     def rate(self) -> float:
-        """Pictures a second."""
-        return self.timed / self.seconds if self.seconds else float("nan")
+        """Pictures a second, of whole batches after the first, which warmed up and counts only where no other is whole."""
+        most = max((count for count, _ in self.batches), default=0)
+        whole = [pair for pair in self.batches if pair[0] == most]
+        whole = whole[1:] or whole
+        seconds = sum(taken for _, taken in whole)
+        return sum(count for count, _ in whole) / seconds if seconds else float("nan")
 
 
 def sharpness(pictures: Sequence[Tensor]) -> list[float]:
@@ -179,10 +180,10 @@ def read(desk: Desk, kept: Any) -> Row:
     return Row(measures, Spread.of(kept["rates"]), desk.folder / kept["sheet"])
 
 
-def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
+def drawn(desk: Desk, name: str, pictures: Sequence[Tensor], columns: int = SHEET) -> Path:
     """A sheet of pictures, small ones enlarged, in `sheets/NAME.png`."""
     path = desk.folder / "sheets" / f"{name}.png"
-    whole = image.sheet(torch.stack(list(pictures)), SHEET)
+    whole = image.sheet(torch.stack(list(pictures)), columns)
     factor = max(64 // pictures[0].shape[-1], 1)
     if factor > 1:
         whole = whole.resize((whole.width * factor, whole.height * factor), Image.Resampling.NEAREST)
@@ -193,8 +194,8 @@ def drawn(desk: Desk, name: str, pictures: Sequence[Tensor]) -> Path:
 def real(desk: Desk, judge: Judge | None = None) -> Row:
     """As many pictures of one half of what training shows as are generated, against the other half, and a sheet of held-out
     ones: what fresh pictures of the same kind come to. A model that repeats the pictures it was trained on can be nearer.
-    The reference is half as large as a model's, which raises the Fréchet distance a little. How often a class is right is
-    of held-out pictures, which the judge was not trained on."""
+    The reference is half as large as a model's, which raises the Fréchet distance a little. What the judge says is of
+    held-out pictures, which it was not trained on."""
 
     def make() -> Any:
         one, two = halves(desk.real)
@@ -202,14 +203,17 @@ def real(desk: Desk, judge: Judge | None = None) -> Row:
         found = {k: v for k, v in found.items() if not k.endswith("±")}
         source = PartPictures(desk.held_out, "held out")
         if judge is not None:
-            found |= judge.score(one["pooled"][: desk.images], None)
-            right = judge.score(desk.seen(source)["pooled"], classes_of(desk.held_out))
-            found |= {"agreement": right["agreement"]} if "agreement" in right else {}
+            found |= judge.score(desk.seen(source)["pooled"], classes_of(desk.held_out))
         sheet = drawn(desk, "real", source.pictures(spread(len(source))))
         return {"rows": [found], "rates": [0.0], "sheet": str(sheet.relative_to(desk.folder))}
 
     parts = [desk.shown.fingerprint, desk.held_out.fingerprint]
-    return read(desk, desk.once("real", [*parts, desk.images, desk.network.told(), judge is not None, MEASURES], make))
+    return read(
+        desk,
+        desk.once(
+            "real", [*parts, desk.images, desk.network.told(), "judged" if judge is not None else "", MEASURES], make
+        ),
+    )
 
 
 REAL = "real, from one half against the other"

@@ -87,6 +87,8 @@ def begun(desk: Desk, trainings: int, chosen: Mapping[str, Any] = MappingProxyTy
             raise ValueError(
                 f"{desk.folder} holds this study with {option} {told}; go on with that, or choose another folder with --out"
             )
+    if not kept:  # with another device another precision may be the faster one
+        desk.keep_plan("precision", {})
     desk.keep_plan("asked", {**kept, **asked})
 
 
@@ -165,9 +167,15 @@ def joined(results: Sequence[Result]) -> Result:
     if len(results) == 1:
         return first
     made = Result(
-        first.name, first.title, f"{first.intro} Everything was trained {len(results)} times, from other seeds."
+        first.name,
+        first.title,
+        f"{first.intro} Everything was trained {len(results)} times, from other seeds; speeds and powers above are of the first.",
     )
-    made.protocol = {**first.protocol, "training seed": list(range(len(results)))}
+    made.protocol = {
+        name: value if all(r.protocol.get(name) == value for r in results) else [r.protocol.get(name) for r in results]
+        for name, value in first.protocol.items()
+    }
+    made.protocol["training seed"] = list(range(len(results)))
     if isinstance(each := made.protocol.pop("hours", None), float):
         made.protocol |= {"hours": each * len(results), "hours of a training": each}
     made.hours = sum(r.hours for r in results)

@@ -28,6 +28,8 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float]) -> "Spread":
         """The mean and the standard deviation of some values."""
+        if not all(map(math.isfinite, values)):
+            return cls(math.fsum(values), math.nan, len(values))
         return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0, len(values))
 
     @property
@@ -108,9 +110,12 @@ def together(several: Sequence[Claim]) -> Outcome:
 def better(one: Spread, other: Spread, *, lower: bool = True, by: float = 0.0) -> Outcome:
     """Whether `one` beats `other` by more than the share `by` of it: Welch's test at 95 %.
 
-    Nothing is decided where a mean is of a single value, nor where the difference lies within what chance explains.
+    Nothing is decided where a mean is of a single value or not finite, nor where the difference lies within what chance
+    explains.
     """
-    if min(one.count, other.count) < 2:
+    if min(one.count, other.count) < 2 or not all(
+        map(math.isfinite, (one.value, one.spread, other.value, other.spread))
+    ):
         return OPEN
     scale = 1 - by if lower else 1 + by
     gap = other.value * scale - one.value if lower else one.value - other.value * scale
@@ -123,11 +128,6 @@ def better(one: Spread, other: Spread, *, lower: bool = True, by: float = 0.0) -
     if abs(gap) <= doubt:
         return OPEN
     return HOLDS if gap > 0 else FAILS
-
-
-def above(found: Spread, least: float) -> Outcome:
-    """Whether a mean is larger than a number, by more than chance explains."""
-    return better(found, Spread(least, 0.0, max(found.count, 2)), lower=False)
 
 
 def paired(text: str, worse: Sequence[float], well: Sequence[float]) -> Claim:
