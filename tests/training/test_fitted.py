@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from sfumato.backbones.base import BackboneConfig
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.base import Data
+from sfumato.tasks.pipeline import Pipeline
 from sfumato.training import recipe
 from sfumato.training.diffusion import Denoising
 from sfumato.training.fitted import fitted, networks
-from sfumato.training.run import denoising
+from sfumato.training.run import denoising, train
 from tests.conftest import diffusion_recipe
 from tests.data.test_renumbered import pictures
 
@@ -286,5 +288,54 @@ def test_prompts_are_previewed_whatever_the_words_field_is_called(first_stage: P
     own = SimpleNamespace(conditions=SimpleNamespace(
         asked=lambda role: ["title"], unframed={"title"}, imagined=lambda said, count: {**said, "count": count},
     ))  # fmt: skip
-    preview: Any = SimpleNamespace(model=own, recipe=parsed, train=part)
-    assert Denoising._previewed(preview) == {**told, "count": 2}
+    preview: Any = SimpleNamespace(model=own, recipe=parsed, train=part, shape=(4, 4, 4))
+    assert Denoising._previewed(preview) == ({**told, "count": 2}, (4, 4, 4))
+
+
+@pytest.mark.parametrize(("factor", "stages"), [(2, 2), (4, 1), (8, 0), (16, 0)])
+def test_small_pictures_are_halved_by_learned_layers_down_to_the_grid(
+    first_stage: Path, tmp_path: Path, factor: int, stages: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """32 pixels on a grid of 4 x 4: all that was not told stands in the recipe of the model."""
+    read_ = read(folder(tmp_path / "pictures"), LOWRES, degrade={"factor": factor})
+    asked = read_.model_copy(update={"autoencoder": first_stage, "backbone": small_unet()})
+    objective = denoising(asked, tmp_path / "run", torch.device("cpu"))
+    assert objective.model.config.conditioners["one"].stages == stages  # type: ignore[attr-defined]
+    assert "before the denoiser sees them" not in caplog.text
+    cond = objective.model.conditions(objective.batch(range(2)).fields, 2)
+    assert cond.image is not None
+    assert cond.image.shape[2:] == (4, 4)
+
+
+def test_small_pictures_that_lose_something_are_warned_of(
+    first_stage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    read_ = read(folder(tmp_path / "pictures"), {**LOWRES, "stages": 0}, degrade={"factor": 2})
+    asked = read_.model_copy(update={"autoencoder": first_stage, "backbone": small_unet()})
+    denoising(asked, tmp_path / "run", torch.device("cpu"))
+    assert (
+        "of 16 pixels a side are shrunk to 4 before the denoiser sees them; conditioners.one.stages=2 keeps"
+        in caplog.text
+    )
+
+
+def small_unet() -> Any:
+    fields = {"kind": "unet", "width": 8, "multipliers": [1], "blocks": 1, "attention": [], "groups": 1}
+    return BackboneConfig.model_validate(fields)
+
+
+def test_an_upscaler_by_two_enlarges_by_two_and_agrees_with_what_it_was_given(
+    first_stage: Path, tmp_path: Path
+) -> None:
+    read_ = read(folder(tmp_path / "pictures"), LOWRES, degrade={"factor": 2})
+    asked = read_.model_copy(update={"autoencoder": first_stage, "backbone": small_unet()})
+    train(asked, tmp_path / "run", device="cpu", quiet=True)
+    pipeline = Pipeline.load(tmp_path / "run" / "model", device="cpu")
+    given = Image.fromarray(np.random.default_rng(0).integers(60, 190, (20, 28, 3), dtype=np.uint8))
+    (made,) = pipeline.upscale(picture=given, seed=0, steps=2)
+    assert made.size == (56, 40)
+    again = torch.nn.functional.interpolate(
+        torch.from_numpy(np.array(made)).permute(2, 0, 1)[None].float(), (20, 28), mode="bicubic", antialias=True
+    )
+    error = (again[0].permute(1, 2, 0) - torch.from_numpy(np.array(given)).float()).square().mean()
+    assert 10 * torch.log10(255**2 / error) > 45

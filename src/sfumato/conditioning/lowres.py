@@ -27,7 +27,9 @@ class LowresConfig(ConditionerConfig):
     noise: float = Field(0.5, ge=0, le=1, description="highest level of noise in training, drawn uniformly from 0")
     level: float = Field(0.0, ge=0, le=1, description="level in sampling where none is asked for")
     told: PositiveInt = Field(64, description="width of the vector that tells the level")
-    stages: int = Field(0, ge=0, le=5, description="halvings that the rescaler learns above the latent's grid")
+    stages: int | None = Field(
+        None, ge=0, le=5, description="halvings that the rescaler learns above the latent's grid; from the data"
+    )
     side: PositiveInt | None = Field(None, description="of the small pictures in training, from the data")
     plain: bool | None = Field(
         None, description="whether those are the large ones made small and nothing else, from the data"
@@ -60,7 +62,7 @@ class Lowres(Conditioner):
         self.noise, self.level, self.side = config.noise, config.level, config.side
         self.plain = config.plain is not False  # older models did not say, and have been upscaled as if it were so
         self.sizes = Sizes(vector=config.told, image=config.width)
-        self.rescale = Rescaler(self.channels, config.width, config.stages)
+        self.rescale = Rescaler(self.channels, config.width, config.stages or 0)  # older models did not say
         self.tell = TimeEmbedding(config.told, config.told)
         self.nothing = nn.Parameter(torch.zeros(1, config.width, 1, 1))
         self.untold = nn.Parameter(torch.zeros(1, config.told))

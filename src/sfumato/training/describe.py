@@ -17,7 +17,7 @@ from sfumato.families import base as families
 from sfumato.model import LatentDiffusion
 from sfumato.training import recipe as recipes
 from sfumato.training.finetuning import begun
-from sfumato.training.fitted import fitted
+from sfumato.training.fitted import fitted, gridded
 from sfumato.training.given import there
 from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, FinetuningRecipe
 from sfumato.training.run import modelling
@@ -63,6 +63,7 @@ def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
     except ValueError as error:  # its shape hangs on classes and words of data that are not there yet
         return text, [*first_stage(codec, read.data.size), ("denoiser", str(error), "", "", "")]
     config, texts = fitted(read, part)
+    config = gridded(config, read.data.size, codec.factor)
     return text, both(LatentDiffusion(codec, config, read.data.size, texts))
 
 

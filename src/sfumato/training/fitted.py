@@ -105,11 +105,33 @@ def seen(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
 
 
 def shrunk(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
-    """The recipe of a conditioner of small pictures, told whether the data make them by a resize and nothing else."""
+    """The recipe of a conditioner of small pictures, told whether the data make them by a resize and nothing else, and how
+    large the one of a square is."""
     if not isinstance(conditioner, LowresConfig) or conditioner.plain is not None:
         return conditioner
     made = [d for d in part.derivations if isinstance(d, DegradeConfig) and d.field == conditioner.field]
-    return conditioner.model_copy(update={"plain": any(d.how == "bicubic" for d in made)})
+    side = conditioner.side if part.shapes is None else part.size // (made[0].factor if made else 1)
+    return conditioner.model_copy(update={"plain": any(d.how == "bicubic" for d in made), "side": side})
+
+
+def gridded(config: DiffusionConfig, size: int, factor: int) -> DiffusionConfig:
+    """The configuration with small pictures brought to the grid of latents of `factor` by as many learned halvings as they are
+    larger, for pictures of `size`; what is lost all the same is warned of."""
+    found = dict(config.conditioners)
+    for name, one in found.items():
+        if not isinstance(one, LowresConfig) or one.side is None:
+            continue
+        grid = size // factor
+        fitting = max(one.side // grid, 1).bit_length() - 1
+        found[name] = told = one if one.stages is not None else one.model_copy(update={"stages": min(fitting, 5)})
+        seen = grid << (told.stages or 0)
+        if one.side > seen:
+            more = f"; conditioners.{name}.stages={fitting} keeps more of them" if fitting > (told.stages or 0) else ""
+            warn(
+                __name__,
+                f"the small pictures of {one.side} pixels a side are shrunk to {seen} before the denoiser sees them{more}",
+            )
+    return config.model_copy(update={"conditioners": found})
 
 
 def regular(conditioner: ConditionerConfig, part: Part) -> None:
