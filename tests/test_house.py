@@ -11,7 +11,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src" / "sfumato"
 FLOORS: dict[str, int] = {
     "nn": 1, "features": 1, "config": 1, "image": 1, "streams": 1, "windows": 1, "files": 1, "device": 1, "lanes": 1, "paths": 1,
-    "distributed": 1, "page": 1, "shipped": 1,
+    "distributed": 1, "page": 1, "shape": 1, "shipped": 1,
     "diffusion": 2, "conditioning": 2, "autoencoder": 2, "data": 2,
     "backbones": 3,
     "model": 4,

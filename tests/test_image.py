@@ -10,6 +10,7 @@ from PIL import Image, ImageCms
 
 from sfumato import image
 from sfumato.data.contact import changes
+from sfumato.shape import fitted
 
 
 def test_8_bit_values_survive_a_round_trip_and_are_rounded() -> None:
@@ -34,8 +35,8 @@ def test_large_jpegs_are_read_at_a_fraction(tmp_path: Path) -> None:
     Image.linear_gradient("L").resize((1600, 1200)).convert("RGB").save(tmp_path / "a.jpg")
     small = image.read(tmp_path / "a.jpg", least=128)
     assert small.size == (200, 150)
-    whole = image.fitted(image.read(tmp_path / "a.jpg"), 64)
-    assert np.abs(np.asarray(image.fitted(small, 64)).astype(int) - np.asarray(whole)).max() <= 3
+    whole = fitted(image.read(tmp_path / "a.jpg"), (64, 64))
+    assert np.abs(np.asarray(fitted(small, (64, 64))).astype(int) - np.asarray(whole)).max() <= 3
 
 
 def test_another_colour_space_is_converted(tmp_path: Path) -> None:

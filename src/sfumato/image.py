@@ -368,33 +368,3 @@ def _to_srgb(picture: Image.Image, profile: bytes, gray: bool = False) -> Image.
     if alpha is not None:
         changed.putalpha(alpha)
     return changed
-
-
-def fitted(picture: Image.Image, size: int) -> Image.Image:
-    """The largest centred square, resized to `size` with antialiasing."""
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    box = (left, top, left + side, top + side)
-    return picture.resize((size, size), Image.Resampling.LANCZOS, box=box)
-
-
-def squared(array: Pixels, size: int) -> Tensor:
-    """The largest centred square of (H, W, C), resized as by `fitted`: (C, size, size) uint8, or float32 in [0, 255]."""
-    high, wide = array.shape[:2]
-    if min(high, wide) == size:
-        top, left = (high - size) // 2, (wide - size) // 2
-        cut = array[top : top + size, left : left + size].transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(cut))
-    if array.dtype == np.uint8 and array.shape[2] in (1, 3):
-        picture = fitted(Image.fromarray(array[:, :, 0] if array.shape[2] == 1 else array), size)
-        small = np.array(picture).reshape(size, size, -1)
-        return torch.from_numpy(small).permute(2, 0, 1)
-    part = array[:, :, 3:].astype(np.float32) / 255 if array.shape[2] == 4 else None
-    if part is not None:  # colours count as far as they are seen
-        array = np.concatenate([array[:, :, :3] * part, array[:, :, 3:]], axis=2)
-    planes = [np.ascontiguousarray(array[:, :, k], np.float32) for k in range(array.shape[2])]
-    small = np.stack([np.asarray(fitted(Image.fromarray(plane), size)) for plane in planes])
-    if part is not None:
-        small[:3] /= (small[3:] / 255).clip(1 / 65535)
-    small = small.clip(0, 255)
-    return torch.from_numpy((small + 0.5).astype(np.uint8) if array.dtype == np.uint8 else small)

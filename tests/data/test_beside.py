@@ -125,15 +125,15 @@ def test_a_palette_in_another_order_permutes_no_classes(tmp_path: Path) -> None:
         shown.save(tmp_path / name)
         with Image.open(tmp_path / name) as back:
             assert back.mode == "P"
-        assert np.array_equal(beside.numbers(tmp_path / name, centred(32, 32), 32, known), values), name
-    turned = beside.numbers(tmp_path / "turned.png", centred(32, 32), 32, beside.NO_CLASSES)
+        assert np.array_equal(beside.numbers(tmp_path / name, centred(32, 32), (32, 32), known), values), name
+    turned = beside.numbers(tmp_path / "turned.png", centred(32, 32), (32, 32), beside.NO_CLASSES)
     assert np.array_equal(turned, 2 - values)  # nothing tells its colours
     reader = MapConfig(classes=3, palette=known.palette).build({})
     assert np.array_equal(reader.value(there["turned.png"]).numpy(), values)
     left = indexed(np.where(values == 1, 1, 2), [[9, 9, 9], palette[2], [1, 2, 3]])
     left.save(tmp_path / "left.png")  # of its left half alone all colours are known
     part = Frame(0, 0, 0.5, 0.5)
-    assert set(beside.numbers(tmp_path / "left.png", part, 16, known).flatten()) == {1}
+    assert set(beside.numbers(tmp_path / "left.png", part, (16, 16), known).flatten()) == {1}
 
 
 def test_a_picture_without_its_map_or_a_row_with_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_a_turned_map_is_read_as_it_is_seen(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 3
     Image.fromarray(halves(32, 32)).save(tmp_path / "a.png", exif=exif)
-    found = beside.numbers(tmp_path / "a.png", centred(32, 32), 32, beside.NO_CLASSES)
+    found = beside.numbers(tmp_path / "a.png", centred(32, 32), (32, 32), beside.NO_CLASSES)
     assert np.array_equal(found, halves(32, 32)[:, ::-1])
 
 
@@ -282,12 +282,12 @@ def test_maps_of_large_numbers_and_of_floats_are_refused(tmp_path: Path) -> None
     for name, values in (("a.png", np.uint16(300)), ("b.tif", np.int32(-1)), ("c.tif", np.int32(70_000))):
         Image.fromarray(np.full((8, 8), values)).save(tmp_path / name)
         with pytest.raises(ValueError, match=rf"{name} holds class numbers .* go from 0 to 255"):
-            beside.numbers(tmp_path / name, centred(8, 8), 8, beside.NO_CLASSES)
+            beside.numbers(tmp_path / name, centred(8, 8), (8, 8), beside.NO_CLASSES)
     Image.fromarray(np.full((8, 8), 200, np.uint16)).save(tmp_path / "d.png")
-    assert (beside.numbers(tmp_path / "d.png", centred(8, 8), 8, beside.NO_CLASSES) == 200).all()
+    assert (beside.numbers(tmp_path / "d.png", centred(8, 8), (8, 8), beside.NO_CLASSES) == 200).all()
     Image.fromarray(np.full((8, 8), 1.0, np.float32)).save(tmp_path / "e.tif")
     with pytest.raises(ValueError, match=r"e\.tif holds floats"):
-        beside.numbers(tmp_path / "e.tif", centred(8, 8), 8, beside.NO_CLASSES)
+        beside.numbers(tmp_path / "e.tif", centred(8, 8), (8, 8), beside.NO_CLASSES)
 
 
 def test_boxes_in_rows_have_both_forms_and_a_file_that_is_no_coco_says_so(tmp_path: Path) -> None:
@@ -389,12 +389,15 @@ def test_maps_that_are_larger_than_their_pictures_keep_what_lies_in_a_pixel(tmp_
     lines = np.zeros((128, 128), np.uint8)
     lines[:, ::8] = 1  # which every eighth pixel alone would tell, or none
     Image.fromarray(lines).save(tmp_path / "a.png")
-    found = beside.numbers(tmp_path / "a.png", centred(128, 128), 16, beside.NO_CLASSES)
+    found = beside.numbers(tmp_path / "a.png", centred(128, 128), (16, 16), beside.NO_CLASSES)
     assert found.shape == (128, 128)
     shares = MapConfig(classes=2).build({}).planes(found, (16, 16))
     assert shares[1].unique().tolist() == [0.125]
     for size, side in ((8, 64), (64, 128), (256, 256)):
-        assert beside.numbers(tmp_path / "a.png", centred(128, 128), size, beside.NO_CLASSES).shape == (side, side)
+        assert beside.numbers(tmp_path / "a.png", centred(128, 128), (size, size), beside.NO_CLASSES).shape == (
+            side,
+            side,
+        )
 
 
 @pytest.mark.parametrize(

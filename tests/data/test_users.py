@@ -91,7 +91,12 @@ def test_the_smallest_box_is_drawn(tmp_path: Path) -> None:
     noise(tmp_path / "b.png", seed=1)
     row = {"file_name": "a.png", "boxes": [["ant", 0.5, 0.5, 0.501, 0.502], ["bee", 0.999, 0.0, 1.0, 1.0]]}
     (tmp_path / "metadata.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({'file_name': 'b.png'})}")
-    assert contact.sheet(folder(tmp_path, held_out=0), count=2).size[0] > 0
+    sheet = np.asarray(contact.sheet(folder(tmp_path, held_out=0), count=2)).astype(int)
+    outlined = (np.abs(sheet - [230, 30, 30]) < 3).all(-1)
+    inside = np.array([outlined[:, k * (contact.CELL + 4) :][: contact.CELL, : contact.CELL] for k in (0, 1)])
+    shown = inside[inside.any((1, 2)).argmax()]
+    assert shown[contact.CELL // 2, contact.CELL // 2]  # the ant, a point
+    assert shown[:, -1].all()  # the bee, a line
 
 
 def test_groups_that_decide_a_split_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

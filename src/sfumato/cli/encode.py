@@ -32,6 +32,7 @@ def command(
     from sfumato import shipped
     from sfumato.autoencoder.codec import Codec
     from sfumato.training.given import cached
+    from sfumato.training.latents import Shaped
 
     where = devices.pick(device)
     codec = Codec.load(shipped.folder(autoencoder)).to(where)
@@ -40,8 +41,9 @@ def command(
     channels = getattr(meant, "channels", codec.image_channels)
     codec.autoencoder.check(torch.empty(1, channels, meant.size, meant.size))  # before pictures are read or drawn
     latents = cached(codec, meant.open(part), out, mirrored)
-    shape = "x".join(map(str, latents.shape))
-    print(f"{len(latents)} pictures, moments {shape}{', mirrored too' if mirrored else ''}, in {out}")
+    shapes = [cache.shape for cache in (latents.caches if isinstance(latents, Shaped) else [latents])]
+    told = ", ".join("x".join(map(str, shape)) for shape in shapes)
+    print(f"{len(latents)} pictures, moments {told}{', mirrored too' if mirrored else ''}, in {out}")
 
 
 def _meant(source: str, changes: list[str], size: int | None, channels: int) -> "tuple[Data, bool]":

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from sfumato import streams
 from sfumato.config import Choice
+from sfumato.data.buckets import Steps
 from sfumato.data.degrade import DegradeConfig
 from sfumato.data.embed import EmbedConfig, Embeddings
 from sfumato.data.masks import MasksConfig
 from sfumato.image import Stored
+from sfumato.shape import Shape
 
 SIDED = re.compile(
     r"(?<![a-z])((left|right)(wards?|most|hand(ed)?|side)?|clockwise|counterclockwise|anticlockwise)(?![a-z])",
@@ -44,6 +46,8 @@ class Part(ABC):
     labels: tuple[str, ...]  # names of the classes, () where there are none
     class_names: Mapping[str, tuple[str, ...]] = {}  # of the classes of a field, where these are not `labels`
     palettes: Mapping[str, tuple[tuple[int, int, int], ...]] = {}  # colours of the classes of a field, as `class_names`
+    shapes: Sequence[Shape] | None = None  # that each example is shown in, where these are not all squares of `size`
+    steps: Steps | None = None  # which family is shown when, where a step shows one shape alone
     families: Sequence[Sequence[int]]  # drawn uniformly first, then an example inside one: twins do not crowd the rest
     derivations: Sequence[Derivation] = ()
     embeddings: Embeddings | None = None
@@ -53,7 +57,7 @@ class Part(ABC):
 
     @abstractmethod
     def image(self, index: int) -> Tensor:
-        """The picture, (channels, size, size): uint8, or float32 in [0, 255] where it is deeper than 8 bits."""
+        """The picture, (channels, size, size) or in its own of `shapes`: uint8, or float32 in [0, 255] where it is deeper than 8 bits."""
 
     @abstractmethod
     def fields(self, index: int) -> dict[str, Any]:
@@ -160,6 +164,10 @@ class Data(Choice):
     def parts(self) -> tuple[str, ...]:
         """Names of its parts."""
         return ("train", "held_out")
+
+    def squares(self) -> "Data":
+        """The same data with every picture a square of `size`, as what is measured has to be."""
+        return self
 
     def open(self, part: str = "train") -> Part:
         """One part. Raises `ValueError` for an unknown name, with the known ones."""

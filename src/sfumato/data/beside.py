@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from sfumato import image
 from sfumato.data.frame import Frame, Spot
+from sfumato.shape import Shape
 
 Numbers = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -91,18 +92,19 @@ def whole(shown: Image.Image, path: Path, known: Classes) -> Numbers:
     return found.astype(np.uint8)
 
 
-def numbers(path: Path, frame: Frame, size: int, known: Classes) -> Numbers:
-    """A map as the frame shows it, square, uint8 class numbers, never interpolated: of its own size, at least `size` and at
-    most `SHARP` times that, so that a conditioner tells what lies in each place and not what one pixel of it is. Raises as
-    `opened` and `whole`."""
+def numbers(path: Path, frame: Frame, shape: Shape, known: Classes) -> Numbers:
+    """A map as the frame shows it in these proportions, uint8 class numbers, never interpolated: of its own size, at least
+    `shape` and at most `SHARP` times that, so that a conditioner tells what lies in each place and not what one pixel of it
+    is. Raises as `opened` and `whole`."""
     shown = opened(path)
     if shown.mode == "P":  # whether it is read by its colours hangs on all of it
-        part = frame.cut(whole(shown, path, known))
+        part = frame.cut(whole(shown, path, known), shape)
     else:
-        left, top, side = frame.square(*shown.size)
-        part = whole(shown.crop((left, top, left + side, top + side)), path, known)
-    side = max(size, min(len(part), SHARP * size))
-    return np.array(Image.fromarray(part).resize((side, side), Image.Resampling.NEAREST))
+        left, top, across, down = frame.region(*shown.size, shape)
+        part = whole(shown.crop((left, top, left + across, top + down)), path, known)
+    scale = max(1.0, min(len(part) / shape[0], SHARP))
+    high, wide = (round(scale * n) for n in shape)
+    return np.array(Image.fromarray(part).resize((wide, high), Image.Resampling.NEAREST))
 
 
 def misfit(path: Path, what: str, sides: tuple[float, float]) -> str | None:

@@ -33,12 +33,12 @@ BESIDE = ("pair", "lowres", "masked")  # fields that are pictures, each drawn to
 
 def sheet(part: Part, seed: int = 0, flip: float = 0.0, count: int = SHOWN) -> Image.Image:
     """The first `count` pictures that training with this seed is shown, mirrored where it would, with what is said of them."""
-    batch = loader.batch(part, seed, range(count), flip)
-    flips = loader.plan(part, seed, range(count), flip).flips
+    plan = loader.plan(part, seed, range(count), flip)
     cells = []
-    for k, picture in enumerate(image.to_pil(batch.images)):
-        said = {name: values[k] for name, values in batch.fields.items()}
-        cells.append(_cell(picture, said, flips[k], part))
+    for k, (index, flipped) in enumerate(zip(plan.indices, plan.flips, strict=True)):
+        picture = part.image(index).float() / 127.5 - 1.0
+        said = {name: values[k] for name, values in plan.fields.items()}
+        cells.append(_cell(image.to_pil((picture.flip(-1) if flipped else picture)[None])[0], said, flipped, part))
     wide = max(cell.width for cell in cells) + 4
     columns = max(COLUMNS * (CELL + 4) // wide, 1)
     rows = -(-len(cells) // columns)
@@ -53,14 +53,15 @@ def _cell(picture: Image.Image, said: dict[str, Any], flipped: bool, part: Part)
     """One picture with its boxes, its map over it, what is made of it beside it, and its words below."""
     shown = _scaled(picture)
     if (numbers := said.get("map")) is not None:
-        colours = Image.fromarray(hues(np.asarray(numbers))).resize((CELL, CELL), Image.Resampling.NEAREST)
+        colours = Image.fromarray(hues(np.asarray(numbers))).resize(shown.size, Image.Resampling.NEAREST)
         shown = Image.blend(shown, colours.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else colours, MAPPED)
     pen = ImageDraw.Draw(shown)
     for label, x0, y0, x1, y1 in said.get("boxes") or ():
         x0, x1 = (1 - x1, 1 - x0) if flipped else (x0, x1)
-        left, upper = x0 * CELL, y0 * CELL
-        pen.rectangle([left, upper, max(x1 * CELL - 1, left), max(y1 * CELL - 1, upper)], outline=(230, 30, 30))
-        pen.text((x0 * CELL + 2, y0 * CELL), str(label), fill=(230, 30, 30))
+        left, upper = x0 * shown.width, y0 * shown.height
+        right, lower = max(x1 * shown.width - 1, left), max(y1 * shown.height - 1, upper)
+        pen.rectangle([left, upper, right, lower], outline=(230, 30, 30))
+        pen.text((left + 2, upper), str(label), fill=(230, 30, 30))
     several = [shown, *(_other(said[field], flipped) for field in BESIDE if said.get(field) is not None)]
     cell = Image.new("RGB", (len(several) * (CELL + 2) - 2, CELL + WORDS), "white")
     for k, one in enumerate(several):
@@ -89,7 +90,9 @@ def wrapped(words: str, width: int, font: Any) -> list[str]:
 
 
 def _scaled(picture: Image.Image) -> Image.Image:
-    return image.over_white(picture).convert("RGB").resize((CELL, CELL), Image.Resampling.NEAREST)
+    """The picture, its longer side as long as a cell's."""
+    wide, high = (max(round(CELL * n / max(picture.size)), 1) for n in picture.size)
+    return image.over_white(picture).convert("RGB").resize((wide, high), Image.Resampling.NEAREST)
 
 
 def _other(value: Any, flipped: bool) -> Image.Image:
@@ -116,7 +119,11 @@ def hues(numbers: "np.ndarray[Any, Any]") -> "np.ndarray[Any, np.dtype[np.uint8]
 def facts(part: Part) -> list[tuple[str, str]]:
     """What a part holds, as pairs of a name and a text."""
     count = len(part)
-    rows = [("pictures", f"{count:,} of {part.channels} channels, {part.size}x{part.size} as the network sees them")]
+    seen = f"{part.size}x{part.size}" if part.shapes is None else "in shapes of their own"
+    rows = [("pictures", f"{count:,} of {part.channels} channels, {seen} as the network sees them")]
+    if part.shapes is not None:
+        shapes = Counter(part.shapes).most_common()
+        rows.append(("shapes", ", ".join(f"{w}x{h} {n:,}" for (h, w), n in shapes)))
     looked, counts, having = range(0, count, max(count // 2000, 1)), Counter[str](), Counter[str]()
     for k in looked:  # one after the other: maps and pairs are large
         said = part.fields(k)
@@ -148,6 +155,8 @@ def _converted(part: Part) -> Iterator[tuple[str, str]]:
             sources.setdefault(f"converted, {field}", []).append(path)
     for title, several in sources.items():
         changed = conversions(source for source in several if source is not None)
+        if part.shapes is not None:  # which are told themselves
+            changed.pop(SQUARE, None)
         if told := noticed(changed, title.removeprefix("converted, "), part.channels):
             yield title, ", ".join(f"{name}: {n:,}" for name, n in told.most_common()) + among
 

@@ -17,18 +17,20 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from torch import Tensor
 
 from sfumato import image
 from sfumato.data import beside, shelf, twins
 from sfumato.data.base import Data, Part
 from sfumato.data.beside import NO_CLASSES, Classes
+from sfumato.data.buckets import BucketsConfig
 from sfumato.data.entry import Entry
 from sfumato.data.frame import Frame, centred, drawn
 from sfumato.data.layout import categories, folders, labels, listed, parted, unwrapped
 from sfumato.data.once import warn
 from sfumato.data.survey import Seen, surveyed
+from sfumato.shape import Shape, shaped
 
 MANY = 10_000  # pictures from which on their groups are kept: comparing fewer with one another takes half a second
 
@@ -50,9 +52,23 @@ class FolderData(Data):
     closest: float = Field(
         0.5, gt=0, le=1, description="smallest side of such a square, over the picture's shorter one"
     )
+    buckets: BucketsConfig | None = Field(
+        None, description="whole pictures in nearly their own shape, each batch of one, in place of squares"
+    )
     cache: Path = Field(
         Path("runs/data"), description="folder where what was seen of a large folder of pictures is kept"
     )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "FolderData":
+        if self.buckets is not None and self.crops > 1:
+            raise ValueError(
+                "buckets show whole pictures and crops squares of them: choose one, crops=1 or buckets=null"
+            )
+        return self
+
+    def squares(self) -> "FolderData":
+        return self.model_copy(update={"buckets": None})
 
     def read(self, part: str) -> "FolderPart":
         if not self.path.is_dir():
@@ -70,11 +86,24 @@ class FolderData(Data):
             )
         crops = self.crops if part == "train" else 1
         names = categories(root, entries)
-        found = FolderPart(chosen, labels(entries), self.size, self.channels, crops, self.closest, known, names)
+        shapes = None if self.buckets is None else self._shapes(self.buckets, kept)
+        found = FolderPart(
+            chosen, labels(entries), self.size, self.channels, crops, self.closest, known, names,
+            None if shapes is None else [shapes[entry.name] for entry, _ in chosen],
+        )  # fmt: skip
         if part == "train":
             looks = tuple(one.looks for _, one in kept)
             found.compared = partial(_alike, [entry.name for entry, _ in kept], looks, out, self.cache)
         return found
+
+    def _shapes(self, buckets: BucketsConfig, kept: Sequence[tuple[Entry, Seen]]) -> dict[str, Shape]:
+        """The shape of each picture of both parts, by name. Raises `ValueError` where pairs would not fit."""
+        if small := next((entry.name for entry, one in kept if one.ratio > 1), None):
+            raise ValueError(
+                f"the pair of {small} is smaller than it, and such pairs are shown as squares: leave data.buckets out"
+            )
+        assigned = buckets.assigned(self.size, [one.sides for _, one in kept])
+        return {entry.name: shape for (entry, _), shape in zip(kept, assigned, strict=True)}
 
     def _out(self, root: Path, kept: Sequence[tuple[Entry, Seen]]) -> set[str]:
         """Names of the pictures that are held out. Those that look the same are on one side, and others move none across."""
@@ -125,10 +154,12 @@ class FolderPart(Part):
         closest: float = 0.5,
         known: Classes = NO_CLASSES,
         categories: tuple[str, ...] = (),
+        shapes: Sequence[Shape] | None = None,
     ) -> None:
         self.entries, self.seen = [entry for entry, _ in looked], [one for _, one in looked]
         self.labels, self.known = labels, known
         self.channels, self.size, self.crops, self.closest = channels, size, crops, closest
+        self.shapes = shapes
         self.class_names = {field: names for field, names in (("map", known.names), ("boxes", categories)) if names}
         self.palettes = {"map": known.palette} if known.palette else {}
         self.compared: Callable[[], str] = str
@@ -139,6 +170,7 @@ class FolderPart(Part):
         more += [[one.beside, e.boxes] for e, one in looked if e.map or e.pair or e.boxes]
         ratios = [one.ratio for one in self.seen]
         more += [ratios] if set(ratios) != {1} else []
+        more += [["shapes", shapes]] if shapes is not None else []
         more += [[self.class_names, self.palettes]] if self.class_names or self.palettes else []
         self.fingerprint = hashlib.sha256(json.dumps([size, labels, told, *more]).encode()).hexdigest()
 
@@ -148,11 +180,18 @@ class FolderPart(Part):
     def alike(self) -> str:
         return self.compared()
 
+    def shape(self, index: int) -> Shape:
+        """(height, width) of a picture as it is shown."""
+        return (self.size, self.size) if self.shapes is None else self.shapes[index // self.crops]
+
     def frame(self, index: int) -> Frame:
-        """The square that is shown of a picture, of its map, its boxes and its pair."""
+        """What is shown of a picture, of its map, its boxes and its pair."""
         place, number = divmod(index, self.crops)
         sides = self.seen[place].sides
-        shown = drawn(*sides, self.entries[place].name, number, self.closest) if number else centred(*sides)
+        if number:
+            shown = drawn(*sides, self.entries[place].name, number, self.closest)
+        else:
+            shown = centred(*sides, self.shape(index))
         return shown.stepped(*sides, self.seen[place].ratio)
 
     def _told(self, index: int) -> tuple[float, float, float, float]:
@@ -164,21 +203,23 @@ class FolderPart(Part):
         return (x, y, min(shown.width * width / shorter, 1.0), 0.0)
 
     def image(self, index: int) -> Tensor:
-        return self._shown(index, self.stored(index), self.size)
+        return self._shown(index, self.stored(index), self.shape(index))
 
-    def _shown(self, index: int, path: Path, size: int) -> Tensor:
+    def _shown(self, index: int, path: Path, shape: Shape) -> Tensor:
         frame, (width, height) = self.frame(index), self.seen[index // self.crops].sides
-        side = min(frame.width * width, frame.height * height)  # small squares of a large JPEG want more of it
-        least = max(2 * size, math.ceil(size * min(width, height) / side))
+        # small parts of a large JPEG want more of it
+        scale = max(shape[0] / (frame.height * height), shape[1] / (frame.width * width))
+        least = max(2 * min(shape), math.ceil(scale * min(width, height)))
         whole = image.pixels(path, self.channels, least=least)
         if index % self.crops or self.seen[index // self.crops].ratio > 1:
             whole = frame.cut(whole)
-        return image.squared(whole, size)
+        return shaped(whole, shape)
 
     def _pair(self, index: int, path: Path) -> Tensor:
         """The pair, at the picture's scale: one that is r times smaller is shown r times smaller."""
-        ratio = self.seen[index // self.crops].ratio
-        return image.given(self._shown(index, path, self.size // ratio if self.size % ratio == 0 else self.size))
+        ratio, shape = self.seen[index // self.crops].ratio, self.shape(index)
+        small = (shape[0] // ratio, shape[1] // ratio) if self.size % ratio == 0 else shape
+        return image.given(self._shown(index, path, small))
 
     def irregular(self, field: str) -> str:
         ratios = Counter(one.ratio for one, entry in zip(self.seen, self.entries, strict=True) if entry.pair)
@@ -217,7 +258,11 @@ class FolderPart(Part):
         if name == "pair":
             return None if entry.pair is None else self._pair(index, entry.pair)
         if name == "map":
-            return None if entry.map is None else beside.numbers(entry.map, self.frame(index), self.size, self.known)
+            return (
+                None
+                if entry.map is None
+                else beside.numbers(entry.map, self.frame(index), self.shape(index), self.known)
+            )
         return self._said(index).get(name)
 
     def _said(self, index: int) -> dict[str, Any]:
@@ -247,7 +292,10 @@ class FolderPart(Part):
     def numbers(self, field: str) -> dict[int, str]:
         if field != "map":
             return {}
-        shown = [(seen.numbers[self.crops == 1], entry) for seen, entry in zip(self.seen, self.entries, strict=True)]
+        shown = [
+            (seen.numbers[self.crops == 1 and self.shapes is None], entry)
+            for seen, entry in zip(self.seen, self.entries, strict=True)
+        ]
         return {number: str(entry.map) for several, entry in reversed(shown) for number in several}
 
 

@@ -1,4 +1,4 @@
-"""Which square of a picture is shown: the largest centred one, or one of several drawn from its name.
+"""Which part of a picture is shown: the largest centred square, or one of several drawn from its name, or of another shape.
 
 A frame is told in shares of the picture, so that it fits a picture, its map and its boxes alike, whatever their sizes.
 """
@@ -9,30 +9,41 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sfumato import streams
+from sfumato.shape import SQUARE, Shape, centre
 
 Spot = tuple[Any, float, float, float, float]  # a class and its corners, shares of the picture
 LEAST_SEEN = 0.1  # share of a box that a frame must show
 
 
 class Frame(NamedTuple):
-    """A square part of a picture: its corner and sides, shares of the picture's."""
+    """A part of a picture, a square unless its data say otherwise: its corner and sides, shares of the picture's."""
 
     left: float
     top: float
     width: float
     height: float
 
+    def region(self, wide: int, high: int, shape: Shape = SQUARE) -> tuple[int, int, int, int]:
+        """Its left and upper edge, width and height, in whole pixels of a picture of these sides and in proportions of
+        `shape`, (height, width), to the pixel."""
+        scale = min(self.width * wide / shape[1], self.height * high / shape[0])
+        across = max(min(round(scale * shape[1]), wide), 1)
+        down = max(min(round(scale * shape[0]), high), 1)
+        return (
+            min(max(round(self.left * wide), 0), wide - across),
+            min(max(round(self.top * high), 0), high - down),
+            across,
+            down,
+        )
+
     def square(self, wide: int, high: int) -> tuple[int, int, int]:
         """Its left and upper edge and its side, in whole pixels of a picture of these sides."""
-        side = max(min(round(self.width * wide), round(self.height * high), high, wide), 1)
-        left = min(max(round(self.left * wide), 0), wide - side)
-        top = min(max(round(self.top * high), 0), high - side)
-        return left, top, side
+        return self.region(wide, high)[:3]
 
-    def cut(self, array: "np.ndarray[Any, Any]") -> "np.ndarray[Any, Any]":
-        """The part of an array (H, W, ...), square to the pixel."""
-        left, top, side = self.square(array.shape[1], array.shape[0])
-        return array[top : top + side, left : left + side]
+    def cut(self, array: "np.ndarray[Any, Any]", shape: Shape = SQUARE) -> "np.ndarray[Any, Any]":
+        """The part of an array (H, W, ...), in these proportions to the pixel."""
+        left, top, across, down = self.region(array.shape[1], array.shape[0], shape)
+        return array[top : top + down, left : left + across]
 
     def stepped(self, wide: int, high: int, step: int) -> "Frame":
         """The frame with its edges at multiples of `step` pixels of a picture of these sides: one that is `step` times
@@ -55,11 +66,10 @@ class Frame(NamedTuple):
         return kept
 
 
-def centred(width: int, height: int) -> Frame:
-    """The largest centred square of a picture."""
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return Frame(left / width, top / height, side / width, side / height)
+def centred(width: int, height: int, shape: Shape = SQUARE) -> Frame:
+    """The largest centred part of a picture in proportions of `shape`, (height, width)."""
+    left, top, across, down = centre(width, height, shape)
+    return Frame(left / width, top / height, across / width, down / height)
 
 
 def drawn(width: int, height: int, name: str, number: int, closest: float) -> Frame:

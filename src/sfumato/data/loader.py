@@ -78,8 +78,11 @@ def draw(part: Part, seed: int, position: int) -> int:
     """The example shown at a global position. Raises `ValueError` where the part is empty."""
     if not part.families:
         raise ValueError("this part of the data set is empty, so there is nothing to draw; add pictures")
-    epoch, place = divmod(position, len(part.families))
-    family = part.families[ordered(len(part.families), seed, epoch, place)]
+    if part.steps is not None:
+        family = part.families[part.steps.family(seed, position)]
+    else:
+        epoch, place = divmod(position, len(part.families))
+        family = part.families[ordered(len(part.families), seed, epoch, place)]
     if len(family) == 1:
         return family[0]
     return family[int(streams.generator(seed, "variant", position).integers(len(family)))]

@@ -20,6 +20,7 @@ class Picked(Part):
         self.channels, self.size, self.labels = part.channels, part.size, part.labels
         self.class_names, self.palettes = part.class_names, part.palettes
         self.derivations, self.embeddings = part.derivations, part.embeddings
+        self.shapes = None if part.shapes is None else [part.shapes[k] for k in self.indices]
         self.families = Singles(len(self.indices)) if families is None else families
         self.fingerprint = hashlib.sha256(f"{part.fingerprint} {self.indices}".encode()).hexdigest()
 

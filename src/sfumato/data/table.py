@@ -23,6 +23,7 @@ from sfumato.data import twins
 from sfumato.data.base import Data, Part, Singles
 from sfumato.data.rows import Hashes, Table, sources, within
 from sfumato.image import Stored
+from sfumato.shape import squared
 
 COMPARED = 20_000  # rows of the largest table whose pictures are decoded on first opening, to see which look alike
 SMALL = 64  # pixels a side that suffice for that
@@ -156,7 +157,7 @@ class TablePart(Part):
     def image(self, index: int) -> Tensor:
         source = self.stored(index)
         try:
-            return image.squared(image.pixels(source, self.channels, least=2 * self.size), self.size)
+            return squared(image.pixels(source, self.channels, least=2 * self.size), self.size)
         except ValueError as error:
             row = self.rows[index]
             told = str(error).replace(str(source), self.table.place(row), 1) if isinstance(source, Stored) else error

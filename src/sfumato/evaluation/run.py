@@ -380,11 +380,11 @@ def perceptual(
 
 
 def read_data(folder: Path) -> dict[str, Any] | None:
-    """The `data` of the recipe beside a model folder, None where there is none."""
+    """The `data` of the recipe beside a model folder, as squares, None where there is none."""
     from sfumato.training.recipe import load_yaml
 
     path = folder.parent / "recipe.yaml"
     if not path.is_file():
         return None
     found: dict[str, Any] | None = load_yaml(str(path)).get("data")
-    return found
+    return found and {name: value for name, value in found.items() if name != "buckets"}

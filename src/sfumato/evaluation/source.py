@@ -20,6 +20,7 @@ from sfumato.data.base import Part
 from sfumato.data.layout import listed, unwrapped
 from sfumato.families.base import Family, chosen, single
 from sfumato.model import LatentDiffusion
+from sfumato.shape import squared
 from sfumato.streams import Stream
 from sfumato.tasks.requests import Generate
 from sfumato.tasks.said import planned
@@ -129,7 +130,7 @@ class FolderPictures(Source):
     def _picture(self, path: Path) -> Tensor:
         if self.size is not None:
             read = image.pixels(path, self.channels, least=2 * self.size)
-            return image.squared(read, self.size).float() / 127.5 - 1.0
+            return squared(read, self.size).float() / 127.5 - 1.0
         whole = image.to_tensor(image.pixels(path, self.channels))
         sides = [n // self.multiple * self.multiple for n in whole.shape[1:]]
         if not all(sides):

@@ -19,6 +19,7 @@ from sfumato.data import embed
 from sfumato.data.layout import listed, unwrapped
 from sfumato.features.retrieval import embedded, neighbours
 from sfumato.model import LatentDiffusion
+from sfumato.shape import squared
 from sfumato.tasks import given
 from sfumato.tasks.requests import Request
 
@@ -44,7 +45,7 @@ class Bank:
 
     def image(self, index: int) -> Tensor:
         """The picture (channels, size, size), as a part of a data set has it."""
-        return image.squared(image.pixels(self.files[index], self.channels, least=2 * self.size), self.size)
+        return squared(image.pixels(self.files[index], self.channels, least=2 * self.size), self.size)
 
 
 def references(model: LatentDiffusion, request: Request) -> dict[str, Tensor]:
@@ -95,9 +96,9 @@ def _square(model: LatentDiffusion, shown: Any) -> Tensor:
     """The centred square of a picture at the model's size, (C, S, S) in [-1, 1]."""
     size, channels = _shape(model)
     if isinstance(shown, Path):
-        return image.squared(image.pixels(shown, channels, least=2 * size), size).float() / 127.5 - 1.0
+        return squared(image.pixels(shown, channels, least=2 * size), size).float() / 127.5 - 1.0
     whole = image.to_uint8(given.picture(model, shown, "reference")).permute(1, 2, 0)
-    return image.squared(np.ascontiguousarray(whole.numpy()), size).float() / 127.5 - 1.0
+    return squared(np.ascontiguousarray(whole.numpy()), size).float() / 127.5 - 1.0
 
 
 def _shape(model: LatentDiffusion) -> tuple[int, int]:

@@ -21,6 +21,7 @@ from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.image import Pixels, Stored
 from sfumato.lanes import threads
+from sfumato.shape import squared
 from sfumato.training import ahead, compiled
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising
@@ -85,7 +86,7 @@ def feeding(recipe: Recipe, where: torch.device, most: int, seconds: float = 0.5
     """Measure the recipe's data with up to `most` threads, each number for so many seconds."""
     settled = {"batch": recipe.training.batch or 32, "accumulate": recipe.training.accumulate or 1}  # not `auto`
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=settled)})
-    train = recipe.data.open("train")
+    train = recipe.data.squares().open("train")  # of other shapes there are as many pixels
     counts = sorted({*(2**k for k in range(most.bit_length())), most})
     parts = _before(train, recipe.training.seed, counts, seconds)
     objective, why = _built(recipe, where)
@@ -147,7 +148,7 @@ def _before(part: Part, seed: int, counts: Sequence[int], seconds: float) -> dic
     decode = {
         n: rate(lambda s: image.pixels(s, part.channels, least=2 * part.size), stored, n, seconds) for n in counts
     }
-    resize = {n: rate(lambda a: image.squared(a, part.size), arrays, n, seconds) for n in counts}
+    resize = {n: rate(lambda a: squared(a, part.size), arrays, n, seconds) for n in counts}
     return {"reading": reading, "decoding": decode, "resizing": resize}
 
 

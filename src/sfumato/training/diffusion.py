@@ -22,7 +22,7 @@ from sfumato.training.autoencoder import stack
 from sfumato.training.decoded import Crops, Decoded
 from sfumato.training.discriminator import Critic
 from sfumato.training.fitted import networks
-from sfumato.training.latents import Fresh, Latents
+from sfumato.training.latents import Fresh, Latents, Shaped
 from sfumato.training.objective import Objective
 from sfumato.training.recipe import DiffusionRecipe
 from sfumato.training.settings import TrainingConfig
@@ -87,7 +87,7 @@ class Denoising(Objective):
         model: LatentDiffusion,
         recipe: DiffusionRecipe,
         train: Part,
-        latents: Latents | Fresh,
+        latents: Latents | Shaped | Fresh,
         device: torch.device,
         card: str,
         held_out: Part | None = None,
@@ -95,7 +95,8 @@ class Denoising(Objective):
         self.model, self.recipe, self.train, self.latents, self.device = model, recipe, train, latents, device
         self.card, self.held_out = card, held_out
         self.shape, self.codec = model.latent_shape(), model.codec.fingerprint()
-        self.decoded = None if recipe.decoded is None else Decoded(recipe.decoded, model.codec, min(self.shape[1:]))
+        shortest = min(min(shape) for shape in train.shapes or [(model.size, model.size)]) // model.codec.factor
+        self.decoded = None if recipe.decoded is None else Decoded(recipe.decoded, model.codec, shortest)
         self.turns: Mapping[str, nn.Module] = {
             "denoiser": DenoiserTurn(model, weighting(recipe.weighting, recipe.data_std), self.decoded)
         }
@@ -139,8 +140,9 @@ class Denoising(Objective):
         wanted = self.model.conditions.read
         plan = loader.plan(self.train, t.seed, positions, t.flip, wanted)
         moments = self.latents.rows(plan.indices, plan.flips).to(self.device, self.dtype)
-        noise = streams.normal(self.shape, t.seed, "posterior", positions).to(moments)
-        eps = streams.normal(self.shape, t.seed, "eps", positions).to(moments)
+        shape = (self.shape[0], *moments.shape[2:])
+        noise = streams.normal(shape, t.seed, "posterior", positions).to(moments)
+        eps = streams.normal(shape, t.seed, "eps", positions).to(moments)
         with torch.no_grad():
             latents = self.model.codec.whiten(moments, noise)
         known = {name: values for name, values in plan.fields.items() if name in wanted}
@@ -189,13 +191,14 @@ class Denoising(Objective):
     def preview(self) -> Image.Image:
         """One sample for each of a few conditions, always from the same noise, in twelve steps, or in the fewer that the
         recipe says its models are sampled in. Guidance, as in requests, amplifies what is said and no picture that is given."""
-        fields, conditions = self._previewed(), self.model.conditions
+        (fields, shape), conditions = self._previewed(), self.model.conditions
         kept = {name: values for name, values in fields.items() if name in conditions.kept}
         count = next((len(values) for values in fields.values()), PREVIEWS)
-        x = streams.normal(self.shape, 0, "preview", range(count)).to(self.device, self.dtype)
+        size = shape[1:]
+        x = streams.normal(shape, 0, "preview", range(count)).to(self.device, self.dtype)
         guided = len(fields) > len(kept)
-        other = conditions(kept, count) if kept and guided else None
-        denoise = self.model.denoise(conditions(fields, count), other, 2.5 if guided else 1.0)
+        other = conditions(kept, count, size=size) if kept and guided else None
+        denoise = self.model.denoise(conditions(fields, count, size=size), other, 2.5 if guided else 1.0)
         grid = even(self.model.denoiser.schedule, min(self.recipe.steps or 12, 12))
         return image.sheet(self.model.pictures(last(ddim(denoise, grid.begin(x), grid))), columns=min(count, 8))
 
@@ -209,14 +212,23 @@ class Denoising(Objective):
             **({} if own is None else {"held_out_lesson": own}),
         }
 
-    def _previewed(self) -> dict[str, list[Any]]:
-        """The recipe's prompts, or the conditions of the first training examples, of whole pictures."""
+    def _previewed(self) -> tuple[dict[str, list[Any]], tuple[int, int, int]]:
+        """The recipe's prompts, or the conditions of the first training examples, of whole pictures, as far as these are of
+        the first one's shape; and the shape of its latents."""
         wanted = self.model.conditions.unframed
         if self.recipe.prompts and (words := self.model.conditions.asked("caption")):
             said = {field: list(self.recipe.prompts) for field in words}
-            return self.model.conditions.imagined(said, len(self.recipe.prompts))
+            return self.model.conditions.imagined(said, len(self.recipe.prompts)), self.shape
         plan = loader.plan(self.train, self.recipe.training.seed, range(PREVIEWS), 0.0, wanted)
-        return {name: values for name, values in plan.fields.items() if name in wanted}
+        if self.train.shapes is None:
+            return {name: values for name, values in plan.fields.items() if name in wanted}, self.shape
+        shapes = [self.train.shapes[k] for k in plan.indices]
+        told = {
+            name: [v for v, one in zip(values, shapes, strict=True) if one == shapes[0]]
+            for name, values in plan.fields.items()
+            if name in wanted
+        }
+        return told, self.model.latent_shape(shapes[0][1], shapes[0][0])
 
     def publish(self, folder: Path) -> None:
         self.model.save(folder, self.card)

@@ -30,7 +30,7 @@ from sfumato.diffusion.schedule import Scales, Schedule
 from sfumato.model import DistilledConfig, LatentDiffusion
 from sfumato.streams import Stream
 from sfumato.training.diffusion import PREVIEWS, Denoising, Noisy
-from sfumato.training.latents import Fresh, Latents
+from sfumato.training.latents import Fresh, Latents, Shaped
 from sfumato.training.recipe import DiffusionRecipe, DistillationRecipe
 
 HUBER = 0.00054  # of sqrt(values of a latent): Song & Dhariwal (2024), section 3.3
@@ -123,7 +123,7 @@ class Distilling(Denoising):
         asked: DistillationRecipe,
         recipe: DiffusionRecipe,
         train: Part,
-        latents: Latents | Fresh,
+        latents: Latents | Shaped | Fresh,
         device: torch.device,
         card: str,
     ) -> None:
@@ -161,7 +161,7 @@ class Distilling(Denoising):
 
     @torch.no_grad()
     def preview(self) -> Image.Image:
-        fields = self._previewed()
+        fields, _ = self._previewed()
         count = next((len(values) for values in fields.values()), PREVIEWS)
         noise = Stream(range(count))
         x = noise.normal(self.shape, 0).to(self.device, self.dtype)

@@ -1,12 +1,17 @@
 """What a training is given: the model folder that it builds on, pictures held out, latents."""
 
+import copy
 import shlex
 from pathlib import Path
 
 from sfumato.autoencoder.codec import Codec
 from sfumato.data.base import Data, Part
-from sfumato.training.latents import Latents, encode
+from sfumato.data.buckets import Steps, alike
+from sfumato.data.picked import Picked
+from sfumato.model import LatentDiffusion
+from sfumato.training.latents import Latents, Shaped, encode
 from sfumato.training.recipe import load_yaml, shipped
+from sfumato.training.settings import TrainingConfig
 
 
 def there(folder: Path, data: Data) -> Path:
@@ -36,7 +41,46 @@ def held_out(data: Data, needed: bool = False) -> Part | None:
         return None
 
 
-def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
-    """The latent cache of a part, one folder a pair of fingerprints, encoded where it is not there yet."""
+def cached(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents | Shaped:
+    """The latent cache of a part, one folder a pair of fingerprints and a shape, encoded where it is not there yet."""
+    if part.shapes is not None:
+        rows = alike(part.shapes)
+        return Shaped([(some, one(codec, Picked(part, some), folder, flip)) for some in rows.values()], len(part))
+    return one(codec, part, folder, flip)
+
+
+def one(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
+    """The latent cache of a part whose pictures are of one shape."""
     name = f"{part.fingerprint[:12]}-{codec.fingerprint()[:12]}{'-flip' if flip else ''}"
     return encode(codec, part, folder / name, flip=flip)
+
+
+def in_steps(part: Part, model: LatentDiffusion, training: TrainingConfig) -> Part:
+    """The part as a training shows it: itself where all its pictures are squares, else with steps of one shape each.
+
+    Raises `ValueError` where the first stage's factor does not divide a shape, and where the last step would not be whole.
+    """
+    if part.shapes is None:
+        return part
+    try:
+        for high, wide in sorted(set(part.shapes)):
+            model.latent_shape(wide, high)
+    except ValueError as error:
+        raise ValueError(f"{error}: give a data.buckets.step that is a multiple of {model.codec.factor}") from None
+    if training.images % training.batch:
+        whole = -(-training.images // training.batch) * training.batch
+        raise ValueError(
+            f"with data.buckets every step shows pictures of one shape, and training.images {training.images} is not a "
+            f"multiple of training.batch {training.batch}: give training.images={whole}"
+        )
+    shown = copy.copy(part)
+    shown.steps = Steps([part.shapes[family[0]] for family in part.families], training.batch)
+    return shown
+
+
+def squares(data: Data, what: str) -> None:
+    """Raise `ValueError` where the data show pictures in shapes of their own."""
+    if getattr(data, "buckets", None) is not None:
+        raise ValueError(
+            f"{what} learns from squares: leave data.buckets out (data.crops shows several of each picture)"
+        )

@@ -79,6 +79,27 @@ class Fresh:
         return self.codec.moments(pictures.to(shift.device, next(self.codec.autoencoder.parameters(), pictures).dtype))
 
 
+class Shaped:
+    """Moments of pictures of several shapes, a cache for each; one call asks for those of one shape."""
+
+    def __init__(self, several: Sequence[tuple[Sequence[int], Latents]], count: int) -> None:
+        """`several` are the indices of each cache's pictures, and the cache."""
+        self.caches = [cache for _, cache in several]
+        self.where = np.zeros((count, 2), np.int64)  # of each picture: its cache, and its row there
+        for number, (indices, _) in enumerate(several):
+            self.where[list(indices)] = np.stack([np.full(len(indices), number), np.arange(len(indices))], 1)
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def rows(self, indices: Sequence[int], flips: Sequence[bool] | None = None) -> Tensor:
+        """As `Latents.rows`."""
+        caches, rows = self.where[list(indices)].T
+        assert (caches == caches[0]).all()
+        cache: Latents = self.caches[caches[0]]
+        return cache.rows(rows.tolist(), flips)
+
+
 def encode(
     codec: Codec,
     part: Part,
@@ -102,7 +123,8 @@ def encode(
         if distributed.chief():  # what a kill at the very end has left
             shutil.rmtree(folder.with_name(f".{folder.name}.part"), ignore_errors=True)
         return Latents(folder)
-    codec.autoencoder.check(torch.empty(1, part.channels, part.size, part.size))
+    high, wide = (part.size, part.size) if part.shapes is None else part.shapes[0]
+    codec.autoencoder.check(torch.empty(1, part.channels, high, wide))
     work = folder.with_name(f".{folder.name}.part")
     rank, processes = distributed.place()
     if distributed.chief():

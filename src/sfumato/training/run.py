@@ -30,9 +30,9 @@ from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
 from sfumato.training.finetuning import begun, magnifying, named, times
-from sfumato.training.fitted import as_small, fitted, heard, known, varied
-from sfumato.training.given import cached, held_out, there
-from sfumato.training.latents import Fresh, Latents
+from sfumato.training.fitted import as_small, fitted, gridded, heard, known, varied
+from sfumato.training.given import cached, held_out, in_steps, squares, there
+from sfumato.training.latents import Fresh, Latents, Shaped
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
 from sfumato.training.objective import Objective
@@ -131,6 +131,7 @@ def seen(recipe: Recipe) -> None:
 @draws.wanted()
 def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruction:
     """The first stage's objective, with fresh weights."""
+    squares(recipe.data, "a first stage")
     coder = getattr(recipe.autoencoder, "coder", None)
     if isinstance(coder, CoderConfig):
         coder.attended()
@@ -144,9 +145,11 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
     codec = Codec.load(there(recipe.autoencoder, recipe.data)).to(where)
     part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
     config, texts = fitted(recipe, part, apart)
+    config = gridded(config, recipe.data.size, codec.factor)
     model = LatentDiffusion(codec, config, recipe.data.size, texts).to(where)
     heard(model)
     varied(model, part)
+    part = in_steps(part, model, recipe.training)
     latents = _latents(codec, part, recipe, folder)
     return Denoising(model, recipe, part, latents, where, card(recipe), apart if recipe.training.held_out else None)
 
@@ -154,6 +157,7 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
 @draws.wanted()
 def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     """The objective of another family, with fresh weights."""
+    squares(recipe.data, f"a model of kind {recipe.family.kind_name()}")
     part = recipe.data.open("train")
     if recipe.autoencoder is not None and not recipe.family.coded:
         kind = recipe.family.kind_name()
@@ -181,6 +185,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
     Raises `ValueError` where the data are not of the teacher's size, or have not what its conditioners read, and where
     the teacher is a shortcut itself, or a shortcut cannot be made of it.
     """
+    squares(recipe.data, "a distillation")
     if recipe.training.held_out:
         raise ValueError(
             "a distillation has no held-out loss: its student follows the teacher, not the pictures; leave "
@@ -214,6 +219,7 @@ def finetuning(recipe: FinetuningRecipe, folder: Path, where: torch.device) -> D
         weighting=recipe.weighting, decoded=recipe.decoded, unsaid=recipe.unsaid,
     )  # fmt: skip
     part, apart = known(model, part, held_out(recipe.data, told))
+    part = in_steps(part, model, recipe.training)
     latents = _latents(model.codec, part, recipe, folder)
     return Denoising(model, whole, part, latents, where, card(whole, start=str(recipe.start)), apart if told else None)
 
@@ -227,7 +233,7 @@ def _whole_of(model: LatentDiffusion, recipe: DistillationRecipe | FinetuningRec
 
 def _latents(
     codec: Codec, part: Part, recipe: DiffusionRecipe | DistillationRecipe | FinetuningRecipe, folder: Path
-) -> Latents | Fresh:
+) -> Latents | Shaped | Fresh:
     """A part's latents: from the cache beside the run folder, or encoded when they are shown."""
     if recipe.cache:
         return cached(codec, part, folder.parent / "latents", recipe.training.flip > 0)

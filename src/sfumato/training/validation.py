@@ -12,6 +12,7 @@ from torch import Tensor
 from sfumato import distributed, streams
 from sfumato.conditioning.base import Draws
 from sfumato.data.base import Part
+from sfumato.data.buckets import alike
 from sfumato.model import LatentDiffusion
 
 TIMES = 8  # evenly through (0, 1), each picture at every one
@@ -33,17 +34,27 @@ def denoising(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> dict[st
 def losses(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> tuple[list[float], list[float]]:
     """The two losses of `denoising`, of each picture. Picture, times and noise are the same for any model."""
     wanted, chosen = set(model.conditions.fields.values()), _chosen(part, limit)
+    groups = _groups(part)
 
-    def some(begin: int) -> tuple[list[float], list[float]]:
-        rows = chosen[begin : begin + AT_ONCE]
+    def some(batch: tuple[list[int], list[int]]) -> tuple[list[float], list[float]]:
+        rows, others = batch
         images = torch.stack([part.image(k) for k in rows]).float() / 127.5 - 1.0
         latents = model.codec.encode(images.to(model.codec.shift))
-        fields = _fields(part, rows, wanted)
-        turned = _fields(part, [(k + len(part) // 2) % len(part) for k in rows], wanted)
+        fields, turned = (_fields(part, several, wanted) for several in (rows, others))
         return _loss(model, latents, fields, rows), _loss(model, latents, turned, rows)
 
-    own, others = zip(*distributed.spread(some, range(0, len(chosen), AT_ONCE)), strict=True)
+    batches = []
+    for group in groups:
+        away = {k: group[(place + len(group) // 2) % len(group)] for place, k in enumerate(group)}
+        mine = [k for k in chosen if k in away]
+        batches += [(rows := mine[b : b + AT_ONCE], [away[k] for k in rows]) for b in range(0, len(mine), AT_ONCE)]
+    own, others = zip(*distributed.spread(some, batches), strict=True)
     return [one for rows in own for one in rows], [one for rows in others for one in rows]
+
+
+def _groups(part: Part) -> Sequence[Sequence[int]]:
+    """The examples of a part by their shapes."""
+    return [range(len(part))] if part.shapes is None else list(alike(part.shapes).values())
 
 
 @torch.no_grad()
