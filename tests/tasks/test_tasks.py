@@ -450,7 +450,7 @@ def test_a_model_without_the_condition_says_what_it_takes(nothing: Pipeline) -> 
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "I;16", "P", "GIF"])
-def test_pictures_of_every_mode_are_read_as_they_are_seen(nothing: Pipeline, tmp_path: Path, mode: str) -> None:
+def test_pictures_of_every_mode_are_taken(nothing: Pipeline, tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.gif" if mode == "GIF" else "a.png")
     if mode == "GIF":
         noise(32, 32).save(path, save_all=True, append_images=[Image.new("RGB", (32, 32))])

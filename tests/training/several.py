@@ -12,7 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from torch.multiprocessing import spawn
+from torch.multiprocessing import ProcessRaisedException, spawn
 
 from sfumato import distributed
 from sfumato.data.emoji import EmojiData
@@ -30,10 +30,17 @@ from sfumato.training.run import train
 
 def together(processes: int, function: Callable[..., Any], *given: Any) -> None:
     """Run `function(*given)` in so many processes that are one group, as `torchrun` would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(_member, args=(processes, port, function, given), nprocs=processes)
+    for left in reversed(range(5)):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        try:
+            spawn(_member, args=(processes, port, function, given), nprocs=processes)
+        except ProcessRaisedException as error:  # another test may have taken the port since
+            if "EADDRINUSE" not in str(error) or not left:
+                raise
+        else:
+            return
 
 
 def _member(rank: int, processes: int, port: int, function: Callable[..., Any], given: Sequence[Any]) -> None:
