@@ -8,19 +8,21 @@ trade-off. A budget is seconds of training, turned into a number of images by a 
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from sfumato import device as devices
 from sfumato import files
 from sfumato.autoencoder.codec import Codec
+from sfumato.data.folder import FolderData
 from sfumato.evaluation import run
+from sfumato.evaluation.generation import named
 from sfumato.features import network as networks
+from sfumato.features.network import Description
 from sfumato.training import recipe
+from sfumato.training.log import lines
 from sfumato.training.rate import rate as measured_rate
 from sfumato.training.run import reconstruction, train
 
@@ -62,7 +64,7 @@ def variants(perceptual: Path | None, weights: Sequence[float]) -> dict[str, dic
     plain = made["kl-f8-c4"]["autoencoder"]
     made["free-f8-c4"] = {"autoencoder": plain, "objective": {"l1": 1.0, "l2": 0.5, "kl": 0.0}}
     if perceptual is not None:
-        looks = {"kind": "torchscript", "network": str(perceptual)}
+        looks = {"kind": "torchscript", "network": str(perceptual), "sha256": files.sha256(perceptual)}
         critic = {"weight": 0.1, "start": START, "ramp": 2000, "width": 32}
         made["l1-f8-c4"] = {"autoencoder": plain, "objective": {"l1": 1.0, "l2": 0.0, "kl": 1e-3}}
         for weight, (name, also) in product(weights, (("perceptual", {}), ("perceptual-critic", {"critic": critic}))):
@@ -96,42 +98,70 @@ def whole(name: str, fields: dict[str, Any], asked: argparse.Namespace, images: 
     return read
 
 
-def budgets(chosen: dict[str, dict[str, Any]], asked: argparse.Namespace) -> dict[str, Any]:
+def settings(asked: argparse.Namespace) -> dict[str, Any]:
+    """What all trainings in a folder hang on: the pictures, how large, for how long and where."""
+    data = FolderData(path=asked.data, size=asked.size)
+    return {
+        "data": [data.open(part).fingerprint[:12] for part in ("train", "held_out")],
+        "size": asked.size,
+        "seconds": asked.seconds,
+        "images": asked.images,
+        "device": str(devices.pick(asked.device)),
+    }
+
+
+def budgets(chosen: dict[str, dict[str, Any]], asked: argparse.Namespace, of: dict[str, Any]) -> dict[str, Any]:
     """Name -> images that the budget pays for, and the images a second of which it was told. All are measured before the first training, and kept.
 
-    What critic and perception pay is asked at equal numbers of images.
+    What critic and perception pay is asked at equal numbers of images. Ends the program where the folder's are of others
+    than these `settings`.
     """
     path = asked.out / "budgets.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"of": of, "budgets": {}}
+    if other := [f"--{name}" for name, value in of.items() if kept.get("of", {}).get(name) != value]:
+        raise SystemExit(
+            f"{asked.out} was begun with other {', '.join(other)}, or by an earlier version; give the same, or another --out"
+        )
+    found: dict[str, Any] = kept["budgets"]
     for name, fields in chosen.items():
         if name.split("-")[0] in ("l1", "perceptual"):
             found[name] = {"images": asked.images}
         elif name not in found:
             read = whole(name, fields, asked, 1000)
-            where = torch.device("cpu")
+            where = devices.pick(asked.device)
             speed = measured_rate(reconstruction(read, where), read.training, where)
             found[name] = {"images": round(asked.seconds * speed / BATCH) * BATCH, "rate": round(speed, 1)}
-        files.write(path, json.dumps(found, indent=1))
+        files.write(path, json.dumps(kept, indent=1))
     return found
 
 
 def one(
-    name: str, fields: dict[str, Any], paid: dict[str, Any], asked: argparse.Namespace, look: run.Looking
+    name: str,
+    fields: dict[str, Any],
+    paid: dict[str, Any],
+    asked: argparse.Namespace,
+    look: run.Looking,
+    of: dict[str, Any],
 ) -> dict[str, Any]:
-    """Train and measure one variant, or read what was measured before."""
+    """Train and measure one variant, or read what was measured before with the same `settings` and networks."""
     folder = asked.out / name
     path = folder / "result.json"
+    looks = {
+        "features": look.network and look.network.told(),
+        "perceptual": look.perceptual and dict(look.perceptual.told),
+    }
     if path.is_file():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return kept
+        if (kept.get("of"), kept.get("networks")) == (of, looks):
+            return kept
     read = whole(name, fields, asked, paid["images"])
-    began = time.perf_counter()
-    model = train(read, folder / "run", quiet=True, resume=True)
-    rate = paid.get("rate") or read.training.images / (time.perf_counter() - began)
+    model = train(read, folder / "run", quiet=True, resume=True, device=asked.device)
+    # of all its sessions: the clock of this one knows nothing of those before
+    rate = paid.get("rate") or read.training.images / sum(t["seconds"] for t in lines(folder / "run" / "times.jsonl"))
     found = run.evaluate_codec(Codec.load(model), read.data, look)
     parameters = sum(p.numel() for p in Codec.load(model).parameters())
     row = {
-        "name": name, "images": read.training.images, "rate": rate, "parameters": parameters,
+        "name": name, "of": of, "networks": looks, "images": read.training.images, "rate": rate, "parameters": parameters,
         **{k: found[k] for k in ("reconstruction", "features", "latents", "protocol") if k in found},
     }  # fmt: skip
     files.write(path, json.dumps(row, indent=1))
@@ -142,8 +172,7 @@ def cells(row: dict[str, Any]) -> list[str]:
     """A row of the tables."""
     r = row["reconstruction"]
     seen = row["features"][0] if "features" in row else {}  # the second row is the ceiling
-    near = next((v for k, v in seen.items() if k.startswith("Fréchet")), None)
-    kernel = next((v for k, v in seen.items() if k.startswith("kernel") and not k.endswith("±")), None)
+    near, kernel = (seen.get(measure(row, name)) for name in ("FID", "KID"))
     far = next((v for k, v in r.items() if "perceptual" in k and not k.endswith("±") and "error" not in k), None)
     codes = row["latents"].get("codes")
     return [
@@ -151,6 +180,12 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{r['psnr']:.2f}", f"{r['ssim']:.3f}", f"{far:.3f}" if far is not None else "",
         f"{near:.0f}" if near is not None else "", f"{kernel:.3f}" if kernel is not None else "", f"{100 * codes['share']:.1f} %" if codes else "",
     ]  # fmt: skip
+
+
+def measure(row: dict[str, Any], name: str) -> str:
+    """What a row calls a measure: after the network that looked."""
+    told = row["protocol"].get("features", {"name": "none"})
+    return named(name, Description(name=told["name"], sha256=told.get("sha256")))
 
 
 HEAD = ["", "parameters", "images", "images/s", "PSNR", "SSIM", "perceptual", "rFréchet", "kernel", "codes used"]
@@ -189,8 +224,6 @@ def curves(out: Path, path: Path) -> None:
     """Losses along the training of what critic and perception pay, the critic's start marked."""
     from matplotlib.figure import Figure
 
-    from sfumato.training.log import lines
-
     figure = Figure(figsize=(10, 3.4), layout="constrained")
     shown = (("l1", "L1"), ("perceptual", "perceptual distance"), ("critic_loss", "the critic's loss"))
     for place, (name, title) in enumerate(shown, 1):
@@ -215,6 +248,7 @@ def main() -> None:
     parser.add_argument("--features", type=Path)
     parser.add_argument("--weights", type=float, nargs="+", default=[PERCEPTUAL], help="of the perceptual term")
     parser.add_argument("--only", default="", help="names that contain this")
+    parser.add_argument("--device", default="auto", help="of trainings, and of the pace that their budgets are told of")
     parser.add_argument("--out", type=Path, default=Path("runs/first-stages"))
     parser.add_argument("--plot", type=Path, help="write the picture of the trade-off here")
     parser.add_argument("--curves", type=Path, help="write the losses through the critic's start here")
@@ -227,9 +261,10 @@ def main() -> None:
     print(f"| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}", flush=True)
     rows = []
     chosen = {name: fields for name, fields in variants(asked.perceptual, asked.weights).items() if asked.only in name}
-    paid = budgets(chosen, asked)
+    of = settings(asked)
+    paid = budgets(chosen, asked, of)
     for name, fields in chosen.items():
-        rows.append(one(name, fields, paid[name], asked, look))
+        rows.append(one(name, fields, paid[name], asked, look, of))
         print(f"| {' | '.join(cells(rows[-1]))} |", flush=True)
     if asked.curves:
         curves(asked.out, asked.curves)

@@ -26,6 +26,7 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.training import recipe
 from sfumato.training.log import Log
 from sfumato.training.loop import Loop
+from sfumato.training.rate import seconds_of_steps
 from sfumato.training.run import denoising
 
 BASE = {"width": 64, "batch": 64, "size": 64, "pictures": 512}
@@ -90,14 +91,16 @@ def loop_of(folder: Path, values: dict[str, int], optimizer: str = "muon") -> Lo
 
 
 def rate(loop: Loop, seconds: float) -> float:
-    """Images a second: the median step after three that warm up."""
-    batch, taken, number = loop.config.batch, [], 0
-    while number < 6 or sum(taken) < seconds:
-        begin = time.perf_counter()
-        loop.step(range(number * batch, (number + 1) * batch))
-        taken.append(time.perf_counter() - begin)
-        number += 1
-    return batch / statistics.median(taken[3:])
+    """Images a second: the median step after those that warm up."""
+    with loop.ahead:  # as in a training
+        return loop.config.batch / statistics.median(seconds_of_steps(lambda number: stepped(loop, number), seconds))
+
+
+def stepped(loop: Loop, number: int) -> None:
+    """The n-th step, until it is done: an accelerator is only asked for it."""
+    batch = loop.config.batch
+    loop.step(range(number * batch, (number + 1) * batch))
+    devices.wait(loop.device)
 
 
 def overhead(loop: Loop, seconds: float, folder: Path, shared: bool = False) -> tuple[float, dict[str, float]]:
@@ -109,11 +112,9 @@ def overhead(loop: Loop, seconds: float, folder: Path, shared: bool = False) -> 
     machines are noisy.
     """
     batch = loop.config.batch
-    ready = loop.objective.batch(range(batch))  # every part of the batch is cut from this one
-    parts = {tuple(range(k, batch, loop.lanes)): cut(ready, k, loop.lanes) for k in range(loop.lanes)}
-    parts[tuple(range(batch))] = ready
+    parts = {tuple(part): loop.objective.batch(part) for part in loop.ahead.split(range(batch))}  # of every step
     kinds: dict[str, tuple[Any, str, Any]] = {
-        "data": (loop.ahead, "make", lambda p: parts[tuple(n % batch for n in p)]),
+        "data": (loop.ahead, "make", lambda part: parts[tuple(part)]),
         "clipping": (torch.nn.utils, "clip_grad_norm_", lambda *given, **settings: torch.zeros(())),
         "optimiser": (loop, "optimizers", Still(loop)),
         "averages": (loop.averages, "update", lambda step: None),
@@ -134,6 +135,7 @@ def overhead(loop: Loop, seconds: float, folder: Path, shared: bool = False) -> 
                 loop.step(range(batch))
                 loop.images += batch
                 loop.told(log)  # type: ignore[attr-defined]
+                devices.wait(loop.device)
                 taken[name].append(clock() - start)
                 for n in gone:
                     setattr(*kinds[n][:2], kept[n])
@@ -165,17 +167,6 @@ class Still(dict[str, Any]):
         return Nothing()
 
 
-def cut(batch: Any, first: int, every: int) -> Any:
-    """Every n-th example of a batch."""
-
-    def some(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: some(v) for k, v in value.items()}
-        return value[first::every] if isinstance(value, list | tuple | torch.Tensor) else value
-
-    return type(batch)(*(some(value) for value in batch))
-
-
 def several(folder: Path, processes: int, seconds: float) -> float:
     """Images a second of all processes together, a thread each, by torchrun."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
@@ -190,13 +181,13 @@ def member(folder: Path, seconds: float) -> None:
     from sfumato import distributed
 
     with distributed.joined():
-        loop, batch, taken = loop_of(folder, BASE), BASE["batch"], []
+        loop, taken = loop_of(folder, BASE), []
         for number in range(12):  # the same number for all: they meet in every step
             begin = time.perf_counter()
-            loop.step(range(number * batch, (number + 1) * batch))
+            stepped(loop, number)
             taken.append(time.perf_counter() - begin)
         if distributed.chief():
-            print(f"rate {batch / statistics.median(taken[3:])}", flush=True)
+            print(f"rate {BASE['batch'] / statistics.median(taken[3:])}", flush=True)
     sys.stdout.flush()
     os._exit(0)
 

@@ -43,6 +43,7 @@ def alone(loop: Loop) -> Loop:
     from sfumato.training.optimizer import Optimizer
 
     loop.lanes = 1
+    loop.ahead = loop._ahead()  # which cuts a step into as many parts as there are lanes when it is made
     loop.optimizers = {t: Optimizer(loop.learned[t], loop.configs[t], loop.dtype) for t in loop.learned}
     return loop
 

@@ -11,10 +11,11 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from drawing import sampled
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,10 +30,7 @@ from sfumato.evaluation.reconstruction import psnr, ssim
 from sfumato.features import network as networks
 from sfumato.features.torchscript import ScriptConfig
 from sfumato.model import LatentDiffusion
-from sfumato.streams import Stream
 from sfumato.tasks.pipeline import Pipeline
-from sfumato.tasks.requests import Generate
-from sfumato.tasks.walk import walk
 
 Rows = dict[str, dict[str, float]]
 SHOWN = 8
@@ -92,7 +90,8 @@ def told(rows: Rows) -> str:
 
 
 def sheet(rows: Sequence[Tensor], path: Path, columns: int = SHOWN) -> None:
-    """Rows of pictures (N, C, H, W), the first of each."""
+    """Rows of pictures (N, C, H, W), the first of each: as many as all have."""
+    columns = min([columns, *map(len, rows)])
     image.sheet(torch.cat([r[:columns] for r in rows]), columns).save(path)
 
 
@@ -144,7 +143,7 @@ def reduced(whole: Tensor, factor: int) -> Tensor:
 
 def upscale(asked: argparse.Namespace) -> Rows:
     """PSNR, SSIM and the perceptual distance of bicubic, a regression, the model and its codec's ceiling."""
-    pipeline = Pipeline.load(asked.runs / "photo-upscale")
+    pipeline = Pipeline.load(asked.runs / "photo-upscale", device="cpu")  # where all that it is compared with is
     model, factor = pipeline.model, 4
     train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
     look = ScriptConfig(network=asked.perceptual).build()
@@ -213,8 +212,8 @@ def inpaint(asked: argparse.Namespace) -> Rows:
     """
     import cv2
 
-    pipeline = Pipeline.load(asked.runs / "photo-inpaint")
-    free = Pipeline.load(asked.runs / asked.free) if asked.free else None
+    pipeline = Pipeline.load(asked.runs / "photo-inpaint", device="cpu")  # where the codec's own row and the judges are
+    free = Pipeline.load(asked.runs / asked.free, device="cpu") if asked.free else None
     held = opened(asked.data, pipeline.model.size, "held_out")
     look = ScriptConfig(network=asked.perceptual).build()
     whole = shown(held, asked.count)[1]
@@ -289,21 +288,6 @@ def boxed(hole: Tensor, least: int = 32) -> tuple[slice, slice]:
 # classes and no condition
 
 
-@torch.no_grad()
-def sampled(
-    model: LatentDiffusion, said: dict[str, list[Any]], count: int, steps: int, scale: float, seed: int
-) -> Tensor:
-    """Pictures (count, C, H, W), the k-th with seed + k."""
-    found = []
-    for begin in range(0, count, 64):
-        rows = slice(begin, min(begin + 64, count))
-        noise = Stream([seed + k for k in range(rows.start, rows.stop)])
-        request = Generate(steps=steps, guidance=scale, seed=0)
-        some = {name: values[rows] for name, values in said.items()}
-        found.append(model.pictures(walk(model, noise.normal(model.latent_shape(), 0), request, some, noise)))
-    return torch.cat(found)
-
-
 def features(net: networks.FeatureNetwork, pictures: Tensor) -> Tensor:
     """Pooled features (N, D)."""
     with torch.no_grad():
@@ -333,69 +317,91 @@ def answers(part: Part, field: str) -> list[Any]:
     return [one[0] if field == "caption" else one for one in found]
 
 
+def linear(seen: Tensor, classes: Tensor, count: int) -> Callable[[Tensor, Tensor], float]:
+    """A linear classifier of features, trained on these (N, D). What it gives is the share of features (M, D) in which it sees
+    the class that is named; those of no class that it knows (-1) do not count."""
+    torch.manual_seed(0)
+    judge = nn.Linear(seen.shape[1], count)
+    mean, std = seen.mean(0), seen.std(0) + 1e-3
+    optimizer = torch.optim.AdamW(judge.parameters(), 1e-3, weight_decay=1.0)
+    for _ in range(400):
+        loss = F.cross_entropy(judge((seen - mean) / std), classes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    @torch.no_grad()
+    def agreement(found: Tensor, labels: Tensor) -> float:
+        known = labels >= 0
+        return float((judge((found[known] - mean) / std).argmax(1) == labels[known]).float().mean())
+
+    return agreement
+
+
+class Apart(NamedTuple):
+    """Real pictures that the judge does not learn from."""
+
+    title: str
+    pictures: Tensor
+    classes: Tensor  # (N,), -1 where training has none like it
+    learned: Tensor  # (M,) bool: the training pictures that are left to learn from, and to measure against
+
+
+def kept_apart(held: Part, field: str, number: dict[Any, int], real: Tensor, classes: Tensor, count: int) -> Apart:
+    """At most `count` held-out pictures; where training knows the words of none, of a tenth of its own pictures, which are
+    then kept from the judge and from what distances are measured against."""
+    learned, said = torch.ones(len(real), dtype=torch.bool), answers(held, field)
+    places, pictures = shown(held, count)
+    wanted = torch.tensor([number.get(said[k], -1) for k in places])
+    if bool((wanted >= 0).any()):
+        return Apart("real, held out", pictures, wanted, learned)
+    learned[::10] = False
+    left = (~learned).nonzero().flatten()
+    chosen = left[streams.generator(0, "images of a task").permutation(len(left))[:count].tolist()]
+    return Apart("real, that the judge was not shown", real[chosen], classes[chosen], learned)
+
+
 def told_apart(asked: argparse.Namespace, field: str) -> Rows:
-    """Distances and a classifier's agreement against guidance; the classifier is linear on the features of real pictures."""
+    """Distances and a classifier's agreement against guidance, every row of as many pictures; the classifier is linear on the
+    features of real pictures, the same that distances are measured against."""
     name = {"label": "label", "caption": "text"}[field]
     model = LatentDiffusion.load(asked.runs / f"photo-{name}/model").for_sampling()
     net = networks.opened(asked.features)
     train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
     real = torch.stack([train.image(k) for k in range(len(train))]).float() / 127.5 - 1.0
-    apart = torch.stack([held.image(k) for k in range(len(held))]).float() / 127.5 - 1.0
-    seen, other = features(net, real), features(net, apart)
     words = answers(train, field)
     known = list(train.labels) if field == "label" else sorted(set(words))
     number = {value: k for k, value in enumerate(range(len(known)) if field == "label" else known)}
     classes = torch.tensor([number[one] for one in words])
-    wanted = torch.tensor([number.get(one, -1) for one in answers(held, field)])
-    learned, title = torch.ones(len(words), dtype=torch.bool), "real, held out"
-    if not bool((wanted >= 0).any()):  # words of which none is held out: the judge is judged on a tenth of its own
-        learned[::10] = False
-        apart, other, wanted, title = real[::10], seen[::10], classes[::10], "real, that the judge was not shown"
-    torch.manual_seed(0)
-    judge = nn.Linear(seen.shape[1], len(known))
-    mean, std = seen.mean(0), seen.std(0) + 1e-3
-    optimizer = torch.optim.AdamW(judge.parameters(), 1e-3, weight_decay=1.0)
-    for _ in range(400):
-        loss = F.cross_entropy(judge((seen[learned] - mean) / std), classes[learned])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    apart = kept_apart(held, field, number, real, classes, asked.count)
+    seen = features(net, real[apart.learned])
+    agreement = linear(seen, classes[apart.learned], len(known))
 
-    def agreement(found: Tensor, labels: Tensor) -> float:
-        with torch.no_grad():
-            return float((judge((found - mean) / std).argmax(1) == labels).float().mean())
+    def told_of(made: Tensor, wanted: Tensor) -> dict[str, float]:
+        found = features(net, made)
+        return {**distances(seen, found), "agreement": agreement(found, wanted)}
 
-    count = asked.count
+    count = len(apart.pictures)  # of all rows: a Fréchet distance is larger the fewer pictures it is of
     order = streams.generator(0, "classes").permutation(len(classes)).tolist()
     asked_for = classes[[order[k % len(order)] for k in range(count)]]
     said = {field: [words[order[k % len(order)]] for k in range(count)]}
-    rebuilt = torch.cat([model.pictures(model.codec.encode(b)) for b in apart.split(64)])
+    rebuilt = torch.cat([model.pictures(model.codec.encode(b)) for b in apart.pictures.split(64)])
     rows: Rows = {
-        title: {**distances(seen, other), "agreement": agreement(other, wanted)},
-        "reconstructed": {
-            **distances(seen, features(net, rebuilt)),
-            "agreement": agreement(features(net, rebuilt), wanted),
-        },
+        apart.title: told_of(apart.pictures, apart.classes),
+        "reconstructed": told_of(rebuilt, apart.classes),
     }
     pictures = {}
     for scale in asked.guidance:
-        some = sampled(model, said, count, asked.steps[-1], scale, 0)
-        found = features(net, some)
-        rows[f"guidance {scale:g}"] = {
-            **distances(seen, found),
-            "agreement": agreement(found, asked_for),
-        }
-        pictures[scale] = some
+        pictures[scale] = sampled(model, said, count, asked.steps[-1], scale, 0)
+        rows[f"guidance {scale:g}"] = told_of(pictures[scale], asked_for)
         print(scale, rows[f"guidance {scale:g}"], flush=True)
-    best = min(asked.guidance, key=lambda s: rows[f"guidance {s:g}"]["Fréchet"])
-    each = SHOWN if field == "label" else 1
-    chosen = [k for c in range(len(known)) for k in (asked_for == c).nonzero().flatten().tolist()[:each]]
+    best = pictures[min(asked.guidance, key=lambda s: rows[f"guidance {s:g}"]["Fréchet"])]
     if field == "label":
-        image.sheet(pictures[best][chosen], SHOWN).save(asked.out / f"{name}.png")
+        sheet([best[asked_for == c] for c in asked_for.unique()], asked.out / f"{name}.png")
     else:
-        print("\n".join(f"{k}: {known[int(asked_for[place])]}" for k, place in enumerate(chosen)))
-        first = [words.index(known[int(asked_for[place])]) for place in chosen]
-        facing(real[first], pictures[best][chosen], asked.out / f"{name}.png")
+        firsts = [asked_for.tolist().index(c) for c in sorted(set(asked_for.tolist()))]
+        print("\n".join(f"{k}: {said[field][place]}" for k, place in enumerate(firsts)))
+        facing(real[[words.index(said[field][place]) for place in firsts]], best[firsts], asked.out / f"{name}.png")
     sheet([pictures[s] for s in asked.guidance], asked.out / f"{name}-guidance.png")
     return rows
 
@@ -428,7 +434,7 @@ def reference(asked: argparse.Namespace) -> Rows:
     rows["reconstructed"] = told_of(torch.cat([model.pictures(model.codec.encode(b)) for b in given.split(64)]))
     several = [given]
     for scale in asked.guidance:
-        several.append(sampled(model, said, asked.count, asked.steps[-1], scale, 0))
+        several.append(sampled(model, said, len(given), asked.steps[-1], scale, 0))
         rows[f"guidance {scale:g}"] = told_of(several[-1])
         print(scale, rows[f"guidance {scale:g}"], flush=True)
     sheet(several, asked.out / "reference.png", 2 * SHOWN)
@@ -450,7 +456,7 @@ def unconditional(asked: argparse.Namespace) -> Rows:
             again = torch.cat([model.pictures(model.codec.encode(b)) for b in other.split(64)])
             rows["reconstructed"] = distances(seen, features(net, again))
             sheets.append(other)
-        some = sampled(model, {}, asked.count, asked.steps[-1], 1.0, 0)
+        some = sampled(model, {}, len(other), asked.steps[-1], 1.0, 0)
         rows[name] = distances(seen, features(net, some))
         sheets.append(some)
         print(name, rows[name], flush=True)
@@ -532,7 +538,8 @@ def semantic(asked: argparse.Namespace) -> Rows:
     rows["chance: another map"] = agreement(shows[1], maps.roll(1, 0))
     palette = torch.tensor(json.loads((asked.data / "classes.json").read_text())["palette"]).float() / 127.5 - 1
     coloured = palette[maps].permute(0, 3, 1, 2)
-    whole = image.sheet(torch.cat([r[:12] for r in (coloured, *shows)]), 12)
+    columns = min(12, len(order))
+    whole = image.sheet(torch.cat([r[:columns] for r in (coloured, *shows)]), columns)
     whole.resize((2 * whole.width, 2 * whole.height), Image.Resampling.NEAREST).save(asked.out / "semantic.png")
     return rows
 
@@ -554,7 +561,7 @@ def main() -> None:
     parser.add_argument("--kodak", type=Path)
     parser.add_argument("--kodak-count", type=int, default=24)
     parser.add_argument("--free", help="run whose model fills holes without training, in the last of the steps")
-    parser.add_argument("--count", type=int, default=128, help="pictures that are measured")
+    parser.add_argument("--count", type=int, default=128, help="pictures that are measured, of those held out")
     parser.add_argument("--steps", type=int, nargs="*", default=[25])
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0, 5.0])
     parser.add_argument("--images", type=int, default=24_000, help="images that small networks are trained on")

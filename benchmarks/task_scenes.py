@@ -14,22 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from drawing import sampled
 from PIL import Image
 from torch import Tensor
 
 from sfumato import files, image
 from sfumato.data.scenes import ScenesData, ScenesPart
+from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation import detection
 from sfumato.model import LatentDiffusion
-from sfumato.streams import Stream
-from sfumato.tasks.requests import Generate
-from sfumato.tasks.said import planned
-from sfumato.tasks.walk import walk
 
 FIELDS = {"text": "caption", "layout": "boxes", "map": "map"}
 SHOWN = 12
-
-
+FORMAT = 1  # of what is kept; a change of scenes, detector or measures that moves a number makes it another
 BEYOND = 100_000  # index of the first scene that no recipe trains on
 
 
@@ -51,25 +48,10 @@ def said(part: ScenesPart, field: str, indices: list[int], wording: int) -> dict
     return {field: [v[wording] for v in values] if field == "caption" else values}
 
 
-@torch.no_grad()
-def made(
-    model: LatentDiffusion, part: ScenesPart, places: list[int], field: str, asked: argparse.Namespace, scale: float
-) -> list[Tensor]:
-    """A picture for each scene, with the seed of its place among those that are measured."""
-    found: list[Tensor] = []
-    for begin in range(0, len(places), 64):
-        indices = places[begin : begin + 64]
-        seeds = [asked.seed + begin + k for k in range(len(indices))]
-        noise, told = Stream(seeds), planned(model, said(part, field, indices, asked.wording), seeds)
-        request = Generate(steps=asked.steps, guidance=scale, seed=0)
-        x = walk(model, noise.normal(model.latent_shape(), 0), request, told, noise)
-        found += list(model.pictures(x))
-    return found
-
-
 def sheet(rows: list[list[Tensor]], path: Path) -> None:
-    """Rows of pictures, twice as large."""
-    whole = image.sheet(torch.cat([torch.stack(r[:SHOWN]) for r in rows]), SHOWN)
+    """Rows of as many pictures, the first of each, twice as large."""
+    columns = min(SHOWN, len(rows[0]))
+    whole = image.sheet(torch.cat([torch.stack(r[:columns]) for r in rows]), columns)
     whole.resize((2 * whole.width, 2 * whole.height), Image.Resampling.NEAREST).save(path)
 
 
@@ -78,14 +60,17 @@ def one(kind: str, asked: argparse.Namespace, things: int) -> dict[str, Any]:
     wording = f"-{asked.wording}" if kind == "text" and asked.wording else ""
     path = asked.out / f"{kind}{wording}{'' if things == 2 else f'-of-{things}'}.json"
     folder = asked.runs / f"scenes-{kind}" / "model"
-    key = {
+    key: dict[str, Any] = {
+        "format": FORMAT,
         "model": files.sha256(folder / "model.yaml"),
         "count": asked.count,
         "steps": asked.steps,
+        "sampler": DEFAULT,
+        "grid": DEFAULT_GRID,
         "seed": asked.seed,
-        "wording": asked.wording,
         "things": things,
         "guidance": asked.guidance if kind == "text" else [1.0, 2.0],
+        **({"wording": asked.wording} if kind == "text" else {}),
     }
     if path.is_file():
         kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -110,9 +95,9 @@ def one(kind: str, asked: argparse.Namespace, things: int) -> dict[str, Any]:
         again = [p for b in torch.stack(pictures).split(64) for p in model.codec.decode(model.codec.encode(b))]
     measure("reconstructed", again)
     shown = [pictures]
-    scales = key["guidance"]
+    scales, spoken = key["guidance"], said(part, field, places, asked.wording)
     for scale in scales:
-        several = made(model, part, places, field, asked, scale)
+        several = list(sampled(model, spoken, len(places), asked.steps, scale, asked.seed))
         measure(f"guidance {scale:g}", several)
         shown.append(several)
         if scale == scales[0]:
@@ -120,7 +105,7 @@ def one(kind: str, asked: argparse.Namespace, things: int) -> dict[str, Any]:
     sheet(shown, path.with_suffix(".png"))
     told = {"kind": kind, **key, "rows": rows}
     if kind == "text":
-        told["captions"] = said(part, field, places[:SHOWN], asked.wording)[field]
+        told["captions"] = spoken[field][:SHOWN]
     path.write_text(json.dumps(told, indent=1), encoding="utf-8")
     return told
 

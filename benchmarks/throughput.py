@@ -19,6 +19,7 @@ product measured here, elsewhere of the maker's table.
 import argparse
 import copy
 import gc
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -71,9 +72,9 @@ CUDA = {
     "63M, 32x32": Size(128, (1, 2, 3), (2, 4), 32, 128, 64),
     "860M (SD v1), 64x64": Size(320, (1, 2, 4, 4), (1, 2, 4), 64, 8, 8, 8, 768, 77, False),
 }
-# dense bfloat16 TFLOP/s of the makers' data sheets, by a part of the device's name; the first that fits
+# dense bfloat16 TFLOP/s of the makers' data sheets, by whole words of the device's name; the first that fits
 PEAKS = {
-    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
+    "B200": 2250, "H200": 989, "GH200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L4": 121, "A10": 125,
     "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 SIZES = {
@@ -206,8 +207,7 @@ class Clock:
         self.where, self.processor = where, processor
 
     def now(self) -> float:
-        if self.where.type == "cuda":
-            torch.cuda.synchronize()
+        devices.wait(self.where)
         return time.process_time() / torch.get_num_threads() if self.processor else time.perf_counter()
 
     def __call__(self, step: Step) -> float:
@@ -290,7 +290,7 @@ def ceilings(dtypes: Mapping[str, torch.dtype], where: torch.device, clock: Cloc
     """FLOP/s that this device can reach, by type: measured on a CPU, elsewhere the maker's bfloat16."""
     if where.type != "cpu":
         name = torch.cuda.get_device_name(where) if where.type == "cuda" else ""
-        peak = next((t for part, t in PEAKS.items() if part in name), None)
+        peak = next((t for words, t in PEAKS.items() if re.search(rf"\b{words}\b", name)), None)
         return {} if peak is None else {"bfloat16": 1e12 * peak}
     found = {}
     for kind, dtype in dtypes.items():

@@ -34,7 +34,15 @@ def test_minutes_become_images_in_proportion_and_survive_a_round_trip(tmp_path: 
     assert plans.Plan.load(tmp_path) == ten
     first, second = plans.recipes(ten, tmp_path)
     assert first.training.images == ten.first_stage_images
+    assert second.training.images == ten.denoiser_images
     assert second.autoencoder == tmp_path / "first-stage" / "model"
+
+
+@pytest.mark.parametrize("name", ["[x]", "{x}", "'q", '"q', "~", "null", "a: b", "x # y", " x "])
+def test_a_demo_s_folder_may_have_any_name(name: str) -> None:
+    _, second = plans.recipes(plans.budget(10, 200, 180), Path(name))
+    assert second.autoencoder == Path(name) / "first-stage" / "model"
+    assert recipe.parse(recipe.dump(second)) == second  # as the run folder keeps it
 
 
 def test_a_page_holds_its_pictures_and_reloads_only_while_it_grows(tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ def loop_of(recipe: AutoencoderRecipe, lanes: int = 1, dtype: torch.dtype = torc
         module.to(dtype)
     loop = Loop(objective, recipe.training, Path(), "", CPU, dtype, quiet=True)
     loop.lanes = lanes
+    loop.ahead = loop._ahead()  # which cuts a step into as many parts
     return loop
 
 

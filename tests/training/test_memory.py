@@ -68,6 +68,7 @@ def test_recomputed_activations_give_the_same_weights_and_keep_less(
         objective = _ready(recipe, tmp_path / "run", CPU, torch.float32)
         loop = Loop(objective, recipe.training, tmp_path, "", CPU, torch.float32, quiet=True)
         loop.lanes = lanes
+        loop.ahead = loop._ahead()  # which cuts a step into as many parts
         sizes.append(memory.kept(objective, torch.float32, CPU, range(8)))
         for loop.images in (48, 64, 80):  # where a critic is heeded
             loop.step(range(loop.images, loop.images + 16))

@@ -529,6 +529,8 @@ def test_lanes_and_accumulation_give_the_gradients_of_the_whole_batch(stage: str
         loop = Loop(objective, recipe.training, Path(), "", torch.device("cpu"), torch.float32, quiet=True)
         assert loop.lanes == torch.get_num_threads()
         loop.lanes = lanes
+        loop.ahead = loop._ahead()  # which cuts a step into as many parts
+        assert len(loop.ahead.begin(range(16))) == lanes * accumulate
         (turn,) = objective.turns
         parameters = [p for module in loop.learned[turn] for p in module.parameters() if p.requires_grad]
         for p in parameters:  # an untrained network's last layer is 0 and hides the gradients before it

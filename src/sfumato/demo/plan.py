@@ -57,12 +57,11 @@ def _whole(images: float, batch: int) -> int:
 def recipes(plan: Plan, folder: Path) -> tuple[AutoencoderRecipe, DiffusionRecipe]:
     """Both stages' recipes with the plan's numbers and the demo's folders in them."""
     first = recipe.read(AUTOENCODER, _spread(plan.first_stage_images, 6))
-    second = recipe.read(
-        DENOISER, [*_spread(plan.denoiser_images, 8), f"autoencoder={folder / 'first-stage' / 'model'}"]
-    )
+    second = recipe.read(DENOISER, _spread(plan.denoiser_images, 8))
     assert isinstance(first, AutoencoderRecipe)
     assert isinstance(second, DiffusionRecipe)
-    return first, second
+    # not by an override, which is YAML: a folder may be called [x]
+    return first, second.model_copy(update={"autoencoder": folder / "first-stage" / "model"})
 
 
 def _spread(images: int, previews: int) -> list[str]:
