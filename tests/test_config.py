@@ -1,11 +1,13 @@
 """The kind is the file, typos end early, and what is dumped can be read back."""
 
+from typing import Annotated, Literal
+
 import pytest
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from sfumato.autoencoder.base import FirstStage
 from sfumato.autoencoder.kl import KLConfig
-from sfumato.config import explain, known, trusting
+from sfumato.config import Config, explain, known, trusting
 from sfumato.data.base import Data
 
 
@@ -64,3 +66,24 @@ def test_foreign_code_runs_only_where_it_is_trusted() -> None:
 def test_sizes_that_do_not_fit_are_refused(fields: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         FirstStage.model_validate({"kind": "kl", "coder": fields})
+
+
+class Numbers(Config):
+    share: float = 0.0
+    count: int | None = None
+    several: int | Literal["auto"] = 1
+    truth: bool = False
+    either: bool | float = 0.0
+    word: Literal["on", "off"] | int = 1
+    inner: Annotated[float, Field(ge=0)] = 0.0
+
+
+@pytest.mark.parametrize("name", ["share", "count", "several", "inner"])
+def test_a_truth_is_no_number(name: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} is a number, and true is none; give a number, such as 1"):
+        Numbers.model_validate({name: True})
+
+
+def test_truths_stay_where_they_are_asked_for() -> None:
+    found = Numbers.model_validate({"truth": True, "either": True, "share": 1, "count": None, "several": "auto"})
+    assert (found.truth, found.either, found.share, found.count, found.several) == (True, True, 1.0, None, "auto")

@@ -1,8 +1,10 @@
 """Files are whole or not there, and damage is noticed."""
 
 import errno
+import json
 import os
 import resource
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -147,3 +149,48 @@ def test_hidden_files_in_a_model_are_none_of_it_and_a_model_is_not_written_into_
     LatentDiffusion.load(tmp_path / "model")
     with pytest.raises(ValueError, match=r"lies in .*model, a model, which would not be whole with it"):
         files.vacant(tmp_path / "model" / "half")
+
+
+def test_links_are_followed_and_devices_are_written_to(tmp_path: Path) -> None:
+    target, link = tmp_path / "target.json", tmp_path / "link.json"
+    target.write_text("old")
+    link.symlink_to(target)
+    files.write(link, "new")
+    assert link.is_symlink()
+    assert target.read_text() == "new"
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    heard: list[bytes] = []
+    reader = threading.Thread(target=lambda: heard.append(pipe.read_bytes()))
+    reader.start()
+    files.write(pipe, "told")
+    reader.join(10)
+    assert heard == [b"told"]
+    assert pipe.is_fifo()
+    with pytest.raises(OSError, match="is a folder; give the name of a file"):
+        files.write(tmp_path, "new")
+    assert {path.name for path in tmp_path.iterdir()} == {"target.json", "link.json", "pipe"}
+
+
+def test_names_that_are_not_utf_8_are_told(tmp_path: Path) -> None:
+    name = b"caf\xe9.png".decode(errors="surrogateescape")
+    files.write(tmp_path / "a.json", json.dumps({"name": name}, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text())["name"] == name
+
+
+def test_one_works_in_a_folder_at_a_time(tmp_path: Path) -> None:
+    with files.alone(tmp_path / "run"):
+        with pytest.raises(ValueError, match="another process trains in"), files.alone(tmp_path / "run"):
+            pass
+        with files.alone(tmp_path / "other"):
+            pass
+    with files.alone(tmp_path / "run"):
+        pass
+
+
+def test_what_can_be_worked_out_again_ends_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("no folder")
+    files.keep(tmp_path / "file" / "rows.safetensors", {"rows": torch.zeros(2)})
+    assert "cannot be written, so it is worked out again next time" in caplog.text
+    files.keep(tmp_path / "rows.safetensors", {"rows": torch.ones(2)})
+    assert torch.equal(files.load_tensors(tmp_path / "rows.safetensors")["rows"], torch.ones(2))

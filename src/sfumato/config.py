@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -52,6 +53,39 @@ class Config(BaseModel):
     """A frozen set of settings; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truths(cls, value: Any) -> Any:
+        """Refuse `true` for a number, which pydantic reads as 1: `flip: true` would mirror every picture."""
+        for name, given in value.items() if isinstance(value, dict) else ():
+            field = cls.model_fields.get(name)
+            if isinstance(given, bool) and field is not None and numeric(field.annotation):
+                raise ValueError(
+                    f"{name} is a number, and {str(given).lower()} is none; give a number, such as {int(given)}"
+                )
+        return value
+
+
+def numeric(annotation: Any) -> bool:
+    """Whether a field takes numbers, and neither truths nor words such as `off`, which YAML reads as truths."""
+    kinds = _kinds(annotation)
+    return (
+        bool(kinds & {int, float})
+        and not kinds & {bool, str, Any}
+        and not kinds & {"on", "off", "yes", "no", True, False}
+    )
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types in an annotation, and the values of its literals."""
+    if get_origin(annotation) is Literal:
+        return set(get_args(annotation))
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return {kind for one in get_args(annotation) for kind in _kinds(one)}
+    return {annotation}
 
 
 def known(family: type["Choice"]) -> list[str]:
@@ -101,7 +135,8 @@ class Choice(Config):
         except ModuleNotFoundError as error:
             if error.name is None or not path.startswith(error.name):
                 raise
-            raise ValueError(f"kind {kind!r}: there is no module {path}") from None
+            more = "; to import one of this folder set PYTHONPATH=." if "." in kind else ""
+            raise ValueError(f"kind {kind!r}: there is no module {path}{more}") from None
         found = [
             c for c in vars(module).values() if isinstance(c, type) and issubclass(c, cls) and c.__module__ == path
         ]
@@ -121,11 +156,12 @@ class Choice(Config):
         return cls.__module__.removeprefix(f"{home}.")
 
 
-def explain(error: ValidationError, name: str) -> str:
-    """One line a fault: where it stands, what is wrong, and the keys that are known there."""
+def explain(error: ValidationError, name: str, skip: int = 0) -> str:
+    """One line a fault: where it stands, what is wrong, and the keys that are known there. The first `skip` names of a place
+    are of the validation and not of the user's keys."""
     lines = []
     for fault in error.errors():
-        place = ".".join(map(str, fault["loc"]))
+        place = ".".join(map(str, fault["loc"][skip:]))
         text = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             text = "unknown key"

@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,15 +16,23 @@ import torch
 import yaml
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 FORMAT = 1  # of model folders; a reader refuses a newer one
 
 
 def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
     """Write to a temporary name beside `path`, sync, rename: a reader sees the old file or the new one, whole.
 
-    `content` is bytes, text, or a function that writes to the path it is given. Raises `OSError` with a remedy when
-    the disk is full; the old file then still stands.
+    `content` is bytes, text, or a function that writes to the path it is given. A link's target is written, and devices
+    and pipes are written to. Raises `OSError` with a remedy when the disk is full; the old file then still stands.
     """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.is_dir():
+        raise OSError(f"{path} is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        _put(path, content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(
         f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
@@ -31,10 +41,10 @@ def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
         if callable(content):
             part.touch()
             mode = part.stat().st_mode
-            content(part)
+            _put(part, content)
             part.chmod(mode)  # as any new file: safetensors leaves one that nobody else on the machine may read
         else:
-            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            _put(part, content)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         part.replace(path)
@@ -45,6 +55,58 @@ def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _put(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
+    if callable(content):
+        content(path)
+    elif isinstance(content, str):  # names of files need not be UTF-8
+        path.write_bytes(content.encode(errors="backslashreplace"))
+    else:
+        path.write_bytes(content)
+
+
+def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Save what can be worked out again; where that is not possible, warn and go on."""
+    try:
+        save_tensors(path, tensors)
+    except OSError as error:
+        log.warning("%s cannot be written, so it is worked out again next time: %s", path, error)
+
+
+def replace(folder: Path, publish: Callable[[Path], None]) -> None:
+    """Publish into a folder that is there already, whole. A process that is killed between two names leaves none of it for the
+    next call to bring back."""
+    part, old = (folder.parent / f".{folder.name}.{end}" for end in ("part", "old"))
+    if old.exists() and not folder.exists():
+        old.rename(folder)
+    for left in (part, old):
+        shutil.rmtree(left, ignore_errors=True)
+    publish(part)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Within this context nobody else who asks works in the folder. Raises `ValueError` where somebody does."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"another process trains in {folder}: wait for its end, or choose another folder") from None
+    except NotImplementedError:  # a disk that knows no locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sync(folder: Path) -> None:
@@ -197,11 +259,19 @@ def opened(folder: Path, stage: str) -> dict[str, Any]:
         )
     listed = fields.get("files")
     weights = {p.relative_to(folder).as_posix() for p in folder.rglob("*.safetensors") if _sealed(p, folder)}
-    if not isinstance(listed, dict) or not listed or not weights <= set(listed):
+    if not isinstance(listed, dict) or not listed:
         raise ValueError(f"{path} is damaged: it does not tell the hashes of its files; copy the folder again, whole")
+    if more := sorted(weights - set(listed)):
+        raise ValueError(
+            f"{path} is damaged, or {folder / more[0]} is no part of the model, for it does not tell its hash: copy the folder "
+            "again, whole, or move that file elsewhere"
+        )
     for name, expected in listed.items():
         if not (folder / name).is_file():
             raise ValueError(f"{folder / name} is missing; copy the folder again, whole")
         if sha256(folder / name) != expected:
-            raise ValueError(f"{folder / name} is damaged: its SHA-256 is not the one in model.yaml; copy it again")
+            git = ", or its line endings were changed (by git: core.autocrlf)" if name.endswith(".yaml") else ""
+            raise ValueError(
+                f"{folder / name} is damaged{git}: its SHA-256 is not the one in model.yaml; copy it again"
+            )
     return fields

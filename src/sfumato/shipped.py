@@ -19,8 +19,8 @@ def folder(name: str | Path) -> Path:
     path = Path(name)
     if not (path / SHEET).is_file() and (path / "model" / SHEET).is_file():
         return path / "model"
-    if not (path / SHEET).is_file() and str(name) in names():
-        return MODELS / str(name)
+    if not (path / SHEET).is_file() and str(path) in names():
+        return MODELS / path
     return path
 
 

@@ -401,3 +401,48 @@ def test_a_run_s_own_recipe_goes_on_in_its_folder(tmp_path: Path) -> None:
     assert _folder(own, True) == own.parent
     assert _folder(own, False) == Path("runs/recipe")
     assert _folder(Path("photo-f8"), True) == Path("runs/photo-f8")
+
+
+def test_trust_may_stand_before_the_verb_and_sheets_are_pngs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("--trust", "show", "emoji", capsys=capsys)[0] == 0
+    code, _, err = call("show", "emoji", "--sheet", tmp_path / "a.txt", capsys=capsys)
+    assert code == 2
+    assert "the contact sheet is a PNG; give --sheet a name such as" in err
+
+
+@pytest.mark.parametrize(("verb", "option"), [("demo", "--minutes"), ("study", "--hours")])
+def test_endless_times_are_refused(verb: str, option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["cost", "--features", save(Looks(), tmp_path / "f.pt")] if verb == "study" else []
+    code, _, err = call(verb, *words, option, "inf", "--out", tmp_path / "out", capsys=capsys)
+    assert code == 2
+    assert "less than 100,000; got inf" in err
+
+
+def test_an_evaluation_is_told_before_its_file_is_written(
+    first_stage: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call("evaluate", first_stage, "--data", "emoji", "--out", tmp_path, capsys=capsys)
+    assert code == 2
+    assert out == ""
+    assert "is a folder; give --out and --report the name of a file" in err
+
+
+def test_letters_that_a_stream_has_not_end_nothing(tmp_path: Path) -> None:
+    """As on Windows where the output goes into a file."""
+    name = tmp_path / "写真.yaml"
+    name.write_text("stage: autoencoder\nautoencoder: {kind: kl}\ndata: emoji\ntraining: {images: 8}\n")
+    ran = subprocess.run(
+        [sys.executable, "-m", "sfumato", "train", str(name), "--run", str(tmp_path / "写"), "--dry-run", "--quiet"],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+    )
+    assert b"charmap" not in ran.stderr
+    missing = subprocess.run(
+        [sys.executable, "-m", "sfumato", "show", str(tmp_path / "无")],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252:strict"},
+        capture_output=True,
+    )
+    assert missing.returncode == 2
+    assert b"\\u65e0" in missing.stderr

@@ -128,6 +128,7 @@ def test_every_format_shows_the_same_pictures(tmp_path: Path, format: str, make:
 
 def test_odd_paths_are_read(tmp_path: Path) -> None:
     assert len(opened(parquet(tmp_path / "a [b]*" / "a.parquet", range(3)), held_out=0)) == 3
+    assert len(opened(folder(tmp_path / "c [1]*", range(4)), held_out=0, format="folder")) == 4
     (tmp_path / "link").symlink_to(folder(tmp_path / "real", range(4)), target_is_directory=True)
     assert opened(tmp_path / "link", held_out=0).fields(0)["name"] == "real/cat/0.png"
 

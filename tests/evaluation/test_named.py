@@ -135,6 +135,25 @@ def test_a_folder_beside_a_model_is_held_out_whole_and_the_run_s_data_stay_its_t
     assert len(data.open("held_out")) == 1
 
 
+def test_data_of_a_run_that_are_seen_from_elsewhere_are_its_own_or_told(
+    model_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A recipe names them from the folder that it was trained in."""
+    folder = pictures(tmp_path / "own" / "real", 12)
+    recipe = {"kind": "folder", "path": "own/real", "size": 16, "held_out": 0.5, "crops": 3}
+    moved = doors._data(Asked(model_folder, data=str(folder)), recipe, 16, 3)
+    assert (
+        moved.open("train").fingerprint
+        == Data.model_validate({**recipe, "path": str(folder)}).open("train").fingerprint
+    )
+    assert not caplog.text
+    with pytest.raises(ValueError, match="pictures are not in own/real, seen from here: start in the folder that"):
+        doors._data(Asked(model_folder), recipe, 16, 3)
+    other = pictures(tmp_path / "other", 12, width=44)
+    doors._data(Asked(model_folder, data=str(other)), recipe, 16, 3)
+    assert "the run's own data, own/real, are not there, seen from here" in caplog.text
+
+
 class Stub(Family):
     """Gray pictures, by way of codes."""
 

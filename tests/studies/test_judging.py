@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.studies import compression, conditioning, cost, energy, guidance, limits, measure
+from sfumato.studies import compression, conditioning, cost, energy, families, guidance, limits, measure
 from sfumato.studies.judge import Judge, first
 from sfumato.studies.measure import Row, sharpness, spread
 from sfumato.studies.verdict import (
@@ -366,3 +366,36 @@ def test_a_sheet_has_as_many_columns_as_it_is_told(tmp_path: Path) -> None:
     with Image.open(path) as opened:
         assert opened.width < opened.height * 5 / 4 * 1.05
         assert opened.width == pytest.approx(5 * 66, abs=4)
+
+
+def test_what_is_claimed_of_families_follows_their_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once as the paper has it, once the other way round: every verdict turns."""
+    monkeypatch.setattr(families, "distance", lambda desk: "far")
+    monkeypatch.setattr(families, "short", lambda desk, measure: measure)
+    monkeypatch.setattr(families, "small", lambda desk: 16)
+    monkeypatch.setattr(families, "floor", lambda desk: {families.SHARP: Spread(0.1, 0.0, 1)})
+    names = [families.LDM, families.GAN, families.VAE, families.AR, families.PIXELS, families.TWO, families.FINE]
+
+    def told(
+        far: list[float], coverage: list[float], precision: list[float], sharp: list[float], rate: list[float]
+    ) -> Any:
+        columns = {"far": far, "coverage": coverage, "precision": precision, families.SHARP: sharp}
+        rows_ = {
+            name: Row(
+                {key: Spread(values[k], 0.001, 3) for key, values in columns.items()}, Spread(rate[k], 0.1, 3), Path()
+            )
+            for k, name in enumerate(names)
+        }
+        return {c.text: c.outcome for c in families.claims(SimpleNamespace(images=64, steps=25), rows_)}  # type: ignore[arg-type]
+
+    as_told = told(
+        [10, 80, 90, 50, 20, 15, 30], [0.9, 0.2, 0.8, 0.5, 0.7, 0.5, 0.5], [0.9, 0.8, 0.1, 0.5, 0.5, 0.5, 0.5],
+        [0.09, 0.1, 0.05, 0.1, 0.1, 0.1, 0.1], [40, 900, 900, 10, 20, 30, 30],
+    )  # fmt: skip
+    turned = told(
+        [80, 10, 20, 30, 40, 60, 50], [0.2, 0.9, 0.5, 0.5, 0.7, 0.5, 0.5], [0.1, 0.8, 0.9, 0.5, 0.5, 0.5, 0.5],
+        [0.09, 0.1, 0.15, 0.1, 0.1, 0.1, 0.1], [40, 9, 900, 100, 20, 30, 30],
+    )  # fmt: skip
+    assert len(as_told) == 14
+    assert set(as_told.values()) == {HOLDS}
+    assert set(turned.values()) == {FAILS}

@@ -13,6 +13,7 @@ from PIL import Image
 from sfumato.backbones.base import BackboneConfig
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.base import Data
+from sfumato.model import LatentDiffusion
 from sfumato.tasks.pipeline import Pipeline
 from sfumato.training import recipe
 from sfumato.training.diffusion import Denoising
@@ -339,3 +340,16 @@ def test_an_upscaler_by_two_enlarges_by_two_and_agrees_with_what_it_was_given(
     )
     error = (again[0].permute(1, 2, 0) - torch.from_numpy(np.array(given)).float()).square().mean()
     assert 10 * torch.log10(255**2 / error) > 45
+
+
+def test_an_upscaler_begun_before_its_halvings_came_from_the_data_goes_on(first_stage: Path, tmp_path: Path) -> None:
+    fields = {"degrade": {"factor": 2}}
+    path = folder(tmp_path / "pictures")
+    told, untold = (read(path, {**LOWRES, **more}, **fields) for more in ({"stages": 0}, {}))
+    told, untold = (
+        one.model_copy(update={"autoencoder": first_stage, "backbone": small_unet()}) for one in (told, untold)
+    )
+    train(told, tmp_path / "run", device="cpu", quiet=True)
+    longer = untold.model_copy(update={"training": untold.training.model_copy(update={"images": 16})})
+    model = LatentDiffusion.load(train(longer, tmp_path / "run", resume=True, device="cpu", quiet=True))
+    assert model.config.conditioners["one"].stages == 0  # type: ignore[attr-defined]

@@ -199,3 +199,29 @@ def test_v_is_not_predicted_where_noise_explodes() -> None:
     with pytest.raises(ValueError, match=r"as large as its noise.*choose prediction edm"):
         recipe.read("photo-noise", ["schedule=exploding", "prediction=v"])
     recipe.read("photo-noise", ["schedule=exploding", "prediction=edm"])
+
+
+def test_a_recipe_file_says_each_key_once_and_knows_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("stage: autoencoder\ntraining: {images: 8}\ntraining: {batch: 4}\n")
+    with pytest.raises(ValueError, match="the key 'training' stands twice"):
+        recipe.load_yaml(str(path))
+    path.write_text("a: &x {one: 1}\nb: {<<: *x, two: 2}\n")
+    assert recipe.load_yaml(str(path))["b"] == {"one": 1, "two": 2}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path.write_bytes("data: {kind: folder, path: ~/pictures, cache: ~/kept}\nprompts: [~/a]\n".encode("utf-16"))
+    found = recipe.load_yaml(str(path))
+    assert found["data"] == {"kind": "folder", "path": str(tmp_path / "pictures"), "cache": str(tmp_path / "kept")}
+    assert found["prompts"] == ["~/a"]
+
+
+def test_a_fault_names_the_key_as_the_recipe_has_it() -> None:
+    fields = {"stage": "autoencoder", "autoencoder": {"kind": "kl"}, "data": "emoji", "training": {"images": "few"}}
+    with pytest.raises(ValueError, match=r"^mine\.yaml: training\.images: "):
+        recipe.parse(fields, "mine.yaml")
+    with pytest.raises(ValueError, match=r"training\.flip.*|flip is a number, and true is none"):
+        recipe.parse({**fields, "training": {"images": 8, "flip": True}}, "mine.yaml")
+    with pytest.raises(ValueError, match=r"training\.seed"):
+        recipe.parse({**fields, "training": {"images": 8, "seed": 2**64}}, "mine.yaml")

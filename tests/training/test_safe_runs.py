@@ -98,7 +98,7 @@ def test_a_new_checkpoint_is_kept_beside_a_damaged_later_one(tmp_path: Path) -> 
 def test_the_best_model_is_replaced_whole(tmp_path: Path) -> None:
     recipe = autoencoder_recipe()
     objective = objective_of(recipe, tmp_path, torch.device("cpu"))
-    checkpoint.replace(tmp_path / "best", objective.publish)
+    files.replace(tmp_path / "best", objective.publish)
     first = {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()}
 
     def full(folder: Path) -> None:
@@ -107,13 +107,13 @@ def test_the_best_model_is_replaced_whole(tmp_path: Path) -> None:
         raise OSError("no space left")
 
     with pytest.raises(OSError, match="no space"):
-        checkpoint.replace(tmp_path / "best", full)
+        files.replace(tmp_path / "best", full)
     assert {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()} == first
     (tmp_path / "best").rename(tmp_path / ".best.old")  # killed in between
     with pytest.raises(OSError, match="no space"):
-        checkpoint.replace(tmp_path / "best", full)
+        files.replace(tmp_path / "best", full)
     assert {p.name: p.read_bytes() for p in (tmp_path / "best").iterdir()} == first
-    checkpoint.replace(tmp_path / "best", objective.publish)
+    files.replace(tmp_path / "best", objective.publish)
     assert sorted(p.name for p in tmp_path.iterdir() if "best" in p.name) == ["best"]
 
 
@@ -395,3 +395,43 @@ def test_a_machine_without_a_compiler_is_told_so() -> None:
 
     assert cli.uncompiled(BackendCompilerFailed(backend, RuntimeError("no working C++ compiler"), None))
     assert not cli.uncompiled(RuntimeError("no compiler"))
+
+
+def test_a_second_training_in_a_folder_is_refused_while_the_first_works(tmp_path: Path) -> None:
+    asked = autoencoder_recipe(images=32, batch=16)
+    told: list[str] = []
+
+    def second(images: int, preview: Path | None) -> None:
+        if preview is None and not told:
+            with pytest.raises(ValueError, match="another process trains in") as caught:
+                train(asked, tmp_path / "run", device="cpu", quiet=True)
+            told.append(str(caught.value))
+
+    train(asked, tmp_path / "run", device="cpu", quiet=True, watch=second)
+    assert told
+    assert (tmp_path / "run" / "model" / "model.yaml").is_file()
+
+
+def test_a_recipe_that_no_longer_fits_its_checkpoint_is_said(tmp_path: Path) -> None:
+    asked = autoencoder_recipe(images=16, batch=16)
+    train(asked, tmp_path, device="cpu", quiet=True)
+    path = tmp_path / "recipe.yaml"
+    fields = yaml.safe_load(path.read_text())
+    fields["training"] |= {"images": 32, "optimizer": "adamw"}
+    path.write_text(yaml.safe_dump(fields))
+    with pytest.raises(ValueError, match=r"recipe\.yaml no longer describes what .*state holds"):
+        train(parse(yaml.safe_load(path.read_text())), tmp_path, resume=True, device="cpu", quiet=True)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"holds a run whose recipe\.yaml is missing"):
+        train(asked, tmp_path, resume=True, device="cpu", quiet=True)
+
+
+def test_a_model_that_stands_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = autoencoder_recipe(images=16, batch=16)
+    model = train(asked, tmp_path, device="cpu", quiet=True)
+    before = Codec.load(model).fingerprint()
+    monkeypatch.setattr(files, "seal", lambda *_: (_ for _ in ()).throw(OSError(28, "full")))
+    longer = asked.model_copy(update={"training": asked.training.model_copy(update={"images": 32})})
+    with pytest.raises(OSError, match="full"):
+        train(longer, tmp_path, resume=True, device="cpu", quiet=True)
+    assert Codec.load(model).fingerprint() == before

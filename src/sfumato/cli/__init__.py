@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -49,6 +50,11 @@ def usage() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; ends with exit code 0, 2 (bad input or no memory left, one sentence), 130 (interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # which on Windows, into a file, have few letters
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    trusted = "--trust" in words
+    words = [word for word in words if word != "--trust"]
     if not words or words[0] in ("--help", "-h", "help"):
         print(usage(), end="")
         sys.exit(0 if words else 2)
@@ -66,10 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
         os.environ.setdefault(name, "1")
     with contextlib.ExitStack() as stack:
-        if "--trust" in words:
+        if trusted:
             from sfumato.config import trusting_all
 
-            words.remove("--trust")
             stack.enter_context(trusting_all())
         _run(words[0], words[1:])
 

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+DAYS = 100_000  # minutes
+
 
 def command(
     minutes: Annotated[float, typer.Option(min=0.5, help="about how long, on this machine")] = 10.0,
@@ -19,6 +21,8 @@ def command(
 ) -> None:
     """Train, sample, measure and write the page."""
     begun = time.perf_counter()
+    if not minutes < DAYS:
+        raise ValueError(f"a demo takes minutes, less than {DAYS:,}; got {minutes:g}")
     from sfumato.demo.run import demo
 
     demo(minutes, out, resume=resume, open_page=open_page, device=device, quiet=quiet, begun=begun)

@@ -77,6 +77,9 @@ def command(
     from sfumato.evaluation import doors, protocol
     from sfumato.evaluation.report import text
 
+    for path in (out, report):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{path} is a folder; give --out and --report the name of a file")
     earlier = protocol.read(against) if against is not None else None
     where = devices.pick(device)
     asked = doors.Asked(
@@ -100,10 +103,6 @@ def command(
     found, show = doors.evaluate(asked, look, where, lambda said: typer.echo(said, err=True) if speaks else None)
     if not speaks:
         return
-    if out is not None:
-        files.write(out, json.dumps(found, indent=1, ensure_ascii=False))
-    if report is not None:
-        typer.echo(f"The page is there: {show(report)}", err=True)
     typer.echo(text(found), err=True)
     print(
         json.dumps(
@@ -113,3 +112,7 @@ def command(
     if earlier is not None and against is not None:
         for place, (now, then) in protocol.compared(found, earlier, (str(model), str(against))).items():
             typer.echo(f"{place}: {now:.5g}, was {then:.5g}", err=True)
+    if out is not None:  # after what was measured is told, for a disk may be full
+        files.write(out, json.dumps(found, indent=1, ensure_ascii=False))
+    if report is not None:
+        typer.echo(f"The page is there: {show(report)}", err=True)

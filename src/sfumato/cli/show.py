@@ -27,6 +27,8 @@ def command(
     """Print what a recipe resolves to or a folder or table holds, and what it costs; draw what the data look like."""
     from sfumato.shipped import MODELS, folder
 
+    if sheet is not None and sheet.suffix.lower() != ".png":
+        raise ValueError(f"the contact sheet is a PNG; give --sheet a name such as {sheet.with_suffix('.png')}")
     path = folder(source)
     path = Path(source) if MODELS in path.parents else path  # a recipe of the same name
     if (path.is_dir() and not (path / "model.yaml").is_file()) or path.suffix in TABLES:

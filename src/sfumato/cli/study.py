@@ -11,6 +11,7 @@ import typer
 from sfumato.studies.names import HOURS, TOLD
 
 MOST = 3  # trainings that are not asked for
+YEARS = 100_000  # hours
 USUAL = ", ".join(f"{hours:g} for {name}" for name, hours in HOURS.items())
 NAMES = "; ".join(f"{name}: {text}" for name, text in TOLD.items())
 
@@ -68,8 +69,8 @@ def command(
         raise ValueError(
             f"there is no feature network {features}; `sfumato fetch inception` downloads the published one"
         )
-    if hours is not None and hours <= 0:
-        raise ValueError(f"a study takes some hours; got {hours:g}")
+    if hours is not None and not 0 < hours < YEARS:
+        raise ValueError(f"a study takes some hours, less than {YEARS:,}; got {hours:g}")
     hours = hours or HOURS[name]
     if scale % 0.5:
         raise ValueError(f"--scale is a multiple of 0.5, so that all networks grow alike; got {scale:g}")

@@ -23,12 +23,13 @@ def convert(source: Path, out: Path) -> Path:
     if "stage: autoencoder" in (source / SHEET).read_text(encoding="utf-8").splitlines():
         codec = Codec.load(source)
         rounded(codec, source)
-        codec.save(out, half=True)
+        files.replace(out, lambda part: codec.save(part, half=True))
         return out
     model = LatentDiffusion.load(source)
     rounded(model, source)  # the first stage is a part of it
     card = source / "README.md"
-    model.save(out, card.read_text(encoding="utf-8") if card.is_file() else "", half=True)
+    told = card.read_text(encoding="utf-8") if card.is_file() else ""
+    files.replace(out, lambda part: model.save(part, told, half=True))
     return out
 
 

@@ -141,5 +141,5 @@ def rows(part: Pictures, network: FeatureNetwork, cache: Path, sparing: bool = F
         found.append(embedded(network, [picture.float() / 127.5 - 1.0 for picture in several]))
     whole = torch.cat(found)
     whole[lost] = math.nan
-    files.save_tensors(path, {"rows": whole})
+    files.keep(path, {"rows": whole})
     return whole

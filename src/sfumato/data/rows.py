@@ -315,7 +315,7 @@ def _read(format: str, found: Sequence[Path], cache: Path) -> Any:
         if format == "arrow":
             return _joined([library.load_from_disk(str(p)) for p in found])
         if format == "folder":
-            where = {"data_dir": str(found[0]), "data_files": {"train": ["**"]}}
+            where = {"data_dir": glob.escape(str(found[0])), "data_files": {"train": ["**"]}}
             read = library.load_dataset("imagefolder", **where, split="train", cache_dir=str(cache))
             return _sorted(read) if len([*found[0].rglob("metadata.*")]) > 1 else read
         where = {"data_files": {"train": [glob.escape(str(p)) for p in found]}}

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from sfumato.training.fitted import classes
 from sfumato.training.given import held_out
 from sfumato.training.likelihood import LIMIT, likelihood
 
+log = logging.getLogger(__name__)
 NAMES = {"dtype": "precision", "each": "one-each"}  # of options that are called otherwise in the command
 SAMPLING = ("dtype", "steps", "guidance", "sampler", "grid")
 IMAGES, CAPTIONS = 1000, 512  # that are measured where nothing is said
@@ -119,6 +121,13 @@ def _data(asked: Asked, recipe: dict[str, Any] | None, size: int, channels: int,
     classes are those of the model with the same names.
     """
     size = asked.size or size
+    if asked.data is None and not stands(recipe):
+        raise ValueError(
+            f"the run's pictures are not in {(recipe or {}).get('path')}, seen from here: start in the folder that it was "
+            "trained from, or say with --data where they are"
+        )
+    if asked.data is not None and _moved(asked.data, recipe):
+        recipe = {**(recipe or {}), "path": asked.data}
     if asked.data is None or _same(asked.data, recipe):
         assert recipe is not None
         return _named(Data.model_validate(recipe | ({"size": size} if asked.data is not None else {})), labels)
@@ -127,6 +136,10 @@ def _data(asked: Asked, recipe: dict[str, Any] | None, size: int, channels: int,
         return _named(Data.model_validate({"kind": "emoji", "size": size, **derived}), labels)
     fields = {"path": asked.data, "size": size, **({"channels": channels} if channels != 3 else {}), **derived}
     if not stands(recipe):
+        if recipe is not None:
+            log.warning(
+                "the run's own data, %s, are not there, seen from here: %s stands for them", recipe["path"], asked.data
+            )
         return _named(Data.model_validate({"kind": "folder", **fields}), labels)
     return Outside.model_validate({**fields, "trained": recipe, "labels": labels})
 
@@ -137,6 +150,14 @@ def _named(data: Data, labels: tuple[str, ...]) -> Data:
     if tuple(own) == labels or not set(own) & set(labels):
         return data
     return Named(data=data, size=data.size, labels=labels, degrade=data.degrade, masks=data.masks, embed=data.embed)
+
+
+def _moved(data: str, recipe: dict[str, Any] | None) -> bool:
+    """Whether these words name the folder of a run's data, which the recipe tells from another place."""
+    if recipe is None or stands(recipe) or Path(recipe["path"]).is_absolute():
+        return False
+    told, found = Path(recipe["path"]).parts, Path(data).resolve().parts
+    return bool(told) and ".." not in told and found[-len(told) :] == told
 
 
 def _same(data: str, recipe: dict[str, Any] | None) -> bool:

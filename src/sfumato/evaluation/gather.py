@@ -48,7 +48,7 @@ def gather(
             tell(done)
     gathered = {name: torch.cat(rows) for name, rows in parts.items()}
     if path is not None and distributed.local() == 0:
-        files.save_tensors(path, gathered)
+        files.keep(path, gathered)
     distributed.wait()  # the cache is there for all, or for none
     return gathered
 

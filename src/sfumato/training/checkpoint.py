@@ -7,7 +7,7 @@ a damaged one is noticed, said, and passed over for the one before.
 import json
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,21 +92,6 @@ def newest(folder: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] 
             f"run folder, or delete {folder} to begin this run again from its first image"
         )
     return None
-
-
-def replace(folder: Path, publish: Callable[[Path], None]) -> None:
-    """Publish into a folder that is there already, whole. A process that is killed between two names leaves none of it for the
-    next call to bring back."""
-    part, old = (folder.parent / f".{folder.name}.{end}" for end in ("part", "old"))
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    for left in (part, old):
-        shutil.rmtree(left, ignore_errors=True)
-    publish(part)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def equal(weights: Sequence[Tensor], images: int) -> None:

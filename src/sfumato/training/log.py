@@ -38,7 +38,7 @@ class Log:
             folder.mkdir(parents=True, exist_ok=True)
             cut(self.metrics, images)
             cut(self.times, images)
-            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1 if images else None)
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=images + 1 if images else 0)
         self.last, self.since = images, time.perf_counter()
         self.seconds = 0.0
         self.steps, self.first, self.mark = 0, 0.0, self.since

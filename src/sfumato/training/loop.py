@@ -135,7 +135,7 @@ class Loop:
         with self.averaged():
             self.objective.conclude()
             if distributed.chief():
-                self.objective.publish(self.folder / "model")
+                files.replace(self.folder / "model", self.objective.publish)
                 files.write(published, str(self.images))
         distributed.wait()
 
@@ -280,7 +280,7 @@ class Loop:
             with self.averaged():
                 self.objective.conclude()
                 if distributed.chief():
-                    checkpoint.replace(self.folder / "best", self._best)
+                    files.replace(self.folder / "best", self._best)
 
     def _best(self, folder: Path) -> None:
         """Publish the model of the lowest held-out loss, with what that is: a run that goes on from an earlier checkpoint,
@@ -343,10 +343,16 @@ class Loop:
                 f"{' and '.join(other)} of {self.folder} are not those that this run began with: bring them back, or begin "
                 "another run folder with what is there now"
             )
-        self.modules.load_state_dict(tensors["weights"])
-        self.averages.restore(tensors["averages"])
-        for turn, several in self.optimizers.items():
-            several.restore(tensors[f"optimizer-{turn}"])
+        try:
+            self.modules.load_state_dict(tensors["weights"])
+            self.averages.restore(tensors["averages"])
+            for turn, several in self.optimizers.items():
+                several.restore(tensors[f"optimizer-{turn}"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(
+                f"recipe.yaml no longer describes what {self.folder / 'state'} holds ({str(error).splitlines()[0]}): undo "
+                "what was changed in it, or begin another run"
+            ) from error
         self.images, self.counts = int(facts["images"]), dict(facts["counts"])
         self.lowest = facts.get("lowest")
         if (judged := self.folder / "best" / JUDGED).is_file():

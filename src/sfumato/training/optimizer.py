@@ -60,11 +60,13 @@ class Optimizer:
         return {f"{k}.{name}": value for k, (part, p) in slots for name, value in part.state[p].items()}
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave."""
+        """Take back what `state` gave. Raises `KeyError` where it is of other optimisers than these."""
         slots = self._slots()
         for key, value in tensors.items():
             number, name = key.split(".")
             part, parameter = slots[int(number)]
+            if (name == "momentum") != isinstance(part, Muon):
+                raise KeyError(f"{name} of another optimiser")
             # a copy: what a file was mapped to need not be aligned, and other alignments round otherwise
             part.state[parameter][name] = value.to(parameter.device, copy=True)
 

@@ -145,14 +145,15 @@ def publish(recipe: Recipe, model: Codec | LatentDiffusion | Family, folder: Pat
     """Write the model folder of rebuilt weights. A first stage's shift and scale are measured again: they are its latents'."""
     files.vacant(folder)
     if isinstance(model, LatentDiffusion):
-        model.save(folder, card)
+        files.replace(folder, lambda part: model.save(part, card))
         return
     if isinstance(model, Family):
         assert isinstance(recipe, FamilyRecipe)
-        families.save(model, recipe.family, folder, card)
+        config = recipe.family
+        files.replace(folder, lambda part: families.save(model, config, part, card))
         return
     measured(model, recipe)
-    model.save(folder)
+    files.replace(folder, model.save)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, TypeAdapter, ValidationE
 
 from sfumato.autoencoder.base import FirstStage
 from sfumato.config import Config, explain
+from sfumato.data import beside
 from sfumato.data.base import Data
 from sfumato.families.base import FamilyConfig
 from sfumato.features.perceptual import PerceptualConfig
@@ -268,18 +269,38 @@ def load_yaml(source: str) -> dict[str, Any]:
         text = (resources.files("sfumato") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
     elif Path(source).is_file():
         try:
-            text = Path(source).read_text(encoding="utf-8")
-        except UnicodeDecodeError:
+            text = beside.text(Path(source))
+        except ValueError:
             raise ValueError(f"{source} is not text, so it is no recipe; give a YAML file") from None
     else:
         raise ValueError(f"there is no recipe {source!r}: give a YAML file or one of {', '.join(shipped())}")
     try:
-        fields = yaml.safe_load(text)
+        fields = yaml.load(text, Once)
     except yaml.YAMLError as error:
         raise ValueError(f"{source} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{source} must be a mapping with a `stage`; it is {type(fields).__name__}")
+    homed(fields)
     return fields
+
+
+class Once(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice in a mapping: the last one alone would count."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def homed(fields: dict[str, Any]) -> None:
+    """Put the home folder for `~/` at the beginning of all paths."""
+    for key, value in fields.items():
+        if isinstance(value, dict):
+            homed(value)
+        elif isinstance(value, str) and key in PLACES and value.startswith("~/"):
+            fields[key] = str(Path(value).expanduser())
 
 
 def override(fields: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -331,7 +352,7 @@ def parse(fields: dict[str, Any], name: str = "recipe") -> Recipe:
     try:
         return _either.validate_python(fields)
     except ValidationError as error:
-        raise ValueError(explain(error, name)) from None
+        raise ValueError(explain(error, name, skip=1)) from None  # the stage, which is no key
 
 
 def dump(recipe: Recipe) -> dict[str, Any]:

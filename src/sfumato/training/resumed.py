@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from sfumato import distributed, files
+from sfumato.conditioning.lowres import LowresConfig
 from sfumato.config import Config
 from sfumato.features import lpips
 from sfumato.training import checkpoint
@@ -30,6 +31,16 @@ log = logging.getLogger(__name__)
 FREE = ("images", "report", "preview", "checkpoint", "keep", "workers", "checkpointing", "compile", "rate", "clip")
 
 
+def _halved(recipe: DiffusionRecipe, written: DiffusionRecipe) -> DiffusionRecipe:
+    """The recipe with the halvings of small pictures that a run began with before these came from the data."""
+    several = dict(recipe.conditioners)
+    for name, one in several.items():
+        before = written.conditioners.get(name)
+        if isinstance(one, LowresConfig) and isinstance(before, LowresConfig) and one.stages is None:
+            several[name] = one.model_copy(update={"stages": before.stages})
+    return recipe.model_copy(update={"conditioners": several})
+
+
 def resumed(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe that a run was begun with, with what the one given changes and may, written back where it does.
 
@@ -43,6 +54,7 @@ def resumed(recipe: Recipe, folder: Path) -> Recipe:
         # begun before these were told: what edm took until then, and nothing that is unsaid
         before = {name: value for name, value in (("data_std", 0.5), ("unsaid", 0.0)) if name not in fields}
         written, recipe = (one.model_copy(update=before) for one in (written, recipe))
+        recipe = _halved(recipe, written)
     if written.data.masks and recipe.data.masks and "all" not in (fields["data"].get("masks") or {}):
         written, recipe = (_whole(one, 0.0) for one in (written, recipe))
     free = {name: getattr(recipe.training, name) for name in FREE}

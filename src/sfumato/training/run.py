@@ -6,6 +6,7 @@ import logging
 import os
 import platform
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +66,16 @@ def train(
     """Train a recipe in the run folder and return its model folder.
 
     Raises `ValueError` where the folder holds another run, or where the data, the recipe and the first stage do not
-    fit one another; `Interrupted` after Ctrl-C and `FloatingPointError` on NaN, both with what to do next.
+    fit one another, and where another process trains in the folder; `Interrupted` after Ctrl-C and `FloatingPointError` on NaN, both with what to do next.
     """
     where = devices.pick(device)
+    with ExitStack() as stack:
+        if distributed.chief():
+            stack.enter_context(files.alone(folder))
+        return _trained(recipe, folder, resume, where, quiet, watch)
+
+
+def _trained(recipe: Recipe, folder: Path, resume: bool, where: torch.device, quiet: bool, watch: Watch | None) -> Path:
     with as_it_was(folder / "recipe.yaml", resume):
         recipe = _agreed(recipe, folder, resume, where)
         with torch.random.fork_rng(devices=[]):
@@ -258,6 +266,8 @@ def _settled(recipe: Recipe, folder: Path, resume: bool, where: torch.device) ->
     begun_before = bool(checkpoint.found(folder / "state")) or (folder / "model" / "model.yaml").is_file()
     if resume and begun_before and path.is_file():
         return resumed(recipe, folder)
+    if resume and begun_before and not path.is_file():
+        raise ValueError(f"{folder} holds a run whose recipe.yaml is missing: bring it back, or choose another folder")
     if resume and not begun_before:
         log.warning("%s holds no run to go on with; it begins anew", folder)
     elif begun_before:

@@ -60,7 +60,7 @@ class TrainingConfig(Config):
         "auto", description="compile the networks (torch.compile); auto: on CUDA only, on a CPU it does not pay"
     )
     flip: float = Field(0.0, ge=0, le=1, description="share of the images shown mirrored")
-    seed: int = 0
+    seed: int = Field(0, ge=-(2**63), lt=2**64)
     report: Images = Field(2_000, description="images between lines of metrics.jsonl")
     held_out: Images | None = Field(
         None, description="images between losses on held-out pictures, always the same, at the same times and noise"
