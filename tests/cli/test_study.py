@@ -35,7 +35,7 @@ def test_an_unknown_study_and_a_missing_network_are_told(tmp_path: Path, capsys:
 
 
 def test_studies_together_take_less_than_ten_hours() -> None:
-    assert sum(HOURS.values()) < 10
+    assert 1.12 * sum(HOURS.values()) < 10  # the clock says up to so much more
     assert TOLD.keys() == HOURS.keys()
     folder = Path(cli.__file__).parent.parent / "studies"
     assert all((folder / f"{name}.py").is_file() for name in HOURS)

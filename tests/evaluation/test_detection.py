@@ -29,6 +29,19 @@ def test_it_finds_what_was_drawn(part: ScenesPart) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("things", [1, 3, 4])
+def test_it_finds_what_was_drawn_however_many_there_are(things: int) -> None:
+    part = Data.model_validate({"kind": "scenes", "count": 400}).open("train")
+    assert isinstance(part, ScenesPart)
+    places = [k for k in range(len(part)) if len(part.scene(k).things) == things][:12]
+    found = detection.score(*detection.of_part(part, places))
+    assert found.objects >= 0.95
+    assert found.boxes >= 0.9
+    assert found.classes >= 0.95
+    assert found.strange <= 0.05
+
+
+@pytest.mark.slow
 def test_it_does_not_find_what_was_not_drawn(part: ScenesPart) -> None:
     pictures, asked = detection.of_part(part, range(16))
     found = detection.score(pictures, asked[1:] + asked[:1])

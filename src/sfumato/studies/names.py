@@ -1,6 +1,6 @@
 """The studies' names with their default hours on two cores; nothing here imports torch."""
 
-HOURS = {"compression": 3.0, "cost": 1.0, "guidance": 1.2, "conditioning": 1.0, "families": 1.8, "limits": 1.8}
+HOURS = {"compression": 2.0, "cost": 1.0, "guidance": 1.2, "conditioning": 1.0, "families": 1.8, "limits": 1.8}
 TOLD = {
     "compression": "how much to compress: f = 1 to 32, KL and VQ",
     "cost": "latents beside pixels: speed, seconds to a distance, energy",
