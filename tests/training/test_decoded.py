@@ -18,7 +18,6 @@ from sfumato.diffusion.prediction import prediction
 from sfumato.diffusion.schedule import ScheduleConfig
 from sfumato.features import lpips
 from sfumato.features.perceptual import Perceptual
-from sfumato.training import decoded as decoding
 from sfumato.training import recipe, resumed, run
 from sfumato.training.decoded import Decoded
 from sfumato.training.diffusion import Denoising
@@ -365,29 +364,3 @@ def test_a_run_of_before_goes_on_with_the_heads_that_are_installed(first_stage: 
             assert resumed._alike({"heads": one}, {"heads": other}) is alike
     assert resumed._alike({"heads": None}, {"heads": None})
     assert not resumed._alike({"heads": 4}, {"heads": None})  # of attention
-
-
-def test_a_network_that_looks_in_steps_teaches_all_pixels_alike(looking: dict[str, Any], codec: Codec) -> None:
-    """One that sees every fourth pixel alone: over many examples no place of the latent's grid is looked at more."""
-
-    class Coarse(Perceptual):
-        def distance(self, a: Tensor, b: Tensor) -> Tensor:
-            return (a - b)[:, :, ::4, ::4].square().flatten(1).sum(1)
-
-    look = decoded(looking, codec)
-    look.perceptual = Coarse()
-    codec.autoencoder.requires_grad_(False)
-    rows = range(2048)
-    pictures = torch.zeros(1, 3, 64, 64).expand(2048, -1, -1, -1)
-    crops = look.crops(pictures, rows, [None] * 2048, 0, rows)
-    assert look.crops(pictures[:1], [7], [None] * 8, 0, range(8)).shifts == crops.shifts[7:8]
-    made = torch.ones_like(crops.pictures).requires_grad_()
-    shown = decoding.shifted(made, crops.shifts)
-    assert look.perceptual is not None
-    look.perceptual(shown, decoding.shifted(crops.pictures, crops.shifts)).sum().backward()
-    assert made.grad is not None
-    inner = made.grad.mean((0, 1))[1:-1, 1:-1]  # what is repeated around counts for the edge
-    assert inner.min() > 0.7 * inner.mean()
-    assert inner.max() < 1.3 * inner.mean()
-    straight = decoding.shifted(made, [(0, 0)] * 2048)
-    assert torch.equal(straight[:, :, : made.shape[2], : made.shape[3]], made)

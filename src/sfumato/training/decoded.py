@@ -15,15 +15,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sfumato import streams
 from sfumato.autoencoder.codec import Codec
 from sfumato.device import at_least_single
 from sfumato.training.discriminator import Kept, PatchDiscriminator, coder_loss
 from sfumato.training.recipe import DecodedConfig
-
-STRIDE = 8  # pixels between the places that perceptual networks look at, at their second or third layer
 
 
 class Crops(NamedTuple):
@@ -33,7 +30,6 @@ class Crops(NamedTuple):
     corners: tuple[tuple[int, int], ...]  # (N,), row and column of the upper left place of the latent
     pictures: Tensor  # (N, C, s, s) in [-1, 1], as they are
     made: Tensor  # (N, 1, s, s) in [0, 1], 1 where the denoiser makes the picture, 0 where it is given
-    shifts: tuple[tuple[int, int], ...] = ()  # (N,), rows and columns by which the perceptual network sees them moved
     begun: bool = False  # whether the critic learns in this step
     heed: Tensor | None = None  # (N,) in [0, 1]: how much is listened to the critic; None: not at all
 
@@ -88,9 +84,7 @@ class Decoded(nn.Module):
         size, f = self.factor * self.places, self.factor
         cut = [(..., slice(f * y, f * y + size), slice(f * x, f * x + size)) for y, x in corners]
         seen = torch.stack([picture[place] for picture, place in zip(pictures, cut, strict=True)])
-        made = torch.stack([m[place] for m, place in zip(masks, cut, strict=True)])
-        moved = (STRIDE * streams.uniform((2,), seed, "decoded/shift", [positions[k] for k in rows])).int().tolist()
-        return Crops(tuple(rows), corners, seen, made, tuple((y, x) for y, x in moved))
+        return Crops(tuple(rows), corners, seen, torch.stack([m[place] for m, place in zip(masks, cut, strict=True)]))
 
     def corner(self, unknown: Tensor, draws: Sequence[float]) -> tuple[int, int]:
         """The crop's upper left place: its middle at a pixel of what is unknown, drawn uniformly, as far as the edge lets it."""
@@ -107,9 +101,7 @@ class Decoded(nn.Module):
         found = dict[str, Tensor]()
         made = self.pasted(codec, estimate, crops)
         if self.perceptual is not None:
-            total = estimate.new_zeros(())
-            if crops.rows:
-                total = self.perceptual(shifted(made, crops.shifts), shifted(crops.pictures, crops.shifts)).sum()
+            total = self.perceptual(made, crops.pictures).sum() if crops.rows else estimate.new_zeros(())
             found["perceptual"] = total * (self.every / len(estimate))
         if crops.begun:
             self.kept[tuple(positions)] = (crops.pictures, made.detach())
@@ -138,16 +130,3 @@ class Decoded(nn.Module):
             for a, b in zip(found, wanted, strict=True)
         ]
         return {"adversarial": (heed * opinion).mean(), "matching": (heed * torch.stack(apart).mean(0)).mean()}
-
-
-def shifted(pictures: Tensor, by: Sequence[tuple[int, int]]) -> Tensor:
-    """Pictures (N, C, s, s), each moved down and right by less than `STRIDE` pixels, its edges repeated around it.
-
-    A network that goes over pictures in steps looks at some pixels more than at others: the slope of SqueezeNet's distance
-    is three times as steep at one of 4 x 4 pixels as at another. Crops begin where places of the latent do, so that what
-    is learned from it is a weave of the same steps.
-    """
-    most = STRIDE - 1
-    return torch.cat([
-        F.pad(one[None], (x, most - x, y, most - y), mode="replicate") for one, (y, x) in zip(pictures, by, strict=True)
-    ])  # fmt: skip
