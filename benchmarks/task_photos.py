@@ -22,12 +22,13 @@ from torch.nn import functional as F
 
 from sfumato import image, streams
 from sfumato.data.base import Data, Part
-from sfumato.data.degrade import shrunk
+from sfumato.data.degrade import DegradeConfig, shrunk
 from sfumato.data.masks import MasksConfig
 from sfumato.evaluation.frechet import frechet, kernel
 from sfumato.evaluation.manifold import manifold
 from sfumato.evaluation.reconstruction import psnr, ssim
 from sfumato.features import network as networks
+from sfumato.features.retrieval import neighbours
 from sfumato.features.torchscript import ScriptConfig
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.pipeline import Pipeline
@@ -141,9 +142,18 @@ def reduced(whole: Tensor, factor: int) -> Tensor:
     return image.to_uint8(shrunk(whole, (whole.shape[-2] // factor, whole.shape[-1] // factor))).float() / 127.5 - 1.0
 
 
+def damaged(whole: Tensor, factor: int, number: int) -> Tensor:
+    """The small picture (C, h, w) of 8 bits as `data.degrade.how=blind` makes it: blur, noise and JPEG, by its number."""
+    degrade = DegradeConfig(how="blind", factor=factor)
+    small: Tensor = degrade(image.to_uint8(whole[None])[0], streams.generator(0, "blind", number))
+    return small.float() / 127.5 - 1.0
+
+
 def upscale(asked: argparse.Namespace) -> Rows:
-    """PSNR, SSIM and the perceptual distance of bicubic, a regression, the model and its codec's ceiling."""
-    pipeline = Pipeline.load(asked.runs / "photo-upscale", device="cpu")  # where all that it is compared with is
+    """PSNR, SSIM and the perceptual distance of bicubic, a regression, the model and its codec's ceiling; of damaged small
+    pictures with `--blind`."""
+    name = (asked.models or ["photo-upscale"])[0]
+    pipeline = Pipeline.load(asked.runs / name, device="cpu")  # where all that it is compared with is
     model, factor = pipeline.model, 4
     train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
     look = ScriptConfig(network=asked.perceptual).build()
@@ -175,7 +185,8 @@ def upscale(asked: argparse.Namespace) -> Rows:
         return image.to_tensor(pipeline.upscale(picture=picture, steps=steps, seed=seed)[0])
 
     def all_of(title: str, wholes: list[Tensor], steps: Sequence[int]) -> list[list[Tensor]]:
-        smalls = [reduced(w[None], factor)[0] for w in wholes]
+        plain = [reduced(w[None], factor)[0] for w in wholes]
+        smalls = [damaged(w, factor, k) for k, w in enumerate(wholes)] if asked.blind else plain
         with torch.no_grad():
             several = {
                 "bicubic": [enlarged(s[None], factor)[0] for s in smalls],
@@ -192,7 +203,7 @@ def upscale(asked: argparse.Namespace) -> Rows:
 
     _, whole = shown(held, asked.count)
     columns = all_of("flowers", list(whole), asked.steps)
-    sheet([torch.stack(c[:SHOWN]) for c in columns], asked.out / "upscale.png")
+    sheet([torch.stack(c[:SHOWN]) for c in columns], asked.out / f"{'blind' if asked.blind else 'upscale'}.png")
     if asked.kodak:
         pictures = [image.to_tensor(image.read(p)) for p in sorted(asked.kodak.rglob("*.png"))][: asked.kodak_count]
         columns = all_of("Kodak", pictures, asked.steps)
@@ -408,14 +419,20 @@ def told_apart(asked: argparse.Namespace, field: str) -> Rows:
 
 def reference(asked: argparse.Namespace) -> Rows:
     """Pictures like a held-out one, `photo-reference`: whether that one is nearest to what was made of it, among as many,
-    by the network that told of it and by the perceptual one, which did not."""
-    model = LatentDiffusion.load(asked.runs / "photo-reference/model").for_sampling()
+    by the network that told of it and by the perceptual one, which did not. A model that reads neighbours is told those of
+    the given picture among the training pictures, and the first of them is a row of its own: what a search alone gives."""
+    model = LatentDiffusion.load(asked.runs / (asked.models or ["photo-reference"])[0] / "model").for_sampling()
     net, look = networks.opened(asked.features), ScriptConfig(network=asked.perceptual).build()
     train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
     seen, given = features(net, shown(train, 4000)[1]), shown(held, asked.count)[1]
-    reader = model.conditions.reader("reference")
-    said = {"reference": list(features(reader.opened(), given))}
-    own = features(net, given)
+    field = next(iter(model.conditions.asked("reference")))
+    reader, own = model.conditions.reader(field), features(net, given)
+    said, found_first = {field: list(features(reader.opened(), given))}, list[Tensor]()
+    if field == "near":
+        _, every = shown(train, len(train))
+        bank = features(reader.opened(), every)
+        _, where = neighbours(torch.stack(said[field]), bank, reader.usual)
+        said, found_first = {field: list(bank[where])}, [every[where[:, 0]]]
 
     def told_of(made: Tensor) -> dict[str, float]:
         found = features(net, made)
@@ -432,12 +449,14 @@ def reference(asked: argparse.Namespace) -> Rows:
 
     rows: Rows = {"real, held out": told_of(given)}
     rows["reconstructed"] = told_of(torch.cat([model.pictures(model.codec.encode(b)) for b in given.split(64)]))
-    several = [given]
+    for one in found_first:
+        rows["the nearest training picture"] = told_of(one)
+    several = [given, *found_first]
     for scale in asked.guidance:
         several.append(sampled(model, said, len(given), asked.steps[-1], scale, 0))
         rows[f"guidance {scale:g}"] = told_of(several[-1])
         print(scale, rows[f"guidance {scale:g}"], flush=True)
-    sheet(several, asked.out / "reference.png", 2 * SHOWN)
+    sheet(several, asked.out / f"{field}.png", 2 * SHOWN)
     return rows
 
 
@@ -565,6 +584,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="*", default=[25])
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0, 5.0])
     parser.add_argument("--images", type=int, default=24_000, help="images that small networks are trained on")
+    parser.add_argument("--blind", action="store_true", help="upscale: from damaged small pictures")
     parser.add_argument("--models", nargs="*", default=[])
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

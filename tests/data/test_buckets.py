@@ -33,7 +33,8 @@ def album(path: Path, sides: "list[tuple[int, int]]" = SIDES, maps: bool = False
     rows = []
     for k, (wide, high) in enumerate(sides):
         shown = quarters(wide, high)
-        shown.putpixel((0, 0), (k, 0, 0))
+        middle = (wide // 2 - 8, high // 2 - 8, wide // 2 + 8, high // 2 + 8)
+        shown.paste((12 * k, 255 - 12 * k, 6 * k), middle)  # no two are alike
         shown.save(path / f"{k}.png")
         rows.append({"file_name": f"{k}.png", "text": f"number {k}", "boxes": [["a", 0.5, 0.5, 1.0, 1.0]]})
         if maps:
@@ -85,6 +86,8 @@ def test_each_step_is_of_one_shape_and_every_family_is_shown_equally_often() -> 
         own = [f for k in range(400) if (f := steps.family(7, k)) in some]
         for k in range(0, len(own) - len(some), len(some)):
             assert sorted(own[k : k + len(some)]) == some
+    first, second = ([f for k in range(p, p + 80) if (f := steps.family(7, k)) in (0, 1, 2)] for p in (0, 80))
+    assert first != second  # a period goes on where the one before ended
     again, other = Steps(shapes, 4), [steps.family(8, k) for k in range(80)]
     assert [again.family(7, k) for k in (79, 3, 40)] == [steps.family(7, k) for k in (79, 3, 40)]
     assert other != [steps.family(7, k) for k in range(80)]
