@@ -80,7 +80,7 @@ class Numbers(Config):
 
 @pytest.mark.parametrize("name", ["share", "count", "several", "inner"])
 def test_a_truth_is_no_number(name: str) -> None:
-    with pytest.raises(ValidationError, match=f"{name} is a number, and true is none; give a number, such as 1"):
+    with pytest.raises(ValidationError, match=f"{name} is a number, and true is none; give a number"):
         Numbers.model_validate({name: True})
 
 

@@ -5,9 +5,10 @@ import json
 import os
 import resource
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -194,3 +195,67 @@ def test_what_can_be_worked_out_again_ends_nothing(tmp_path: Path, caplog: pytes
     assert "cannot be written, so it is worked out again next time" in caplog.text
     files.keep(tmp_path / "rows.safetensors", {"rows": torch.ones(2)})
     assert torch.equal(files.load_tensors(tmp_path / "rows.safetensors")["rows"], torch.ones(2))
+
+
+def published(text: str) -> Callable[[Path], None]:
+    def publish(folder: Path) -> None:
+        folder.mkdir(exist_ok=True)
+        (folder / "model.yaml").write_text(text)
+
+    return publish
+
+
+def test_what_is_replaced_keeps_its_hidden_files_and_its_links(tmp_path: Path) -> None:
+    real, link = tmp_path / "disk" / "model", tmp_path / "model"
+    (real / ".git").mkdir(parents=True)
+    (real / "old.safetensors").touch()
+    link.symlink_to(real, target_is_directory=True)
+    for text in ("new", "newer"):
+        files.replace(link, published(text))
+        assert link.is_symlink()
+        assert (real / "model.yaml").read_text() == text
+        assert {p.name for p in real.iterdir()} == {".git", "model.yaml"}
+    assert {p.name for p in tmp_path.iterdir()} == {"disk", "model"}
+    assert {p.name for p in (tmp_path / "disk").iterdir()} == {"model"}
+
+
+def test_what_cannot_be_renamed_is_written_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a disk that is mounted there."""
+    there, rename = tmp_path / "model", Path.rename
+    there.mkdir()
+
+    def refused(self: Path, target: Path) -> Path:
+        if self == there:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refused)
+    files.replace(there, published("new"))
+    assert (there / "model.yaml").read_text() == "new"
+    assert {p.name for p in tmp_path.iterdir()} == {"model"}
+
+
+def test_a_disk_without_locks_is_warned_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def none(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", none)
+    worked = []
+    with files.alone(tmp_path):
+        worked.append(1)
+    assert worked
+    assert "cannot be locked" in caplog.text
+
+
+def test_streams_that_a_link_names_are_written_to_and_loops_are_said(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    (tmp_path / "out").symlink_to(f"/dev/fd/{write}")
+    files.write(tmp_path / "out", "told")
+    os.close(write)
+    with os.fdopen(read) as heard:
+        assert heard.read() == "told"
+    (tmp_path / "a").symlink_to(tmp_path / "a")
+    with pytest.raises(OSError, match=r"is a link to itself|symbolic link"):
+        files.write(tmp_path / "a", "told")

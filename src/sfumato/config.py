@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
@@ -61,9 +61,8 @@ class Config(BaseModel):
         for name, given in value.items() if isinstance(value, dict) else ():
             field = cls.model_fields.get(name)
             if isinstance(given, bool) and field is not None and numeric(field.annotation):
-                raise ValueError(
-                    f"{name} is a number, and {str(given).lower()} is none; give a number, such as {int(given)}"
-                )
+                or_none = " or null" if NoneType in _kinds(field.annotation) else ""
+                raise ValueError(f"{name} is a number, and {str(given).lower()} is none; give a number{or_none}")
         return value
 
 

@@ -26,13 +26,16 @@ def write(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
     `content` is bytes, text, or a function that writes to the path it is given. A link's target is written, and devices
     and pipes are written to. Raises `OSError` with a remedy when the disk is full; the old file then still stands.
     """
-    if path.is_symlink():
-        path = path.resolve()
     if path.is_dir():
         raise OSError(f"{path} is a folder; give the name of a file")
     if path.exists() and not path.is_file():
         _put(path, content)
         return
+    if path.is_symlink():
+        try:
+            path = path.resolve()
+        except RuntimeError as error:
+            raise OSError(f"{path} is a link to itself; remove it") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(
         f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part"
@@ -75,16 +78,30 @@ def keep(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def replace(folder: Path, publish: Callable[[Path], None]) -> None:
-    """Publish into a folder that is there already, whole. A process that is killed between two names leaves none of it for the
-    next call to bring back."""
+    """Publish into a folder that may be there already, whole. Its hidden files stay. A process that is killed between two
+    names leaves none of it for the next call to bring back. What cannot be renamed, such as a mounted disk, is written into.
+    """
+    folder = folder.resolve()
     part, old = (folder.parent / f".{folder.name}.{end}" for end in ("part", "old"))
     if old.exists() and not folder.exists():
         old.rename(folder)
     for left in (part, old):
         shutil.rmtree(left, ignore_errors=True)
     publish(part)
-    if folder.exists():
+    if not folder.exists():
+        part.rename(folder)
+        return
+    try:
         folder.rename(old)
+    except OSError as error:
+        if error.errno not in (errno.EBUSY, errno.EXDEV, errno.EACCES, errno.EPERM, errno.EINVAL):
+            raise
+        shutil.rmtree(part, ignore_errors=True)
+        publish(folder)
+        return
+    for path in old.iterdir():
+        if path.name.startswith(".") and not (part / path.name).exists():
+            path.rename(part / path.name)
     part.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
 
@@ -100,7 +117,8 @@ def alone(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another process trains in {folder}: wait for its end, or choose another folder") from None
-    except NotImplementedError:  # a disk that knows no locks
+    except (OSError, NotImplementedError) as error:  # a disk that knows no locks
+        log.warning("%s cannot be locked (%s): see to it that nobody else trains in it", folder, error)
         yield
         return
     try:

@@ -60,6 +60,7 @@ def test_shapes_have_the_pixels_of_the_square_and_no_more() -> None:
             assert high * wide <= size**2
             assert max(high, wide) <= longest * min(high, wide)
             assert (wide, high) in shapes
+    assert BucketsConfig().shapes(100)[0][0] % 10 == 0  # 12 does not divide it
     with pytest.raises(ValueError, match=r"buckets.step 48 does not divide data.size 64"):
         BucketsConfig(step=48).shapes(64)
 
@@ -72,6 +73,8 @@ def test_pictures_are_in_the_nearest_shape_that_enough_others_have() -> None:
     assert config.assigned(512, sides[1:]) == [square] * 6 + [high] * 3  # two are too few
     assert config.assigned(512, [(9000, 100), (100, 100), (100, 100)]) == [square] * 3  # none has enough
     assert nearest([square, wide, high], (9000, 100)) == wide
+    several = [(3000, 2000)] * 20 + [(2000, 3000)] * 100 + [(1000, 1000)] * 2
+    assert config.assigned(512, several)[-1] == high  # as near as the wide one, and more common
 
 
 def test_each_step_is_of_one_shape_and_every_family_is_shown_equally_often() -> None:

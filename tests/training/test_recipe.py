@@ -210,6 +210,8 @@ def test_a_recipe_file_says_each_key_once_and_knows_the_home_folder(
         recipe.load_yaml(str(path))
     path.write_text("a: &x {one: 1}\nb: {<<: *x, two: 2}\n")
     assert recipe.load_yaml(str(path))["b"] == {"one": 1, "two": 2}
+    path.write_text("base: &base {x: 1}\na: {b: &mid {<<: *base, x: 2}}\nleaf: {<<: *mid}\n1: a\n'1': b\n")
+    assert recipe.load_yaml(str(path))["leaf"] == {"x": 2}
     monkeypatch.setenv("HOME", str(tmp_path))
     path.write_bytes("data: {kind: folder, path: ~/pictures, cache: ~/kept}\nprompts: [~/a]\n".encode("utf-16"))
     found = recipe.load_yaml(str(path))

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sfumato.autoencoder.codec import Codec
+from sfumato.data.base import Data
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.generate import generate
 from sfumato.tasks.requests import Generate
@@ -20,6 +21,7 @@ from sfumato.training.run import objective_of, train
 from sfumato.training.validation import denoising
 from tests.conftest import diffusion_recipe
 from tests.data.test_buckets import album
+from tests.features.test_network import Looks, save
 
 CPU = torch.device("cpu")
 CONDITIONERS = {
@@ -138,3 +140,44 @@ def test_the_small_picture_of_a_square_tells_the_magnification(
     objective = objective_of(asked(first_stage, pictures, small), tmp_path / "run", CPU)
     assert isinstance(objective, Denoising)
     assert magnification(objective.model, "lowres") == 4
+
+
+def test_batches_that_are_measured_are_whole(first_stage: Path, pictures: Path, tmp_path: Path) -> None:
+    """Memory is measured on two pictures, and a batch that is found divides the run."""
+    auto = asked(first_stage, pictures, training={"images": 9, "batch": 3, "accumulate": "auto"})
+    train(auto, tmp_path / "three", device="cpu", quiet=True)
+    train(
+        asked(first_stage, pictures, training={"images": 12, "batch": "auto"}),
+        tmp_path / "auto",
+        device="cpu",
+        quiet=True,
+    )
+    settled = recipe.read(str(tmp_path / "auto" / "recipe.yaml"))
+    assert settled.training.batch == 4
+
+
+def test_what_a_data_set_makes_fits_all_shapes(first_stage: Path, pictures: Path, tmp_path: Path) -> None:
+    small = {"small": {"kind": "lowres", "width": 4, "told": 8, "plain": True}}
+    read = asked(first_stage, pictures, small)
+    objective = objective_of(read, tmp_path / "run", CPU)
+    assert isinstance(objective, Denoising)
+    assert magnification(objective.model, "lowres") == 4
+    data = {**read.data.model_dump(), "degrade": {"factor": 16}}
+    with pytest.raises(
+        ValueError, match=r"degrade.factor 16 does not divide 40x24: give a buckets.step that is a multiple"
+    ):
+        Data.model_validate(data)
+
+
+def test_networks_see_squares_as_in_sampling(pictures: Path, tmp_path: Path) -> None:
+    network = save(Looks(), tmp_path / "looks.pt")
+    fields = {
+        "kind": "folder",
+        "path": str(pictures),
+        "size": 32,
+        "embed": {"network": str(network), "cache": str(tmp_path)},
+    }
+    shaped, plain = (Data.model_validate({**fields, "buckets": b}).open() for b in ({"least": 2}, None))
+    assert shaped.shapes is not None
+    for k in range(len(plain)):
+        assert torch.equal(shaped.told(k)["reference"], plain.told(k)["reference"])

@@ -174,8 +174,9 @@ class Data(Choice):
         self.check(part)
         found = self.read(part)
         if self.embed is not None:
-            train = partial(self.read, "train") if part != "train" else None
-            found.embeddings = Embeddings(self.embed, found, train)
+            squares = self.squares()  # what a reference is seen as in sampling
+            train = partial(squares.read, "train") if part != "train" else None
+            found.embeddings = Embeddings(self.embed, found if squares is self else squares.read(part), train)
         found.derivations = [derive for derive in (self.degrade, self.masks) if derive is not None]
         return found
 

@@ -22,14 +22,15 @@ class BucketsConfig(Config):
     """Which shapes there are. Each is the largest of its width whose pixels are not more than those of the square."""
 
     step: PositiveInt | None = Field(
-        None, description="pixels that all sides are multiples of; an eighth of data.size where it is not given"
+        None,
+        description="pixels that all sides are multiples of; an eighth of data.size, or the next less that divides it",
     )
     longest: float = Field(2.0, ge=1, description="longer side over the shorter one, at most; what is longer is cut")
     least: PositiveInt = Field(16, description="pictures of a bucket; those of smaller ones join the next in shape")
 
     def shapes(self, size: int) -> list[Shape]:
         """The shapes (height, width), from the lowest to the highest. Raises `ValueError` where `step` does not divide `size`."""
-        step = self.step or max(size // 8, 1)
+        step = self.step or max(n for n in range(1, max(size // 8, 1) + 1) if size % n == 0)
         if size % step:
             raise ValueError(f"buckets.step {step} does not divide data.size {size}; choose another")
         half = [(n, size * size // n // step * step) for n in range(step, size + 1, step)]
@@ -41,14 +42,15 @@ class BucketsConfig(Config):
         the more common of two that are as near. Where none has enough, it is the commonest. Raises as `shapes`."""
         shapes = self.shapes(size)
         counts = Counter(nearest(shapes, one) for one in sides)
-        kept = [shape for shape in shapes if counts[shape] >= self.least] or [max(shapes, key=lambda s: counts[s])]
+        often = sorted(shapes, key=lambda s: -counts[s])
+        kept = [shape for shape in often if counts[shape] >= self.least] or often[:1]
         return [nearest(kept, one) for one in sides]
 
 
 def nearest(shapes: Sequence[Shape], sides: tuple[int, int]) -> Shape:
-    """The shape whose proportions are nearest to those of a picture of this width and height."""
+    """The shape whose proportions are nearest to those of a picture of this width and height, the first of several."""
     width, height = sides
-    return min(shapes, key=lambda s: abs(math.log(s[1] * height / (s[0] * width))))
+    return min(shapes, key=lambda s: round(abs(math.log(s[1] * height / (s[0] * width))), 9))
 
 
 class Steps:

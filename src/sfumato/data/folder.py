@@ -65,10 +65,16 @@ class FolderData(Data):
             raise ValueError(
                 "buckets show whole pictures and crops squares of them: choose one, crops=1 or buckets=null"
             )
+        factor = 1 if self.degrade is None else self.degrade.factor
+        for high, wide in () if self.buckets is None else self.buckets.shapes(self.size):
+            if high % factor or wide % factor:
+                raise ValueError(
+                    f"degrade.factor {factor} does not divide {wide}x{high}: give a buckets.step that is a multiple of it"
+                )
         return self
 
     def squares(self) -> "FolderData":
-        return self.model_copy(update={"buckets": None})
+        return self if self.buckets is None else self.model_copy(update={"buckets": None})
 
     def read(self, part: str) -> "FolderPart":
         if not self.path.is_dir():

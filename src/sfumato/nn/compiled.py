@@ -18,7 +18,7 @@ def _word(value: object) -> object:
 
 Compile = Annotated[Literal["auto", "on", "off"], BeforeValidator(_word)]
 BACKEND = "inductor"
-SHAPES = 32  # ways in which one network is compiled (last batches, previews, tokens) before it is run eagerly
+SHAPES = 64  # ways in which one network is compiled (last batches, previews, tokens) before it is run eagerly
 
 
 def wanted(how: Compile, device: torch.device) -> bool:

@@ -86,7 +86,8 @@ def feeding(recipe: Recipe, where: torch.device, most: int, seconds: float = 0.5
     """Measure the recipe's data with up to `most` threads, each number for so many seconds."""
     settled = {"batch": recipe.training.batch or 32, "accumulate": recipe.training.accumulate or 1}  # not `auto`
     recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=settled)})
-    train = recipe.data.squares().open("train")  # of other shapes there are as many pixels
+    recipe = recipe.model_copy(update={"data": recipe.data.squares()})  # of other shapes there are as many pixels
+    train = recipe.data.open("train")
     counts = sorted({*(2**k for k in range(most.bit_length())), most})
     parts = _before(train, recipe.training.seed, counts, seconds)
     objective, why = _built(recipe, where)

@@ -107,11 +107,12 @@ def seen(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
 def shrunk(conditioner: ConditionerConfig, part: Part) -> ConditionerConfig:
     """The recipe of a conditioner of small pictures, told whether the data make them by a resize and nothing else, and how
     large the one of a square is."""
-    if not isinstance(conditioner, LowresConfig) or conditioner.plain is not None:
+    if not isinstance(conditioner, LowresConfig):
         return conditioner
     made = [d for d in part.derivations if isinstance(d, DegradeConfig) and d.field == conditioner.field]
     side = conditioner.side if part.shapes is None else part.size // (made[0].factor if made else 1)
-    return conditioner.model_copy(update={"plain": any(d.how == "bicubic" for d in made), "side": side})
+    plain = any(d.how == "bicubic" for d in made) if conditioner.plain is None else conditioner.plain
+    return conditioner.model_copy(update={"plain": plain, "side": side})
 
 
 def gridded(config: DiffusionConfig, size: int, factor: int) -> DiffusionConfig:
@@ -121,7 +122,7 @@ def gridded(config: DiffusionConfig, size: int, factor: int) -> DiffusionConfig:
     for name, one in found.items():
         if not isinstance(one, LowresConfig) or one.side is None:
             continue
-        grid = size // factor
+        grid = max(size // factor, 1)
         fitting = max(one.side // grid, 1).bit_length() - 1
         found[name] = told = one if one.stages is not None else one.model_copy(update={"stages": min(fitting, 5)})
         seen = grid << (told.stages or 0)

@@ -348,6 +348,8 @@ class Loop:
             self.averages.restore(tensors["averages"])
             for turn, several in self.optimizers.items():
                 several.restore(tensors[f"optimizer-{turn}"])
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, KeyError) as error:
             raise ValueError(
                 f"recipe.yaml no longer describes what {self.folder / 'state'} holds ({str(error).splitlines()[0]}): undo "

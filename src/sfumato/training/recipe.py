@@ -287,11 +287,12 @@ def load_yaml(source: str) -> dict[str, Any]:
 class Once(yaml.SafeLoader):
     """Reads YAML, and refuses a key that stands twice in a mapping: the last one alone would count."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)  # as it stands, before others are merged into it
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
-            raise yaml.constructor.ConstructorError(None, None, f"the key {twice!r} stands twice", node.start_mark)
-        return super().construct_mapping(node, deep)
+            raise yaml.constructor.ConstructorError(None, None, f"the key {twice[1]!r} stands twice", node.start_mark)
+        return node
 
 
 def homed(fields: dict[str, Any]) -> None:

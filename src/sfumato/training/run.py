@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import math
 import os
 import platform
 import shutil
@@ -295,6 +296,8 @@ def _sized(recipe: Recipe, folder: Path, where: torch.device) -> Recipe:
 def sized(recipe: Recipe, found: Needs) -> Recipe:
     """The recipe with the batch and the parts that `auto` takes where so much is needed."""
     batch = recipe.training.batch or fitting(found)
+    if not recipe.training.batch and recipe.data != recipe.data.squares():  # whose steps have to be whole
+        batch = math.gcd(batch, recipe.training.images)
     return changed(recipe, batch=batch, accumulate=recipe.training.accumulate or accumulating(found, batch))
 
 
@@ -306,11 +309,11 @@ def needed(recipe: Recipe, folder: Path, where: torch.device) -> Needs:
     decoded = getattr(recipe, "decoded", None)
     if isinstance(decoded, DecodedConfig):  # whatever share is decoded, a part may be all
         recipe = recipe.model_copy(update={"decoded": decoded.model_copy(update={"every": 1})})
-    small = changed(recipe, batch=2, accumulate=1)
+    small = changed(recipe, batch=2, accumulate=1, images=max(recipe.training.images // 2 * 2, 2))  # whole steps
     dtype = devices.precision(recipe.training.precision, where)
     with torch.random.fork_rng(devices=[]):
         objective = _ready(small, folder, where, dtype)
-    return needs(objective, small.training, dtype, where, recipe.training.images - 2)
+    return needs(objective, small.training, dtype, where, small.training.images - 2)
 
 
 def _room(folder: Path, wanted: int = 64 << 20) -> None:

@@ -45,9 +45,10 @@ def losses(model: LatentDiffusion, part: Part, limit: int = LIMIT) -> tuple[list
 
     batches = []
     for group in groups:
-        away = {k: group[(place + len(group) // 2) % len(group)] for place, k in enumerate(group)}
-        mine = [k for k in chosen if k in away]
-        batches += [(rows := mine[b : b + AT_ONCE], [away[k] for k in rows]) for b in range(0, len(mine), AT_ONCE)]
+        place = {k: number for number, k in enumerate(group)}  # a picture that is alone in its shape has its own words
+        mine = [k for k in chosen if k in place]
+        away = [group[(place[k] + len(group) // 2) % len(group)] for k in mine]
+        batches += [(mine[b : b + AT_ONCE], away[b : b + AT_ONCE]) for b in range(0, len(mine), AT_ONCE)]
     own, others = zip(*distributed.spread(some, batches), strict=True)
     return [one for rows in own for one in rows], [one for rows in others for one in rows]
 
