@@ -63,6 +63,7 @@ class Steps:
     def __init__(self, shapes: Sequence[Shape], batch: int) -> None:
         """`shapes` are the families'."""
         self.batch, self.count = batch, len(shapes)
+        self.offset = 0  # positions of a step that a run that goes on has left out, for its last one was shorter
         self.members = [np.array(some, np.int32) for _, some in sorted(alike(shapes).items())]
         self._period = lru_cache(maxsize=2)(self._drawn)
 
@@ -78,7 +79,7 @@ class Steps:
 
     def family(self, seed: int, position: int) -> int:
         """The number of the family at a position."""
-        step, place = divmod(position, self.batch)
+        step, place = divmod(position - self.offset, self.batch)
         period, turn = divmod(step, self.count)
         buckets, before = self._period(seed, period)
         members = self.members[buckets[turn]]

@@ -138,6 +138,8 @@ class Denoising(Objective):
     def batch(self, positions: Sequence[int]) -> Noisy:
         t = self.recipe.training
         wanted = self.model.conditions.read
+        if self.train.steps is not None:
+            self.train.steps.offset = self.offset
         plan = loader.plan(self.train, t.seed, positions, t.flip, wanted)
         moments = self.latents.rows(plan.indices, plan.flips).to(self.device, self.dtype)
         shape = (self.shape[0], *moments.shape[2:])

@@ -58,7 +58,7 @@ def one(codec: Codec, part: Part, folder: Path, flip: bool) -> Latents:
 def in_steps(part: Part, model: LatentDiffusion, training: TrainingConfig) -> Part:
     """The part as a training shows it: itself where all its pictures are squares, else with steps of one shape each.
 
-    Raises `ValueError` where the first stage's factor does not divide a shape, and where the last step would not be whole.
+    Raises `ValueError` where the first stage's factor does not divide a shape.
     """
     if part.shapes is None:
         return part
@@ -67,12 +67,6 @@ def in_steps(part: Part, model: LatentDiffusion, training: TrainingConfig) -> Pa
             model.latent_shape(wide, high)
     except ValueError as error:
         raise ValueError(f"{error}: give a data.buckets.step that is a multiple of {model.codec.factor}") from None
-    if training.images % training.batch:
-        whole = -(-training.images // training.batch) * training.batch
-        raise ValueError(
-            f"with data.buckets every step shows pictures of one shape, and training.images {training.images} is not a "
-            f"multiple of training.batch {training.batch}: give training.images={whole}"
-        )
     shown = copy.copy(part)
     shown.steps = Steps([part.shapes[family[0]] for family in part.families], training.batch)
     return shown

@@ -3,7 +3,6 @@
 import itertools
 import json
 import logging
-import math
 import os
 import platform
 import shutil
@@ -296,8 +295,6 @@ def _sized(recipe: Recipe, folder: Path, where: torch.device) -> Recipe:
 def sized(recipe: Recipe, found: Needs) -> Recipe:
     """The recipe with the batch and the parts that `auto` takes where so much is needed."""
     batch = recipe.training.batch or fitting(found)
-    if not recipe.training.batch and recipe.data != recipe.data.squares():  # whose steps have to be whole
-        batch = math.gcd(batch, recipe.training.images)
     return changed(recipe, batch=batch, accumulate=recipe.training.accumulate or accumulating(found, batch))
 
 
