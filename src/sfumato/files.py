@@ -108,7 +108,8 @@ def replace(folder: Path, publish: Callable[[Path], None]) -> None:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Within this context nobody else who asks works in the folder. Raises `ValueError` where somebody does."""
+    """Within this context nobody else who asks works in the folder. Raises `ValueError` where somebody does; where a disk knows
+    no locks, or this one cannot be taken, that is warned of."""
     from filelock import FileLock, Timeout
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,14 +118,12 @@ def alone(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another process trains in {folder}: wait for its end, or choose another folder") from None
-    except (OSError, NotImplementedError) as error:  # a disk that knows no locks
+    except (OSError, NotImplementedError) as error:
         log.warning("%s cannot be locked (%s): see to it that nobody else trains in it", folder, error)
-        yield
-        return
     try:
         yield
     finally:
-        lock.release()
+        lock.release()  # which does nothing where it was not taken
 
 
 def sync(folder: Path) -> None:

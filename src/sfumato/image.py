@@ -16,7 +16,8 @@ import torch
 from PIL import Image, ImageCms, ImageOps
 from torch import Tensor
 
-Pixels = np.ndarray[Any, np.dtype[Any]]
+from sfumato.shape import Pixels
+
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 GRAYS = ("L", "LA", "La")
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # gray of 16 bits

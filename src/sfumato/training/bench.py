@@ -19,9 +19,9 @@ from sfumato import device as devices
 from sfumato import image
 from sfumato.data import loader
 from sfumato.data.base import Part
-from sfumato.image import Pixels, Stored
+from sfumato.image import Stored
 from sfumato.lanes import threads
-from sfumato.shape import squared
+from sfumato.shape import Pixels, squared
 from sfumato.training import ahead, compiled
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.diffusion import Denoising

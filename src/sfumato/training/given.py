@@ -72,9 +72,9 @@ def in_steps(part: Part, model: LatentDiffusion, training: TrainingConfig) -> Pa
     return shown
 
 
-def squares(data: Data, what: str) -> None:
+def only_squares(data: Data, what: str) -> None:
     """Raise `ValueError` where the data show pictures in shapes of their own."""
-    if getattr(data, "buckets", None) is not None:
+    if data.squares() is not data:
         raise ValueError(
             f"{what} learns from squares: leave data.buckets out (data.crops shows several of each picture)"
         )

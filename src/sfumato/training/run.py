@@ -32,7 +32,7 @@ from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
 from sfumato.training.finetuning import begun, magnifying, named, times
 from sfumato.training.fitted import as_small, fitted, gridded, heard, known, varied
-from sfumato.training.given import cached, held_out, in_steps, squares, there
+from sfumato.training.given import cached, held_out, in_steps, only_squares, there
 from sfumato.training.latents import Fresh, Latents, Shaped
 from sfumato.training.loop import Loop, Watch
 from sfumato.training.memory import Needs, accumulating, fitting, needs
@@ -66,7 +66,8 @@ def train(
     """Train a recipe in the run folder and return its model folder.
 
     Raises `ValueError` where the folder holds another run, or where the data, the recipe and the first stage do not
-    fit one another, and where another process trains in the folder; `Interrupted` after Ctrl-C and `FloatingPointError` on NaN, both with what to do next.
+    fit one another, and where another process trains in the folder; `Interrupted` after Ctrl-C and `FloatingPointError` on
+    NaN, both with what to do next.
     """
     where = devices.pick(device)
     with ExitStack() as stack:
@@ -139,7 +140,7 @@ def seen(recipe: Recipe) -> None:
 @draws.wanted()
 def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruction:
     """The first stage's objective, with fresh weights."""
-    squares(recipe.data, "a first stage")
+    only_squares(recipe.data, "a first stage")
     coder = getattr(recipe.autoencoder, "coder", None)
     if isinstance(coder, CoderConfig):
         coder.attended()
@@ -165,7 +166,7 @@ def denoising(recipe: DiffusionRecipe, folder: Path, where: torch.device) -> Den
 @draws.wanted()
 def modelling(recipe: FamilyRecipe, where: torch.device) -> Modelling:
     """The objective of another family, with fresh weights."""
-    squares(recipe.data, f"a model of kind {recipe.family.kind_name()}")
+    only_squares(recipe.data, f"a model of kind {recipe.family.kind_name()}")
     part = recipe.data.open("train")
     if recipe.autoencoder is not None and not recipe.family.coded:
         kind = recipe.family.kind_name()
@@ -193,7 +194,7 @@ def distilling(recipe: DistillationRecipe, folder: Path, where: torch.device) ->
     Raises `ValueError` where the data are not of the teacher's size, or have not what its conditioners read, and where
     the teacher is a shortcut itself, or a shortcut cannot be made of it.
     """
-    squares(recipe.data, "a distillation")
+    only_squares(recipe.data, "a distillation")
     if recipe.training.held_out:
         raise ValueError(
             "a distillation has no held-out loss: its student follows the teacher, not the pictures; leave "
