@@ -45,6 +45,14 @@ def test_blind_is_another_each_time_worse_than_bicubic_and_still_the_picture() -
     assert float(off.max()) < 80
 
 
+def test_blind_is_the_same_while_networks_run_in_half_precision() -> None:
+    picture, config = smooth(), DegradeConfig(how="blind")
+    for k in range(8):  # all ways to resize
+        whole = config(picture, draws(k))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(config(picture, draws(k)), whole)
+
+
 def test_blind_does_all_four_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[str] = []
 

@@ -45,6 +45,7 @@ class DegradeConfig(Config):
         """The field of an example that holds the small picture."""
         return "lowres"
 
+    @torch.autocast("cpu", enabled=False)  # a preview may ask while networks run in half precision
     def __call__(self, picture: Tensor, draws: Draws) -> Tensor:
         """A picture (C, H, W), uint8 or float in [0, 255] -> (C, H / factor, W / factor) uint8.
 
