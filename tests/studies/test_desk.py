@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.picked import Picked
 from sfumato.features import network
-from sfumato.studies import bits, compression, families, limits, recipes
+from sfumato.studies import bits, compression, families, limits, parameters, recipes
 from sfumato.studies.desk import Desk, whole
 from sfumato.studies.judge import Judge, classes_of
 from sfumato.studies.measure import real
@@ -429,6 +429,8 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sfumato.studies.families.SMALL", 8)
     monkeypatch.setattr("sfumato.studies.bits.STEPS", 2)
     monkeypatch.setattr("sfumato.studies.bits.PICTURES", 8)
+    monkeypatch.setattr("sfumato.studies.stability.RATES", (1.0, 4.0))
+    monkeypatch.setattr("sfumato.studies.parameters.WIDTHS", {parameters.SMALL: 32, parameters.LARGE: 64})
     monkeypatch.setattr("sfumato.studies.limits.CHANNELS", (4, 8))
     monkeypatch.setattr("sfumato.studies.conditioning.CAPTIONS", 8)
     monkeypatch.setattr("sfumato.studies.cost.FACTORS", (1, 4))
@@ -448,7 +450,9 @@ def test_a_folder_without_classes_is_studied_to_its_end(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["compression", "cost", "guidance", "conditioning", "families", "limits"])
+@pytest.mark.parametrize(
+    "name", ["compression", "cost", "guidance", "conditioning", "families", "stability", "parameters", "limits"]
+)
 def test_every_study_ends_in_its_page(name: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     hurried(monkeypatch)
     desk.folder = desk.folder.parent / name

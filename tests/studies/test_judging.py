@@ -9,7 +9,18 @@ import pytest
 import torch
 from PIL import Image
 
-from sfumato.studies import compression, conditioning, cost, energy, families, guidance, limits, measure
+from sfumato.studies import (
+    compression,
+    conditioning,
+    cost,
+    energy,
+    families,
+    guidance,
+    limits,
+    measure,
+    parameters,
+    stability,
+)
 from sfumato.studies.judge import Judge, first
 from sfumato.studies.measure import Row, sharpness, spread
 from sfumato.studies.verdict import (
@@ -399,3 +410,68 @@ def test_what_is_claimed_of_families_follows_their_numbers(monkeypatch: pytest.M
     assert len(as_told) == 14
     assert set(as_told.values()) == {HOLDS}
     assert set(turned.values()) == {FAILS}
+
+
+def of_a_gan(**changed: list[float]) -> dict[tuple[str, str], Spread]:
+    """Distances above real pictures of all trainings of `stability`: 10 each, unless told otherwise; [] for none."""
+    names = {
+        "quarter": "rate x 0.25",
+        "own": "as it is",
+        "four": "rate x 4",
+        "seed": stability.AGAIN,
+        "bare": stability.BARE,
+    }
+    found = dict[tuple[str, str], Spread]()
+    for family, short in ((stability.GAN, "gan"), (stability.LDM, "ldm")):
+        for name, change in names.items():
+            values = changed.get(f"{short}_{name}", [10.0, 10.2, 9.8])
+            if values and (family, change) != (stability.LDM, stability.BARE):
+                found[family, change] = Spread.of(values)
+    return found
+
+
+def test_what_hangs_on_its_rate_more_is_told() -> None:
+    steep = {"gan_four": [40.0, 41.0, 39.0], "ldm_four": [12.0, 12.1, 11.9]}
+    assert stability.hanging(of_a_gan(**steep)).outcome == HOLDS
+    assert stability.hanging(of_a_gan(ldm_four=steep["gan_four"], gan_four=steep["ldm_four"])).outcome == FAILS
+    assert stability.hanging(of_a_gan()).outcome == OPEN
+    assert "4.00" in stability.hanging(of_a_gan(**steep)).measured
+
+
+def test_a_training_whose_numbers_end_is_the_worst() -> None:
+    assert stability.hanging(of_a_gan(gan_four=[])).outcome == HOLDS
+    assert stability.hanging(of_a_gan(ldm_quarter=[])).outcome == FAILS
+    assert stability.hanging(of_a_gan(gan_four=[], ldm_four=[])).outcome == OPEN
+    several = {c.text: c.outcome for c in stability.claims(of_a_gan(gan_bare=[]))}
+    assert several["Without its regularisation (R1) a GAN comes out worse"] == HOLDS
+    assert len(stability.claims(of_a_gan(gan_seed=[]))) == len(several)
+
+
+def test_trainings_of_two_seeds_lie_apart_by_a_share_of_their_mean() -> None:
+    found = {c.text: c for c in stability.claims(of_a_gan(gan_seed=[20.0, 20.1, 19.9]))}
+    claim = next(c for text, c in found.items() if "the seed of its training" in text)
+    assert claim.outcome == HOLDS
+    assert "0.667" in claim.measured
+
+
+def test_ratios_of_means_carry_their_spread() -> None:
+    ratio = Spread(20.0, 2.0, 3).over(Spread(10.0, 1.0, 4))
+    assert (ratio.value, ratio.count) == (2.0, 3)
+    assert ratio.spread == pytest.approx(2.0 * math.hypot(0.1, 0.1))
+    assert math.isnan(Spread(1.0, 0.1, 3).over(Spread(0.0, 0.1, 3)).value)
+    gap = Spread(5.0, 3.0, 3).minus(Spread(7.0, 4.0, 2))
+    assert (gap.value, gap.spread, gap.count) == (-2.0, 5.0, 2)
+
+
+def test_parameters_are_needed_where_the_larger_one_gains_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parameters, "distance", lambda _: "FID")
+    monkeypatch.setattr(parameters, "excess", lambda _, found: found)
+    values = {
+        (parameters.SMALL, 4): 12.0, (parameters.LARGE, 4): 10.0, (parameters.LDM, 4): 9.0,
+        (parameters.SMALL, 2): 40.0, (parameters.LARGE, 2): 20.0, (parameters.LDM, 2): 8.0,
+    }  # fmt: skip
+    found = {pair: rows(FID=[v - 0.1, v, v + 0.1]) for pair, v in values.items()}
+    desk: Any = None
+    assert [c.outcome for c in parameters.claims(desk, found)] == [HOLDS] * 5
+    swapped = {(name, 6 - f): row for (name, f), row in found.items()}
+    assert [c.outcome for c in parameters.claims(desk, swapped)] == [FAILS] * 4 + [HOLDS]

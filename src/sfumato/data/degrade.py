@@ -45,7 +45,6 @@ class DegradeConfig(Config):
         """The field of an example that holds the small picture."""
         return "lowres"
 
-    @torch.autocast("cpu", enabled=False)  # a preview may ask while networks run in half precision
     def __call__(self, picture: Tensor, draws: Draws) -> Tensor:
         """A picture (C, H, W), uint8 or float in [0, 255] -> (C, H / factor, W / factor) uint8.
 
@@ -56,7 +55,8 @@ class DegradeConfig(Config):
             raise ValueError(f"degrade.factor {self.factor} does not divide {wide}x{high}; choose another size")
         size = high // self.factor, wide // self.factor
         whole = picture.float() / 127.5 - 1.0
-        small = shrunk(whole[None], size)[0] if self.how == "bicubic" else self._blind(whole, size, draws)
+        with torch.autocast("cpu", enabled=False):  # a preview asks while networks run in half precision
+            small = shrunk(whole[None], size)[0] if self.how == "bicubic" else self._blind(whole, size, draws)
         return ((small + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
     def _blind(self, x: Tensor, size: tuple[int, int], draws: Draws) -> Tensor:

@@ -237,9 +237,13 @@ class Desk:
 
     def budget(self, name: str, fields: Mapping[str, Any], hours: float) -> int:
         """Images that a run sees in so many hours, worked out once."""
+        return self.planned(name, fields, lambda: 3600 * hours * self.rate(name, fields))
+
+    def planned(self, name: str, fields: Mapping[str, Any], images: Callable[[], float]) -> int:
+        """Images that a run sees, so many in whole batches, worked out once."""
         planned = self.plan("images")
         if name not in planned:
-            planned[name] = whole(3600 * hours * self.rate(name, fields), fields)
+            planned[name] = whole(images(), fields)
             self.keep_plan("images", planned)
         found: int = planned[name]
         return found

@@ -37,6 +37,18 @@ class Spread:
         """The standard error of the mean."""
         return self.spread / math.sqrt(self.count)
 
+    def minus(self, other: "Spread") -> "Spread":
+        """The difference of two means that were sampled apart."""
+        return Spread(self.value - other.value, math.hypot(self.spread, other.spread), min(self.count, other.count))
+
+    def over(self, other: "Spread") -> "Spread":
+        """The ratio of two means that were sampled apart, its spread to first order; nan where the lower is not above 0."""
+        count = min(self.count, other.count)
+        if not other.value > 0:
+            return Spread(math.nan, math.nan, count)
+        value = self.value / other.value
+        return Spread(value, math.hypot(self.spread, value * other.spread) / other.value, count)
+
     def told(self, digits: int = 3) -> str:
         """«41.2 ± 0.3», to so many significant digits of the value."""
         if not math.isfinite(self.value):
