@@ -472,6 +472,6 @@ def test_parameters_are_needed_where_the_larger_one_gains_more(monkeypatch: pyte
     }  # fmt: skip
     found = {pair: rows(FID=[v - 0.1, v, v + 0.1]) for pair, v in values.items()}
     desk: Any = None
-    assert [c.outcome for c in parameters.claims(desk, found)] == [HOLDS] * 5
+    assert [c.outcome for c in parameters.claims(desk, found)] == [HOLDS] * 4
     swapped = {(name, 6 - f): row for (name, f), row in found.items()}
-    assert [c.outcome for c in parameters.claims(desk, swapped)] == [FAILS] * 4 + [HOLDS]
+    assert [c.outcome for c in parameters.claims(desk, swapped)] == [FAILS] * 4

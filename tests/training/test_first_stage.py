@@ -17,9 +17,10 @@ from sfumato.autoencoder.vq import VQAutoencoder
 from sfumato.features.perceptual import Perceptual
 from sfumato.training import checkpoint, discriminator
 from sfumato.training.autoencoder import Balance, Coder, Pictures, Reconstruction, last_layer, stack
+from sfumato.training.critic import CriticConfig
 from sfumato.training.discriminator import PatchDiscriminator, coder_loss, critic_loss, gradient_penalty
 from sfumato.training.loop import Loop
-from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, Recipe, ReconstructionConfig
+from sfumato.training.recipe import AutoencoderRecipe, Recipe, ReconstructionConfig
 from sfumato.training.run import reconstruction, train
 from tests.conftest import CODER, adversarial_recipe, autoencoder_recipe
 from tests.training import several

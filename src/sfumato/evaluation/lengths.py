@@ -15,7 +15,7 @@ from sfumato.training import posthoc
 from sfumato.training.ema import exponent
 from sfumato.training.fitted import classes
 from sfumato.training.likelihood import over
-from sfumato.training.recipe import Recipe
+from sfumato.training.recipe import DecoderRecipe, Recipe
 from sfumato.training.validation import denoising
 
 
@@ -40,6 +40,8 @@ def compared(
     for width in widths:
         exponent(width)  # which raises for what is no width, before minutes of measuring
     part, rows = recipe.data.open("held_out"), []
+    if isinstance(recipe, DecoderRecipe) and isinstance(model, LatentDiffusion):
+        model = model.codec  # of which the decoder alone has learned
     if isinstance(model, LatentDiffusion):
         part = renumbered(part, classes(model))
     if isinstance(model, Family):

@@ -40,6 +40,12 @@ def smaller(x: Tensor, size: Sequence[int]) -> Tensor:
         return filters[0] @ x @ filters[1].T
 
 
+def blurred(x: Tensor, side: int) -> Tensor:
+    """(B, C, H, W) -> the same shape: each place the mean of `side` x `side` around it, edges repeated."""
+    before, after = (side - 1) // 2, side // 2
+    return F.avg_pool2d(F.pad(x, (before, after, before, after), mode="replicate"), side, 1)
+
+
 class Rescaler(nn.Module):
     """(B, K, 2^stages h, 2^stages w) -> (B, width, h, w): halved `stages` times by learned layers.
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from sfumato import device as devices
 from sfumato import files, image, streams
@@ -23,6 +22,7 @@ from sfumato.evaluation.generation import against, apart, halves, named
 from sfumato.evaluation.reconstruction import measured, summary
 from sfumato.evaluation.source import Modelled, PartPictures, Rebuilt, Sampled, Source
 from sfumato.families.base import Family
+from sfumato.nn.rescale import blurred
 from sfumato.studies.desk import Desk
 from sfumato.studies.judge import Classes, Judge, classes_of, first
 from sfumato.studies.verdict import Spread
@@ -73,8 +73,7 @@ class Watched(Source):
 
 def sharpness(pictures: Sequence[Tensor]) -> list[float]:
     """How much each picture (C, H, W) differs from its blur over 3 x 3 pixels, on the mean: blurred ones little."""
-    blurred = [F.avg_pool2d(F.pad(p[None].float(), (1, 1, 1, 1), mode="replicate"), 3, 1)[0] for p in pictures]
-    return [float((p - b).abs().mean()) for p, b in zip(pictures, blurred, strict=True)]
+    return [float((p - blurred(p[None].float(), 3)[0]).abs().mean()) for p in pictures]
 
 
 @dataclass(frozen=True)

@@ -21,20 +21,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sfumato import distributed, image, streams
+from sfumato.autoencoder.base import Encoded
 from sfumato.autoencoder.codebook import Codebook
 from sfumato.autoencoder.codec import Codec, together
 from sfumato.data import loader
 from sfumato.data.base import Part
 from sfumato.device import at_least_single
-from sfumato.nn.rescale import smaller
+from sfumato.nn.rescale import blurred, smaller
+from sfumato.training.critic import CriticConfig
 from sfumato.training.discriminator import Critic, Kept, PatchDiscriminator, coder_loss
 from sfumato.training.objective import Objective
-from sfumato.training.recipe import AutoencoderRecipe, CriticConfig, ReconstructionConfig
+from sfumato.training.recipe import AutoencoderRecipe, ReconstructionConfig
 from sfumato.training.settings import TrainingConfig
 
 SMOOTH = 0.9  # decay of the gradients' lengths from which the adaptive weight is told
 REVIVE = 512  # pictures at most whose latents unused codes are moved to
 FEW = 16  # latents a code from which its beginning is told
+BLUR = 3  # places a side over which latents are blurred
 JUDGED = 256  # pictures of the held-out loss
 
 
@@ -47,6 +50,7 @@ class Pictures(NamedTuple):
     begun: bool  # whether the critic learns in this step
     positions: tuple[int, ...]  # (B,), places in the run
     moved: tuple[int, int] = (0, 0)  # places a side that latents are made small to, 0: not at all; quarter turns
+    soft: Tensor | None = None  # (B,) in [0, 1]: how much of each latent is its blur; None: of no latent
     heeded: bool = False  # whether any of `heed` is above 0: an accelerator would have to be waited for to tell
 
 
@@ -89,7 +93,7 @@ class Coder(nn.Module):
 
     def forward(self, batch: Pictures) -> dict[str, Tensor]:
         """Mean losses over the batch; `loss` is their weighted sum."""
-        encoded, rebuilt = self.codec.autoencoder.rebuild(batch.images, batch.noise)
+        encoded, rebuilt, wanted = self.rebuilt(batch)
         penalty = encoded.penalty.mean()
         found = {"kl" if encoded.codes is None else "codebook": penalty.detach()}
         if isinstance(book := getattr(self.codec.autoencoder, "codebook", None), Codebook):
@@ -97,16 +101,27 @@ class Coder(nn.Module):
             assert encoded.codes is not None
             found |= book.tally(encoded.moments, encoded.codes)
         if self.critic is None or not batch.heeded:
-            error = self.compare(rebuilt, batch.images, found)
+            error = self.compare(rebuilt, wanted, found)
         else:
-            error = self.judged(rebuilt, batch, found)
+            error = self.judged(rebuilt, batch._replace(images=wanted), found)
         if batch.moved[0]:
-            raw = encoded.latent if encoded.codes is None else encoded.moments  # codes are chosen after the move
-            assert raw is not None
-            error = error + self.weights.equivariance * self.moved(raw, batch, found)
+            error = error + self.weights.equivariance * self.moved(continuous(encoded), batch, found)
         if batch.begun:
             self.kept[batch.positions] = (batch.images, rebuilt.detach())
         return {"loss": error + (self.weights.kl if encoded.codes is None else self.weights.codebook) * penalty} | found
+
+    def rebuilt(self, batch: Pictures) -> tuple[Encoded, Tensor, Tensor]:
+        """What is encoded, what is decoded of it, and what that is to be: the pictures, or those that were mixed with their
+        blur where latents were."""
+        coder, soft = self.codec.autoencoder, batch.soft
+        if soft is None:
+            return *coder.rebuild(batch.images, batch.noise), batch.images
+        encoded = coder.encode(batch.images, batch.noise)
+        mixed, wanted = (
+            x.lerp(blurred(x, side), soft[:, None, None, None].to(x))
+            for x, side in ((continuous(encoded), BLUR), (batch.images, BLUR * self.codec.factor))
+        )
+        return encoded, coder.decode(mixed), wanted
 
     def moved(self, latent: Tensor, batch: Pictures, found: dict[str, Tensor]) -> Tensor:
         """The mean absolute error of what is decoded from latents made smaller and turned, beside the picture so treated.
@@ -163,6 +178,13 @@ class Coder(nn.Module):
         carried = (rebuilt * (slope + weight * heeded)).sum()  # whose gradient at `rebuilt` is that of the whole
         own = error - error.detach() if self.weights.variance else 0.0  # the log-variance's, whose `picture` is a leaf
         return value + (carried - carried.detach()) + own
+
+
+def continuous(encoded: Encoded) -> Tensor:
+    """The latent before codes are chosen, for what moves or mixes latents does so before."""
+    raw = encoded.latent if encoded.codes is None else encoded.moments
+    assert raw is not None
+    return raw
 
 
 def last_layer(codec: Codec) -> Tensor:
@@ -229,7 +251,8 @@ class Reconstruction(Objective):
         told = [self._heed(p) for p in positions]
         begun = self._since(positions[0]) >= 0
         images, noise, heed = (x.to(self.device, self.dtype) for x in (rows.images, noise, torch.tensor(told)))
-        return Pictures(images, noise, heed, begun, tuple(positions), self._moved(positions[0]), any(told))
+        moved, soft = self._moved(positions[0]), self._soft(positions)
+        return Pictures(images, noise, heed, begun, tuple(positions), moved, soft, any(told))
 
     def _moved(self, position: int) -> tuple[int, int]:
         """How the latents of a step are made smaller and turned: the same for all parts of it."""
@@ -238,6 +261,14 @@ class Reconstruction(Objective):
         step, side = (position - self.offset) // self.recipe.training.batch, self.shape[1]
         rng = streams.generator(self.recipe.training.seed, "equivariance", step)
         return int(rng.integers(max(side // 4, 1), side + 1)), int(rng.integers(4))
+
+    def _soft(self, positions: Sequence[int]) -> Tensor | None:
+        """How much of each latent is its blur."""
+        seed, share = self.recipe.training.seed, self.recipe.objective.smooth
+        if not share:
+            return None
+        drawn = [streams.generator(seed, "smooth", p).random(2) for p in positions]
+        return torch.tensor([much if which < share else 0.0 for which, much in drawn], device=self.device)
 
     def _since(self, position: int) -> int:
         critic = self.recipe.objective.critic

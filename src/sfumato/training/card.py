@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import yaml
 
 from sfumato import __version__
-from sfumato.training.recipe import DiffusionRecipe, FamilyRecipe
+from sfumato.training.recipe import DecoderRecipe, DiffusionRecipe, FamilyRecipe
 
 
 def card(recipe: DiffusionRecipe | FamilyRecipe, labels: Sequence[str] = (), start: str = "") -> str:
@@ -31,6 +31,14 @@ def card(recipe: DiffusionRecipe | FamilyRecipe, labels: Sequence[str] = (), sta
         '```python\nimport sfumato\nmodel = sfumato.load("this folder")\n'
         f"images = model.{called}\n```\n"
     )
+
+
+def redecoded(before: str, recipe: DecoderRecipe) -> str:
+    """The card of a model whose decoder went on learning: what it had, and that."""
+    said = {k: v for k, v in recipe.data.model_dump(mode="json").items() if v is not None}
+    data = yaml.safe_dump(said, sort_keys=False).strip()
+    told = f"Its decoder went on learning, with Sfumato {__version__}, on {recipe.training.images:,} images of"
+    return f"{before.rstrip()}\n\n{told}\n\n```yaml\n{data}\n```\n"
 
 
 def _said(kinds: set[str], labels: bool) -> str:

@@ -15,11 +15,12 @@ from sfumato.autoencoder.codec import Codec
 from sfumato.conditioning.base import Conditions, Sizes
 from sfumato.families import base as families
 from sfumato.model import LatentDiffusion
+from sfumato.training import decoder
 from sfumato.training import recipe as recipes
 from sfumato.training.finetuning import begun
 from sfumato.training.fitted import fitted, gridded
 from sfumato.training.given import there
-from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, FinetuningRecipe
+from sfumato.training.recipe import AutoencoderRecipe, DecoderRecipe, DistillationRecipe, FamilyRecipe, FinetuningRecipe
 from sfumato.training.run import modelling
 from sfumato.training.shortcut import strided
 
@@ -53,6 +54,9 @@ def recipe(source: str, changes: Sequence[str]) -> tuple[str, list[Row]]:
     if isinstance(read, DistillationRecipe):
         teacher = LatentDiffusion.load(there(read.teacher, read.data))
         return text, both(strided(teacher, read.steps) if read.how == "shortcut" else teacher)
+    if isinstance(read, DecoderRecipe):
+        start = decoder.begun(read)
+        return text, both(start) if isinstance(start, LatentDiffusion) else first_stage(start, read.data.size)
     if isinstance(read, FinetuningRecipe):
         return text, both(begun(read))
     codec = _planned(read.autoencoder)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from sfumato.device import at_least_single
 from sfumato.nn.conv import Conv2d
-from sfumato.training.recipe import PatchCriticConfig
+from sfumato.training.critic import PatchCriticConfig
 
 GanLoss = Literal["hinge", "logistic", "non_saturating"]
 

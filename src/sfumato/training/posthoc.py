@@ -23,9 +23,18 @@ from sfumato.conditioning.stride import FIELD
 from sfumato.families import base as families
 from sfumato.families.base import Family
 from sfumato.model import LatentDiffusion
+from sfumato.training import decoder
 from sfumato.training.autoencoder import stack
 from sfumato.training.ema import exponent
-from sfumato.training.recipe import AutoencoderRecipe, DistillationRecipe, FamilyRecipe, Recipe, load_yaml, parse
+from sfumato.training.recipe import (
+    AutoencoderRecipe,
+    DecoderRecipe,
+    DistillationRecipe,
+    FamilyRecipe,
+    Recipe,
+    load_yaml,
+    parse,
+)
 
 FACTS = "averages.json"
 
@@ -103,7 +112,8 @@ def missed(kept: Sequence[tuple[float, int]], wanted: tuple[float, int]) -> floa
 
 @torch.no_grad()
 def rebuild(snapshots: Sequence[Snapshot], width: float, parameters: Sequence[nn.Parameter]) -> float:
-    """Set the parameters to the run's average of relative `width` at its end; returns how far its profile was missed.
+    """Set the parameters to the run's average of relative `width` at its end; returns how far its profile was missed. Those
+    that do not learn stay as they are, to the bit.
 
     One snapshot at a time is read. Raises `ValueError` for a width that no power has.
     """
@@ -117,7 +127,8 @@ def rebuild(snapshots: Sequence[Snapshot], width: float, parameters: Sequence[nn
         for k, total in enumerate(totals):
             total.add_(tensors[str(k)].to(total), alpha=float(share))
     for parameter, total in zip(parameters, totals, strict=True):
-        parameter.copy_(total)
+        if parameter.requires_grad:
+            parameter.copy_(total)
     return missed(kept, wanted)
 
 
@@ -130,6 +141,11 @@ def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion | Family, list[nn
     if isinstance(recipe, AutoencoderRecipe):
         codec = Codec.load(run / "model")
         return recipe, codec, list(codec.autoencoder.parameters())
+    if isinstance(recipe, DecoderRecipe):
+        start = decoder.begun(recipe.model_copy(update={"start": run / "model"}))
+        codec = start.codec if isinstance(start, LatentDiffusion) else start
+        decoder.learning(codec)
+        return recipe, start, list(codec.autoencoder.parameters())
     if isinstance(recipe, FamilyRecipe):
         family = families.load(run / "model")
         first = next(iter(family.turns))
@@ -142,7 +158,8 @@ def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion | Family, list[nn
 
 
 def publish(recipe: Recipe, model: Codec | LatentDiffusion | Family, folder: Path, card: str = "") -> None:
-    """Write the model folder of rebuilt weights. A first stage's shift and scale are measured again: they are its latents'."""
+    """Write the model folder of rebuilt weights. A first stage's shift and scale are measured again, for
+    they are its latents', but where its decoder alone has learned."""
     files.vacant(folder)
     if isinstance(model, LatentDiffusion):
         files.replace(folder, lambda part: model.save(part, card))
@@ -152,7 +169,8 @@ def publish(recipe: Recipe, model: Codec | LatentDiffusion | Family, folder: Pat
         config = recipe.family
         files.replace(folder, lambda part: families.save(model, config, part, card))
         return
-    measured(model, recipe)
+    if not isinstance(recipe, DecoderRecipe):
+        measured(model, recipe)
     files.replace(folder, model.save)
 
 

@@ -16,49 +16,12 @@ from sfumato.data.base import Data
 from sfumato.families.base import FamilyConfig
 from sfumato.features.perceptual import PerceptualConfig
 from sfumato.model import DiffusionConfig
-from sfumato.training.settings import Images, Moment, TrainingConfig
+from sfumato.training.critic import CriticConfig, EstimateCriticConfig
+from sfumato.training.settings import TrainingConfig
 
 WRITTEN = ("sfumato", "format")  # keys of a resolved recipe that say who wrote it
 PATHS = ("path", "autoencoder", "teacher", "start", "network", "folder", "decodes")  # keys of files and folders
 PLACES = (*PATHS, "cache", "heads", "font")  # and those that are numbers, or yes and no, elsewhere
-
-
-class PatchCriticConfig(Config):
-    """An adversarial term: a patch critic that learns beside what makes the pictures (Isola et al., 2017)."""
-
-    weight: float = Field(0.5, ge=0, description="of the adversarial term")
-    start: Moment = Field(0, description="images after which the critic begins to learn; before, it costs nothing")
-    ramp: Images = Field(
-        20_000, description="images over which, from `start`, its weight on what it judges rises from 0"
-    )
-    loss: Literal["hinge", "logistic", "non_saturating"] = "hinge"
-    r1: float = Field(0.0, ge=0, description="weight of the gradient penalty at real pictures; 0: none")
-    width: PositiveInt = 64
-    layers: PositiveInt = Field(3, description="strided convolutions; a patch of three is 70 pixels wide")
-    rate: PositiveFloat = Field(4e-4, description="peak learning rate of the critic (AdamW)")
-    betas: tuple[float, float] = (0.5, 0.9)
-
-    def since(self, position: int, offset: int, batch: int) -> int:
-        """Images since the critic began, at the start of this position's step: one answer for all parts of a step."""
-        return position - (position - offset) % batch - self.start
-
-    def heed(self, since: int) -> float:
-        """In [0, 1]: how much is listened to the critic so many images after it began."""
-        return min(max(since / self.ramp, 0.0), 1.0)
-
-    def tuned(self, training: TrainingConfig) -> TrainingConfig:
-        """The settings of the critic's optimiser."""
-        return training.model_copy(update={"optimizer": "adamw", "rate": self.rate, "betas": self.betas})
-
-
-class CriticConfig(PatchCriticConfig):
-    """The adversarial term of a first stage (Esser et al., 2021; Rombach et al., 2022)."""
-
-    weight: float = Field(0.5, ge=0, description="of the adversarial term; where `adaptive`, of its gradient's length")
-    adaptive: bool = Field(
-        True, description="scale by the ratio of both terms' gradients at the decoder's last weights"
-    )
-    largest: PositiveFloat = Field(100.0, description="bound of that ratio")
 
 
 class ReconstructionConfig(Config):
@@ -77,6 +40,13 @@ class ReconstructionConfig(Config):
     equivariance: float = Field(
         0.0, ge=0, description="of the error of pictures decoded from latents that were made smaller and turned"
     )
+    smooth: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="share of the pictures whose latents are mixed with their blur before they are decoded, and that are held "
+        "against the picture so mixed: estimates of a denoiser are smooth, and decoders that never saw such weave patterns",
+    )
     variance: bool = Field(False, description="learn the output's log-variance, one number for all pixels")
     critic: CriticConfig | None = None
 
@@ -86,6 +56,16 @@ class AutoencoderRecipe(Config):
 
     stage: Literal["autoencoder"]
     autoencoder: FirstStage
+    objective: ReconstructionConfig = ReconstructionConfig()
+    data: Data
+    training: TrainingConfig
+
+
+class DecoderRecipe(Config):
+    """The decoder of a trained model that goes on learning; its encoder stays, and with it all latents and the denoiser."""
+
+    stage: Literal["decoder"]
+    start: Path = Field(description="model folder, of a first stage or of a model on one, whose decoder learns on")
     objective: ReconstructionConfig = ReconstructionConfig()
     data: Data
     training: TrainingConfig
@@ -115,16 +95,6 @@ class TimesConfig(Config):
 
 
 Weight = Literal["simple", "min_snr", "soft_min_snr", "edm", "sigmoid"]
-
-
-class EstimateCriticConfig(PatchCriticConfig):
-    """The adversarial term of decoded estimates: what a denoiser makes of noise is to look like a picture."""
-
-    weight: float = Field(0.05, ge=0, description="of the adversarial term")
-    matching: float = Field(
-        1.0, ge=0, description="of the distance of the critic's own maps of what is made and of the picture"
-    )
-    width: PositiveInt = 32
 
 
 class DecodedConfig(Config):
@@ -253,7 +223,7 @@ class FamilyRecipe(Config):
     training: TrainingConfig
 
 
-Recipe = AutoencoderRecipe | DiffusionRecipe | FinetuningRecipe | DistillationRecipe | FamilyRecipe
+Recipe = AutoencoderRecipe | DecoderRecipe | DiffusionRecipe | FinetuningRecipe | DistillationRecipe | FamilyRecipe
 _either: TypeAdapter[Recipe] = TypeAdapter(Annotated[Recipe, Field(discriminator="stage")])
 
 

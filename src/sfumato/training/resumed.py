@@ -14,11 +14,12 @@ from sfumato.config import Config
 from sfumato.features import lpips
 from sfumato.training import checkpoint
 from sfumato.training import recipe as recipes
+from sfumato.training.critic import PatchCriticConfig
 from sfumato.training.recipe import (
     AutoencoderRecipe,
+    DecoderRecipe,
     DiffusionRecipe,
     FamilyRecipe,
-    PatchCriticConfig,
     Recipe,
     dump,
     parse,
@@ -144,7 +145,7 @@ def _long_enough(recipe: Recipe, folder: Path) -> None:
 
 def _own_rates(stored: Recipe, recipe: Recipe) -> Recipe:
     """`stored` with the rates of `recipe` that are not the training's: a critic's, and a family's own."""
-    name = "objective" if isinstance(stored, AutoencoderRecipe) else "decoded"
+    name = "objective" if isinstance(stored, AutoencoderRecipe | DecoderRecipe) else "decoded"
     holder, other = getattr(stored, name, None), getattr(recipe, name, None)
     if isinstance(holder, Config) and isinstance(other, Config):
         critic, given = getattr(holder, "critic", None), getattr(other, "critic", None)

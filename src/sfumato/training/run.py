@@ -23,10 +23,11 @@ from sfumato.families.base import Shape
 from sfumato.model import DiffusionConfig, LatentDiffusion
 from sfumato.nn import draws
 from sfumato.nn.recompute import recompute
-from sfumato.training import checkpoint, compiled
+from sfumato.training import checkpoint, compiled, decoder
 from sfumato.training import recipe as recipes
 from sfumato.training.autoencoder import Reconstruction
 from sfumato.training.card import card
+from sfumato.training.decoder import Decoding
 from sfumato.training.diffusion import Denoising
 from sfumato.training.distillation import Distilling
 from sfumato.training.family import Modelling
@@ -40,6 +41,7 @@ from sfumato.training.objective import Objective
 from sfumato.training.recipe import (
     AutoencoderRecipe,
     DecodedConfig,
+    DecoderRecipe,
     DiffusionRecipe,
     DistillationRecipe,
     FamilyRecipe,
@@ -119,6 +121,8 @@ def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Reconstru
     seen(recipe)  # before a folder is looked through and its pictures are encoded
     if isinstance(recipe, AutoencoderRecipe):
         return reconstruction(recipe, where)
+    if isinstance(recipe, DecoderRecipe):
+        return decoding(recipe, where)
     if isinstance(recipe, FamilyRecipe):
         return modelling(recipe, where)
     if isinstance(recipe, DistillationRecipe):
@@ -130,8 +134,9 @@ def objective_of(recipe: Recipe, folder: Path, where: torch.device) -> Reconstru
 
 def seen(recipe: Recipe) -> None:
     """Raise `ValueError` where a network that the recipe compares pictures with is not there."""
-    if isinstance(recipe, AutoencoderRecipe) and recipe.objective.perceptual and recipe.objective.perceptual_weight:
-        recipe.objective.perceptual.present(without="objective.perceptual=null")
+    compared = recipe.objective if isinstance(recipe, AutoencoderRecipe | DecoderRecipe) else None
+    if compared is not None and compared.perceptual and compared.perceptual_weight:
+        compared.perceptual.present(without="objective.perceptual=null")
     decoded = getattr(recipe, "decoded", None)
     if isinstance(decoded, DecodedConfig) and decoded.perceptual is not None:
         decoded.perceptual.present(without="decoded=null" if decoded.critic is None else "decoded.perceptual=null")
@@ -146,6 +151,15 @@ def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruc
         coder.attended()
     part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
     return Reconstruction(Codec(recipe.autoencoder).to(where), recipe, part, apart, where)
+
+
+def decoding(recipe: DecoderRecipe, where: torch.device) -> Decoding:
+    """The objective of a decoder that goes on learning. Raises `ValueError` as `decoder.begun`, and for pictures that are not
+    the model's."""
+    only_squares(recipe.data, "a decoder")
+    start = decoder.begun(recipe).to(where)
+    part, apart = recipe.data.open("train"), held_out(recipe.data, bool(recipe.training.held_out))
+    return Decoding(start, recipe, part, apart, where)
 
 
 @draws.wanted()
