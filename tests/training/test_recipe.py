@@ -27,6 +27,8 @@ def test_every_shipped_recipe_parses_and_builds(name: str) -> None:
             read.autoencoder.build()
         elif isinstance(read, recipe.DistillationRecipe):
             assert read.teacher.parts[-1] == "model"
+        elif isinstance(read, recipe.DecoderRecipe):
+            assert read.start.parts[-1] == "model"
         elif isinstance(read, recipe.FinetuningRecipe):
             assert (shipped.folder(read.start) / "model.yaml").is_file()
         elif isinstance(read, recipe.FamilyRecipe):
@@ -85,7 +87,7 @@ def test_noise_is_predicted_where_something_of_the_picture_is_left(schedule: str
 
 
 def test_a_recipe_that_is_not_there_or_not_yaml_says_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="one of emoji, emoji-autoencoder, emoji-codes, emoji-few"):
+    with pytest.raises(ValueError, match="one of decoder, emoji, emoji-autoencoder, emoji-codes, emoji-few"):
         recipe.read("emojo")
     (tmp_path / "a.yaml").write_text("a: [")
     with pytest.raises(ValueError, match="is not YAML"):
