@@ -1,11 +1,13 @@
 """`sfumato study` says what is wrong before anything is trained."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from sfumato import cli
 from sfumato.studies.names import HOURS, TOLD
+from sfumato.studies.run import before
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -39,3 +41,13 @@ def test_studies_together_take_less_than_ten_hours() -> None:
     assert TOLD.keys() == HOURS.keys()
     folder = Path(cli.__file__).parent.parent / "studies"
     assert all((folder / f"{name}.py").is_file() for name in HOURS)
+
+
+def test_a_study_goes_on_with_what_it_was_begun_with(tmp_path: Path) -> None:
+    """Default hours may be others in a later version."""
+    assert before(tmp_path) == {}
+    plan = {"asked": {"--hours": 2.0, "--trainings": 1}}
+    (tmp_path / "plan.json").write_text(json.dumps(plan), encoding="utf-8")
+    assert before(tmp_path) == {}  # nothing hangs on it yet
+    (tmp_path / "plan.json").write_text(json.dumps({**plan, "images": {"pixels": 64}}), encoding="utf-8")
+    assert before(tmp_path) == plan["asked"]

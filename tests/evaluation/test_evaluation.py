@@ -227,7 +227,7 @@ def test_a_model_is_measured_with_its_protocol(model_folder: Path) -> None:
     assert found["protocol"]["parts"] == {part: data.open(part).fingerprint for part in data.parts}
     again = run.evaluate_model(model, EmojiData(size=32), captions=4, steps=2)
     assert again == found
-    told = run.read_data(model_folder)
+    told = doors.read_data(model_folder)
     assert told is not None
     assert EmojiData.model_validate({k: v for k, v in told.items() if k != "kind"}) == EmojiData(size=32)
 

@@ -118,7 +118,7 @@ def test_a_folder_beside_a_model_is_held_out_whole_and_the_run_s_data_stay_its_t
     model_folder: Path, tmp_path: Path
 ) -> None:
     folder = pictures(tmp_path / "real", 12)
-    model, recipe = LatentDiffusion.load(model_folder), run.read_data(model_folder)
+    model, recipe = LatentDiffusion.load(model_folder), doors.read_data(model_folder)
     asked = Asked(model_folder, data=str(folder))
     data = doors._data(asked, recipe, model.size, 3)
     assert (len(data.open("held_out")), data.open("held_out").size) == (12, 32)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sfumato.conditioning.base import ConditionerConfig
 from sfumato.data.picked import Picked
 from sfumato.features import network
-from sfumato.studies import bits, compression, families, limits, parameters, recipes
+from sfumato.studies import bits, compression, families, limits, parameters, recipes, stability
 from sfumato.studies.desk import Desk, whole
 from sfumato.studies.judge import Judge, classes_of
 from sfumato.studies.measure import real
@@ -447,6 +447,30 @@ def test_a_folder_without_classes_is_studied_to_its_end(
     text = (page.parent / "study.md").read_text(encoding="utf-8")
     assert "classes covered" not in text
     assert "nan" not in text.split()
+
+
+def test_a_training_that_ends_is_kept_as_ended(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its row is left out, and it is not tried again."""
+    several = stability.trials(desk, Path("one"), Path("other"))
+    trial = next(t for t in several if t.change == "rate x 4")
+    monkeypatch.setattr(Desk, "rate", lambda *_: 1000.0)
+    calls = list[str]()
+
+    def ends(self: Desk, name: str, fields: object, images: int) -> Path:
+        calls.append(name)
+        raise FloatingPointError("GAN-rate-x-4: the loss is not finite; give other --hours and --out")
+
+    monkeypatch.setattr(Desk, "trained", ends)
+    assert [stability.tried(desk, trial, several, 0.01) for _ in range(2)] == [None, None]
+    assert calls == [trial.run]
+    assert desk.plan("ended") == {trial.run: "GAN-rate-x-4: the loss is not finite"}
+    assert desk.plan("images")[trial.run] == desk.plan("images")[several[0].run]
+    seeds = [t.fields["training"].get("seed") for t in several if t.change == stability.AGAIN]
+    assert seeds == [1000, 1000]
+    assert {t.fields["family"]["rate"] for t in several if t.change.startswith("rate") and "family" in t.fields} == {
+        5e-5,
+        8e-4,
+    }
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from sfumato import cli
 from sfumato.autoencoder.codec import Codec
 from sfumato.autoencoder.identity import IdentityConfig
+from sfumato.evaluation import doors
 from sfumato.model import LatentDiffusion
 from sfumato.training import recipe, run
 from sfumato.training.decoder import Decoding, begun, learning
@@ -160,3 +161,52 @@ def test_the_shipped_recipe_is_shown_and_wants_its_network(
         cli.main(["train", "decoder", f"start={model_folder}", "data={kind: emoji, size: 32}", f"--run={tmp_path}"])
     assert stop.value.code == 2
     assert "objective.perceptual=null" in capsys.readouterr().err
+
+
+def test_it_does_not_go_on_inside_another_model(model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path / "start")
+    asked = decoding(tmp_path / "start")
+    run.train(asked, tmp_path / "run", device="cpu", quiet=True)
+    start = LatentDiffusion.load(tmp_path / "start")
+    with torch.no_grad():
+        next(start.denoiser.parameters()).add_(0.1)
+    shutil.rmtree(tmp_path / "start")
+    start.save(tmp_path / "start")
+    longer = decoding(tmp_path / "start", images=128)
+    with pytest.raises(ValueError, match="the model"):
+        run.train(longer, tmp_path / "run", resume=True, device="cpu", quiet=True)
+
+
+def test_a_critic_is_shown_what_the_decoder_is_to_make(first_stage: Path) -> None:
+    critic = {"width": 8, "layers": 2, "start": 0, "ramp": 1}
+    objective = run.decoding(decoding(first_stage, {"smooth": 1.0, "critic": critic}), CPU)
+    batch, coder = objective.batch(range(16)), objective.coder
+    coder(batch)
+    real, made = coder.kept[batch.positions]
+    _, rebuilt, wanted = coder.rebuilt(batch)
+    torch.testing.assert_close(real, wanted)
+    torch.testing.assert_close(made, rebuilt.detach())
+    assert not torch.equal(wanted, batch.images)
+
+
+def test_it_is_measured_on_what_its_model_learned_from(model_folder: Path, first_stage: Path, tmp_path: Path) -> None:
+    whole = run.train(decoding(model_folder, ema=[0.1]), tmp_path / "whole", device="cpu", quiet=True)
+    recipe_of = tmp_path / "whole" / "recipe.yaml"
+    recipe_of.write_text(recipe_of.read_text(encoding="utf-8").replace("size: 32", "size: 64"), encoding="utf-8")
+    assert doors.read_data(whole) == doors.read_data(model_folder)
+    alone = run.train(decoding(first_stage), tmp_path / "alone", device="cpu", quiet=True)
+    found = doors.read_data(alone)
+    assert found is not None
+    assert found["size"] == 32
+    recipe_of.write_text(
+        recipe_of.read_text(encoding="utf-8").replace(str(model_folder), "gone/model"), encoding="utf-8"
+    )
+    assert doors.read_data(whole) is None
+
+
+def test_what_stays_is_not_counted_as_learning(model_folder: Path, tmp_path: Path) -> None:
+    found = run.needed(decoding(model_folder), tmp_path, CPU)
+    codec = LatentDiffusion.load(model_folder).codec.autoencoder
+    parts = [part for name in ("decoder", "out") for part in [getattr(codec, name)]]
+    learned = sum(p.numel() for part in parts for p in part.parameters())
+    assert found.learned == learned < found.parameters

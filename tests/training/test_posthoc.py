@@ -15,7 +15,7 @@ from sfumato.training import posthoc
 from sfumato.training.ema import Averages, exponent
 from sfumato.training.recipe import parse
 from sfumato.training.run import train
-from tests.conftest import SHORT, autoencoder_recipe, diffusion_recipe
+from tests.conftest import SHORT, adversarial_recipe, autoencoder_recipe, diffusion_recipe
 
 
 def walk(steps: int, widths: list[float], every: int, folder: Path) -> Averages:
@@ -149,3 +149,12 @@ def test_averages_of_a_distilled_run_are_not_ranked_by_a_loss_that_means_nothing
     with pytest.raises(SystemExit, match="2"):
         call("ema", "run", "--plot", "p.png")
     assert "follows its teacher and not the pictures" in capsys.readouterr().err
+
+
+def test_codes_are_averaged_with_their_first_stage(tmp_path: Path) -> None:
+    train(adversarial_recipe(ema=(0.05, 0.2), snapshots=32), tmp_path / "run", device="cpu", quiet=True)
+    with pytest.raises(SystemExit, match="0"):
+        call("ema", str(tmp_path / "run"), "--width", "0.2", "--out", str(tmp_path / "wide"))
+    near, wide = (Codec.load(tmp_path / name).state_dict() for name in ("run/model", "wide"))
+    name = "autoencoder.codebook.embedding.weight"
+    assert not torch.equal(near[name], wide[name])

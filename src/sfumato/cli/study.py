@@ -71,7 +71,6 @@ def command(
         )
     if hours is not None and not 0 < hours < YEARS:
         raise ValueError(f"a study takes some hours, less than {YEARS:,}; got {hours:g}")
-    hours = hours or HOURS[name]
     if scale % 0.5:
         raise ValueError(f"--scale is a multiple of 0.5, so that all networks grow alike; got {scale:g}")
     if watts is not None and name != "cost":
@@ -86,19 +85,22 @@ def command(
     from sfumato import device as devices
     from sfumato.features import network
     from sfumato.studies.desk import SEEDS, Desk
-    from sfumato.studies.run import study
+    from sfumato.studies.run import before, study
 
     where = devices.pick(device)
     devices.precision(precision, where)  # whether there is such a one
     wanted = {"kind": "emoji", "size": size} if data == "emoji" else {"kind": "folder", "path": data, "size": size}
     title = f"{Path(data).resolve().name if data != 'emoji' else data}-{size}"
+    kept = before(out / title / name)  # with other hours by default, in an earlier version
+    hours = hours or float(kept.get("--hours", HOURS[name]))
     desk = Desk(
         out / title / name, wanted, network.opened(features).to(where), where, hours, images, steps,
         [k * (SEEDS[1] - SEEDS[0]) for k in range(seeds)], scale=scale, precision=precision, features=out / title / "features", quiet=quiet,
     )  # fmt: skip
     said = shlex.join(["sfumato", "study", *sys.argv[2:]]) if sys.argv[1:2] == ["study"] else f"sfumato study {name}"
     more = {key: value for key, value in (("watts", watts), ("equal", equal), ("kinds", several)) if value}
-    often = trainings or max(min(int(hours / HOURS[name]), MOST), 1)
+    usual = max(min(int(hours / HOURS[name]), MOST), 1)
+    often = trainings or (int(kept.get("--trainings", usual)) if kept.get("--hours") == hours else usual)
     found, page = study(name, desk, said, trainings=often, **more)
     for claim in found.claims:
         print(f"{claim.outcome:<20} {claim.text}: {claim.measured}")

@@ -99,15 +99,30 @@ def evaluate(asked: Asked, look: Looking, device: torch.device, tell: Tell) -> t
     stage = files.mapping(folder / "model.yaml").get("stage") if (folder / "model.yaml").is_file() else None
     if stage is None and _pictures(folder):
         return _images(asked, look, tell)
-    recipe = run.read_data(folder)
+    recipe = read_data(folder)
     if stage == "autoencoder":
-        recipe = recipe or run.read_data(folder.parent)  # of a model that it is a part of
+        recipe = recipe or read_data(folder.parent)  # of a model that it is a part of
         return _first_stage(asked, Codec.load(folder).to(device), recipe, look, tell)
     if recipe is None and asked.data is None:
         raise ValueError(_unsaid(folder))
     if stage == "family":
         return _family(asked, families.load(folder, device), recipe, look, tell)
     return _model(asked, LatentDiffusion.load(folder, device), recipe, look, tell)
+
+
+def read_data(folder: Path) -> dict[str, Any] | None:
+    """The `data` of the recipe beside a model folder, as squares, None where there is none. Of a model whose decoder alone
+    learned on, those of the model that it was taken from: what that learned from, and not what its decoder did."""
+    from sfumato.training.recipe import load_yaml
+
+    path = folder.parent / "recipe.yaml"
+    if not path.is_file():
+        return None
+    recipe = load_yaml(str(path))
+    if recipe.get("stage") == "decoder" and files.mapping(folder / "model.yaml").get("stage") == "diffusion":
+        return read_data(shipped.folder(recipe["start"]))
+    found: dict[str, Any] | None = recipe.get("data")
+    return found and {name: value for name, value in found.items() if name != "buckets"}
 
 
 def _unsaid(folder: Path) -> str:

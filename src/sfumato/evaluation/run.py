@@ -209,6 +209,7 @@ def evaluate_model(
     look, say = look or Looking(), tell or (lambda text: None)
     source = held_out(data)
     empty(source)
+    told(model, data)
     note, look = look.left_out(model.codec.image_channels), look.of(model.codec.image_channels)
     say("reconstruction")
     found: dict[str, Any] = {"reconstruction": summary(measured(Rebuilt(model.codec, source), look.perceptual))}
@@ -379,12 +380,12 @@ def perceptual(
     return Perceptual(name, distance, {"name": name, **told})
 
 
-def read_data(folder: Path) -> dict[str, Any] | None:
-    """The `data` of the recipe beside a model folder, as squares, None where there is none."""
-    from sfumato.training.recipe import load_yaml
-
-    path = folder.parent / "recipe.yaml"
-    if not path.is_file():
-        return None
-    found: dict[str, Any] | None = load_yaml(str(path)).get("data")
-    return found and {name: value for name, value in found.items() if name != "buckets"}
+def told(model: LatentDiffusion, data: Data) -> None:
+    """Raise `ValueError` where the data say nothing of what every example of the training was told."""
+    part = data.open("held_out")
+    said = {field: [part.told(0, read={field}).get(field)] for field in model.conditions.read}
+    if missing := model.conditions.wanting(said):
+        raise ValueError(
+            f"this model was told the {' and the '.join(missing)} of every picture that it learned from, and these data have none; "
+            "measure it beside its run's recipe.yaml, whose data have, or name a folder that has with --data"
+        )

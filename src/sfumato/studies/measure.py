@@ -1,6 +1,7 @@
 """What a study measures of a model: distances over several sampling seeds, pictures a second, and a sheet to look at."""
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors import safe_open
 from torch import Tensor
 
 from sfumato import device as devices
@@ -277,3 +279,12 @@ def drawing(folder: Path) -> int:
     parts = [model, *(model.parts().values() if isinstance(model, Family) else ())]
     named = (pair for part in parts for pair in part.named_parameters())
     return sum(p.numel() for n, p in named if not {"encoder", "judge"} & {*n.split(".")})
+
+
+def weights(folder: Path) -> int:
+    """How many numbers a model folder holds, what it keeps of a model that was trained before it left out."""
+    total = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "np") as tensors:
+            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return total

@@ -3,7 +3,6 @@
 import dataclasses
 import importlib
 import json
-import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,10 +12,10 @@ from types import MappingProxyType
 from typing import Any
 
 import yaml
-from safetensors import safe_open
 
 from sfumato import files
 from sfumato.studies.desk import Desk, say
+from sfumato.studies.measure import weights
 from sfumato.studies.names import CHOICES, HOURS
 from sfumato.studies.result import Figure, Result, Table
 from sfumato.studies.verdict import Claim, together
@@ -92,6 +91,13 @@ def begun(desk: Desk, trainings: int, chosen: Mapping[str, Any] = MappingProxyTy
     desk.keep_plan("asked", {**kept, **asked})
 
 
+def before(folder: Path) -> dict[str, Any]:
+    """What the study in a folder was begun with, `--hours` and more; {} where nothing was worked out there."""
+    path = folder / "plan.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return dict(kept.get("asked", {})) if kept.get("images") or kept.get("rates") else {}
+
+
 def spoken(value: Any) -> Any:
     """A choice as its option is written: several with commas."""
     return value if isinstance(value, str) else ",".join(value)
@@ -150,15 +156,6 @@ def trainings_of(desk: Desk) -> Table:
         ["run", "images seen", "steps", "minutes", "weights, without those of a first stage before"],
         lines,
     )
-
-
-def weights(folder: Path) -> int:
-    """How many numbers a model folder holds, what it keeps of a model that was trained before it left out."""
-    total = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(str(path), "np") as tensors:
-            total += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return total
 
 
 def joined(results: Sequence[Result]) -> Result:

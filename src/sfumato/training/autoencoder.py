@@ -107,7 +107,7 @@ class Coder(nn.Module):
         if batch.moved[0]:
             error = error + self.weights.equivariance * self.moved(continuous(encoded), batch, found)
         if batch.begun:
-            self.kept[batch.positions] = (batch.images, rebuilt.detach())
+            self.kept[batch.positions] = (wanted, rebuilt.detach())
         return {"loss": error + (self.weights.kl if encoded.codes is None else self.weights.codebook) * penalty} | found
 
     def rebuilt(self, batch: Pictures) -> tuple[Encoded, Tensor, Tensor]:

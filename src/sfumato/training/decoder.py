@@ -1,7 +1,8 @@
 """A decoder that goes on learning, on other pictures or by other losses, while its encoder stays.
 
-Latents stay what they were, so that every denoiser of them can be decoded by the new one: how the later decoders of
-Stable Diffusion were made. Shift and scale stay too.
+Latents stay what they were, with their shift and scale, so that the denoiser of the model that it is taken from goes on with
+it: how the later decoders of Stable Diffusion were made. A first stage trained on alone is another one to models on it, whose
+fingerprint holds the decoder too: give the model as `start`.
 """
 
 from pathlib import Path
@@ -46,7 +47,7 @@ class Decoding(Reconstruction):
         self.start = start
         codec = start.codec if isinstance(start, LatentDiffusion) else start
         learning(codec)
-        self.before = codec.fingerprint()
+        self.before = files.fingerprint(start.state_dict(), codec.fingerprint())
         card = there(shipped.folder(recipe.start), recipe.data) / "README.md"
         self.card = redecoded(card.read_text(encoding="utf-8"), recipe) if card.is_file() else ""
         whole = AutoencoderRecipe(

@@ -89,12 +89,12 @@ def needs(objective: Objective, config: TrainingConfig, dtype: torch.dtype, devi
     one, two = (kept(objective, dtype, device, range(place, place + n)) for n in (1, 2))
     turns = {name: list(objective.learned(name)) for name in objective.turns}
     several = [p for modules in turns.values() for m in modules for p in m.parameters()]
-    learned = sum(p.numel() for p in several)
+    learned, averaged = sum(p.numel() for p in several if p.requires_grad), sum(p.numel() for p in several)
     bytes_each = several[0].element_size()
     moments, gradients = 0, 0
     for name, modules in turns.items():
         parts = Optimizer(modules, objective.tuned(name, config), dtype).parts
-        own = bytes_each * sum(p.numel() for m in modules for p in m.parameters())
+        own = bytes_each * sum(p.numel() for m in modules for p in m.parameters() if p.requires_grad)
         gradients = max(gradients, copies(device) * own, own + max(map(working, parts), default=0))
         for part in parts:
             numbers = sum(p.numel() for group in part.param_groups for p in group["params"])
@@ -106,7 +106,7 @@ def needs(objective: Objective, config: TrainingConfig, dtype: torch.dtype, devi
         sum(p.numel() * p.element_size() for p in whole.values()),
         gradients + (learned * bytes_each if distributed.members() > 1 else 0),
         moments * bytes_each,
-        len(config.ema) * learned * bytes_each,
+        len(config.ema) * averaged * bytes_each,
         max(2 * one - two, 0),
         max(two - one, 0),
         devices.free(device) // (distributed.neighbours() if device.type == "cpu" else 1),

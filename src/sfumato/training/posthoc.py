@@ -112,8 +112,7 @@ def missed(kept: Sequence[tuple[float, int]], wanted: tuple[float, int]) -> floa
 
 @torch.no_grad()
 def rebuild(snapshots: Sequence[Snapshot], width: float, parameters: Sequence[nn.Parameter]) -> float:
-    """Set the parameters to the run's average of relative `width` at its end; returns how far its profile was missed. Those
-    that do not learn stay as they are, to the bit.
+    """Set the parameters to the run's average of relative `width` at its end; returns how far its profile was missed.
 
     One snapshot at a time is read. Raises `ValueError` for a width that no power has.
     """
@@ -127,8 +126,7 @@ def rebuild(snapshots: Sequence[Snapshot], width: float, parameters: Sequence[nn
         for k, total in enumerate(totals):
             total.add_(tensors[str(k)].to(total), alpha=float(share))
     for parameter, total in zip(parameters, totals, strict=True):
-        if parameter.requires_grad:
-            parameter.copy_(total)
+        parameter.copy_(total)
     return missed(kept, wanted)
 
 
@@ -144,7 +142,6 @@ def opened(run: Path) -> tuple[Recipe, Codec | LatentDiffusion | Family, list[nn
     if isinstance(recipe, DecoderRecipe):
         start = decoder.begun(recipe.model_copy(update={"start": run / "model"}))
         codec = start.codec if isinstance(start, LatentDiffusion) else start
-        decoder.learning(codec)
         return recipe, start, list(codec.autoencoder.parameters())
     if isinstance(recipe, FamilyRecipe):
         family = families.load(run / "model")
