@@ -15,6 +15,7 @@ from sfumato import files
 from sfumato.features import inception, network
 from sfumato.features.files import script
 from sfumato.features.network import Description, FeatureNetwork, opened
+from sfumato.features.retrieval import neighbours
 
 
 class Looks(nn.Module):
@@ -194,3 +195,16 @@ def test_a_network_that_does_not_take_its_pictures_says_so() -> None:
         ValueError, match=r"narrow does not take .* pictures of 16x16 .*; mend what stands in its YAML file"
     ):
         own([torch.zeros(3, 16, 16)])
+
+
+def test_features_are_as_exact_while_networks_run_in_half_precision() -> None:
+    """A held-out loss asks for embeddings inside a training's autocast, and they are kept."""
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 32))
+    look = FeatureNetwork(linear, Description(name="linear", size=8))
+    pictures, bank = list(torch.rand(3, 3, 8, 8) * 2 - 1), torch.randn(40, 32)
+    rows = look(pictures)["pooled"]
+    found = neighbours(rows, bank, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(look(pictures)["pooled"], rows)
+        assert all(torch.equal(a, b) for a, b in zip(neighbours(rows, bank, 5), found, strict=True))

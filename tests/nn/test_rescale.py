@@ -37,3 +37,10 @@ def test_a_learned_table_is_itself_on_its_own_grid() -> None:
     table = torch.randn(6, 3, 3)
     assert torch.equal(stretched(table, (3, 3)), table.flatten(1).T)
     assert stretched(table, (2, 5)).shape == (10, 6)
+
+
+def test_areas_are_as_exact_while_networks_run_in_half_precision() -> None:
+    x = torch.rand(1, 2, 10, 14)
+    whole = area(x, (4, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(area(x, (4, 6)), whole)

@@ -120,7 +120,7 @@ class Embeddings:
 def rows(part: Pictures, network: FeatureNetwork, cache: Path, sparing: bool = False) -> Tensor:
     """The embeddings (N, D) float32 of all pictures, read from the cache or made and kept there; where `sparing`, rows of NaN
     of pictures that cannot be read."""
-    record = [part.fingerprint, network.told()]
+    record = [part.fingerprint, network.told(), "float32"]  # before 2026-11-30 a held-out loss could leave halves
     path = cache / f"{hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:32]}.safetensors"
     if path.is_file():
         return files.load_tensors(path)["rows"]

@@ -117,7 +117,8 @@ class FeatureNetwork(nn.Module):
 
     def _seen(self, ready: Tensor) -> dict[str, Tensor]:
         try:
-            given = self.network(ready, **self.description.call)
+            with torch.autocast(ready.device.type, enabled=False):  # the same, whoever asks: rows are kept
+                given = self.network(ready, **self.description.call)
         except RuntimeError as error:
             raise unfit(self.description.name, ready, error) from None
         given = tuple(given) if isinstance(given, tuple | list) else (given,)

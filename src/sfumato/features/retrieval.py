@@ -37,7 +37,8 @@ def neighbours(
     where = torch.empty(len(queries), 0, dtype=torch.long, device=wanted.device)
     for begin in range(0, len(bank), chunk):
         rows = F.normalize(bank[begin : begin + chunk].to(wanted), dim=-1)
-        scores, places = wanted @ rows.T, torch.arange(begin, begin + len(rows), device=wanted.device)
+        with torch.autocast(wanted.device.type, enabled=False):
+            scores, places = wanted @ rows.T, torch.arange(begin, begin + len(rows), device=wanted.device)
         if apart is not None:
             scores = scores.masked_fill(places == apart.to(places)[:, None], -torch.inf)
         best = torch.cat([best, scores], 1)

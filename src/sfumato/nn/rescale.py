@@ -26,7 +26,8 @@ def area(x: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     down, across = (shares(a, b).to(x) for a, b in zip(x.shape[-2:], size, strict=True))
-    return down @ x @ across.T
+    with torch.autocast(x.device.type, enabled=False):
+        return down @ x @ across.T
 
 
 def smaller(x: Tensor, size: Sequence[int]) -> Tensor:
