@@ -264,6 +264,8 @@ def opened(folder: Path, stage: str) -> dict[str, Any]:
     path = folder / "model.yaml"
     if not path.is_file():
         hint = f"; there is one in {folder / 'model'}" if (folder / "model" / "model.yaml").is_file() else ""
+        if not hint and (folder / "state").is_dir():
+            hint = "; it is a run that has not ended: the command that began it, with --resume, goes on"
         raise ValueError(f"{folder} is not a model folder: it has no model.yaml{hint}")
     fields = mapping(path)
     if not isinstance(fields.get("format"), int):
