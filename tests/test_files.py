@@ -262,8 +262,8 @@ def test_streams_that_a_link_names_are_written_to_and_loops_are_said(tmp_path: P
 
 
 def test_a_run_that_has_not_ended_is_told_from_a_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no model.yaml$"):
+    with pytest.raises(ValueError, match=r"no model\.yaml$"):
         files.opened(tmp_path, "diffusion")
     (tmp_path / "state").mkdir()
-    with pytest.raises(ValueError, match="a run that has not ended: .*--resume"):
+    with pytest.raises(ValueError, match=r"a run that has not ended: .*--resume"):
         files.opened(tmp_path, "diffusion")
