@@ -2,8 +2,8 @@
 2022, sections 1 and 2)?
 
 On the same VQ first stages of f = 4 and f = 2, a transformer over their codes in two sizes, one twice as wide as the other and
-with more than three times the weights, and a denoiser of their latents. All see the same number of images, so that what differs is what a
-model of that size can learn of so many, and not its speed. What first stages lose is in all of these pictures: where factors
+with more than three times the weights, and a denoiser of their latents. All see the same number of images in batches of one size, so
+that what differs is what a model of that size can learn of so many, and not its speed. What first stages lose is in all of these pictures: where factors
 are compared by ratios, distances are counted from those of rebuilt pictures.
 """
 
@@ -23,6 +23,7 @@ CHANNELS = 4  # of the latents of both
 SMALL, LARGE, LDM = "small transformer", "large transformer", "latent diffusion"
 WIDTHS = {SMALL: 64, LARGE: 128}
 HEAD = 32  # channels
+BATCH = 32
 FIRST, MEASURING = 0.2, 0.3  # of the hours
 
 
@@ -43,7 +44,8 @@ def study(desk: Desk) -> Result:
         "parameters",
         "Parameters where compression falls",
         f"A transformer over codes in two sizes and latent diffusion, on the same VQ first stages of f = {FACTORS[0]} and "
-        f"{FACTORS[1]}, of {desk.name} at {desk.train.size} pixels. All models see {each:,.0f} images, within a batch.",
+        f"{FACTORS[1]}, of {desk.name} at {desk.train.size} pixels. All models see {each:,.0f} images, within a batch, "
+        "in as many steps.",
         protocol=desk.protocol(equal="images"),
         claims=claims(desk, rows, lost(desk, stages)),
     )
@@ -66,9 +68,11 @@ def fields(desk: Desk, stages: Mapping[int, Path]) -> dict[tuple[str, int], Fiel
     cond, found = recipes.by_class() if desk.labelled else None, dict[tuple[str, int], Fields]()
     for factor, stage in stages.items():
         for name, width in WIDTHS.items():
-            one = recipes.family("autoregressive", tokens="codes", width=width, depth=6, heads=width // HEAD)
+            one = recipes.family(
+                "autoregressive", batch=BATCH, tokens="codes", width=width, depth=6, heads=width // HEAD
+            )
             found[name, factor] = {**one, "autoencoder": str(stage)}
-        found[LDM, factor] = recipes.denoiser(stage, cond, **recipes.fitting(desk.train.size // factor))
+        found[LDM, factor] = recipes.denoiser(stage, cond, batch=BATCH, **recipes.fitting(desk.train.size // factor))
     return found
 
 
