@@ -118,7 +118,7 @@ def alone(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise ValueError(f"another process trains in {folder}: wait for its end, or choose another folder") from None
-    except (OSError, NotImplementedError) as error:
+    except (OSError, NotImplementedError) as error:  # a file system without locks, as some over a network
         log.warning("%s cannot be locked (%s): see to it that nobody else trains in it", folder, error)
     try:
         yield

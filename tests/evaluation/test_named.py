@@ -31,7 +31,9 @@ from sfumato.features.network import Description, FeatureNetwork
 from sfumato.features.perceptual import PerceptualConfig
 from sfumato.model import LatentDiffusion
 from sfumato.streams import Stream
-from tests.conftest import CODER
+from sfumato.training.recipe import DiffusionRecipe, dump, parse
+from sfumato.training.run import denoising
+from tests.conftest import CODER, diffusion_recipe
 from tests.features.test_perceptual import vgg_files
 from tests.tasks.test_tasks import CONDITIONERS, built
 
@@ -323,3 +325,15 @@ def test_a_reference_that_is_not_there_or_knows_no_twins_is_refused(tmp_path: Pa
         doors.real("nowhere", 32)
     with pytest.raises(ValueError, match="are twins is not known"):
         doors.real(str(pictures(tmp_path / "real", 4)), 32, each=True)
+
+
+def test_a_model_of_small_pictures_is_not_measured_on_data_without(first_stage: Path, tmp_path: Path) -> None:
+    small = {"kind": "emoji", "size": 32, "degrade": {"factor": 4}}
+    fields = dump(diffusion_recipe(first_stage, images=16))
+    fields |= {"data": small, "conditioners": {"small": {"kind": "lowres", "width": 8, "dropout": 0.0}}}
+    read = parse(fields)
+    assert isinstance(read, DiffusionRecipe)
+    model = denoising(read, tmp_path / "run", torch.device("cpu")).model
+    run.told(model, Data.model_validate(small))
+    with pytest.raises(ValueError, match="was told the lowres of every picture"):
+        run.told(model, Data.model_validate({"kind": "emoji", "size": 32}))

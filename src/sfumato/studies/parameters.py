@@ -1,10 +1,10 @@
 """`parameters`: do two-stage models need more parameters as compression falls, and latent diffusion not (Rombach et al.,
 2022, sections 1 and 2)?
 
-On the same VQ first stages of f = 4 and f = 2, a transformer over their codes in two sizes, one twice as wide as the other and
-with more than three times the weights, and a denoiser of their latents. All see the same number of images in batches of one size, so
-that what differs is what a model of that size can learn of so many, and not its speed. What first stages lose is in all of these pictures: where factors
-are compared by ratios, distances are counted from those of rebuilt pictures.
+On the same VQ first stages of f = 4 and f = 2, a transformer over their codes in two sizes, one twice as wide as the other
+and with more than three times the weights, and a denoiser of their latents. All see the same number of images in batches
+of one size, so that what differs is what a model of that size can learn of so many, and not its speed. What first stages
+lose is in all of these pictures: where factors are compared by ratios, distances are counted from those of rebuilt ones.
 """
 
 from collections.abc import Mapping

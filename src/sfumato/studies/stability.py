@@ -141,8 +141,7 @@ def table(desk: Desk, several: Sequence[Trial], rows: Mapping[tuple[str, str], R
 
 def claims(found: Mapping[tuple[str, str], Spread]) -> list[Claim]:
     """What the paper says of GANs; `found` are distances above that of as many real pictures."""
-    made = [hanging(found)]
-    made.append(seeds(found))
+    made = [hanging(found), seeds(found)]
     text = "Without its regularisation (R1) a GAN comes out worse"
     if (GAN, rated(1)) in found and (GAN, BARE) in found:
         one, other = found[GAN, rated(1)], found[GAN, BARE]

@@ -74,7 +74,7 @@ class Decoding(Reconstruction):
 
 
 def learning(codec: Codec) -> None:
-    """Let the decoder learn and nothing else. Raises `ValueError` where there are none."""
+    """Let the decoder learn and nothing else. Raises `ValueError` where it has none."""
     codec.requires_grad_(False)
     for name in PARTS:
         part = getattr(codec.autoencoder, name, None)

@@ -153,6 +153,7 @@ def reconstruction(recipe: AutoencoderRecipe, where: torch.device) -> Reconstruc
     return Reconstruction(Codec(recipe.autoencoder).to(where), recipe, part, apart, where)
 
 
+@draws.wanted()
 def decoding(recipe: DecoderRecipe, where: torch.device) -> Decoding:
     """The objective of a decoder that goes on learning. Raises `ValueError` as `decoder.begun`, and for pictures that are not
     the model's."""
