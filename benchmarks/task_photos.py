@@ -223,7 +223,9 @@ def inpaint(asked: argparse.Namespace) -> Rows:
     """
     import cv2
 
-    pipeline = Pipeline.load(asked.runs / "photo-inpaint", device="cpu")  # where the codec's own row and the judges are
+    pipeline = Pipeline.load(
+        asked.runs / (asked.models or ["photo-inpaint"])[0], device="cpu"
+    )  # where the codec's own row and the judges are
     free = Pipeline.load(asked.runs / asked.free, device="cpu") if asked.free else None
     held = opened(asked.data, pipeline.model.size, "held_out")
     look = ScriptConfig(network=asked.perceptual).build()

@@ -1,6 +1,7 @@
-"""Scenes by words, boxes and maps: is what was asked there? Held-out combinations, a matched filter as the judge.
+"""Scenes by words, classes, boxes and maps: is what was asked there? Held-out combinations, a matched filter as the judge.
 
-    sfumato train scenes-autoencoder && sfumato train scenes-text && sfumato train scenes-layout && sfumato train scenes-map
+    sfumato train scenes-autoencoder && sfumato train scenes-text
+    sfumato train scenes-label && sfumato train scenes-layout && sfumato train scenes-map
     python benchmarks/task_scenes.py --runs runs --out scenes
 
 Scenes of two things are of combinations that training never showed. `--things 1 3 4` asks for scenes of so many, drawn on
@@ -24,7 +25,8 @@ from sfumato.diffusion.names import DEFAULT, DEFAULT_GRID
 from sfumato.evaluation import detection
 from sfumato.model import LatentDiffusion
 
-FIELDS = {"text": "caption", "layout": "boxes", "map": "map"}
+FIELDS = {"text": "caption", "label": "things", "layout": "boxes", "map": "map"}
+PLACED = ("relation", "boxes", "classes")  # measures of where things stand, of which classes alone say nothing
 SHOWN = 12
 FORMAT = 1  # of what is kept; a change of scenes, detector or measures that moves a number makes it another
 BEYOND = 100_000  # index of the first scene that no recipe trains on
@@ -69,7 +71,7 @@ def one(kind: str, asked: argparse.Namespace, things: int) -> dict[str, Any]:
         "grid": DEFAULT_GRID,
         "seed": asked.seed,
         "things": things,
-        "guidance": asked.guidance if kind == "text" else [1.0, 2.0],
+        "guidance": asked.guidance if kind in ("text", "label") else [1.0, 2.0],
         **({"wording": asked.wording} if kind == "text" else {}),
     }
     if path.is_file():
@@ -85,7 +87,8 @@ def one(kind: str, asked: argparse.Namespace, things: int) -> dict[str, Any]:
 
     def measure(title: str, several: list[Tensor], by: int = 0) -> None:
         """Score pictures against what the scenes `by` places on say."""
-        rows[title] = detection.score(several, [*scenes[by:], *scenes[:by]]).told()
+        told = detection.score(several, [*scenes[by:], *scenes[:by]]).told()
+        rows[title] = {name: value for name, value in told.items() if kind != "label" or name not in PLACED}
         if kind == "map":
             rows[title]["foreground"] = detection.foreground(several, [*maps[by:], *maps[:by]])
         print(title, rows[title], flush=True)

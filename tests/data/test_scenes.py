@@ -56,6 +56,8 @@ def test_boxes_maps_and_masks_tell_of_the_same_pixels() -> None:
     part = opened()
     for index in range(30):
         facts, scene, masks = part.fields(index), part.scene(index), part.masks(index)
+        assert facts["things"] == part.field(index, "things")
+        assert [part.class_names["things"][k] for k in facts["things"]] == [name for name, *_ in facts["boxes"]]
         numbers = torch.from_numpy(facts["map"])
         for thing, mask, (name, *corners) in zip(scene.things, masks, facts["boxes"], strict=True):
             assert name == NAMES[thing.kind]

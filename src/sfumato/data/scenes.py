@@ -121,7 +121,7 @@ class ScenesPart(Part):
     def __init__(self, part: str, count: int, seed: int, size: int, most: int) -> None:
         self.part, self.count, self.seed, self.size, self.most = part, count, seed, size, most
         self.labels: tuple[str, ...] = ()
-        self.class_names = {"boxes": NAMES, "map": ("ground", *NAMES)}
+        self.class_names = {"things": NAMES, "boxes": NAMES, "map": ("ground", *NAMES)}
         self.families = Singles(count)
         facts = repr((part, count, seed, size, most, NAMES, COLOURS, shipped()[0]["sheet_sha256"]))
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
@@ -146,11 +146,13 @@ class ScenesPart(Part):
         return range(min(self.count, TELLING))
 
     def every(self, field: str) -> bool | None:
-        return True if field in ("caption", "boxes", "map") else super().every(field)
+        return True if field in ("caption", "things", "boxes", "map") else super().every(field)
 
     def field(self, index: int, name: str) -> Any:
-        if name == "caption":  # nothing is drawn for words
+        if name == "caption":  # nothing is drawn for words, nor for what is there
             return captions(self.scene(index))
+        if name == "things":
+            return [thing.kind for thing in self.scene(index).things]
         return super().field(index, name)
 
     def image(self, index: int) -> Tensor:
@@ -173,6 +175,7 @@ class ScenesPart(Part):
         boxes = [(NAMES[t.kind], *corners(m)) for t, m in zip(scene.things, masks, strict=True)]
         return {
             "caption": captions(scene),
+            "things": [t.kind for t in scene.things],
             "boxes": boxes,
             "map": numbers.numpy(),
             "name": f"{self.part} {index}",
