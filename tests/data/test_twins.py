@@ -58,6 +58,17 @@ def test_mirrored_pictures_are_twins_in_either_order() -> None:
     assert twins.groups([look(ramp), look(ImageOps.mirror(ramp)), *plain]) == [0, 0, 2, 3]
 
 
+def test_things_on_one_sloping_ground_are_not_twins() -> None:
+    """Most bits of such pictures are the ground's, whatever stands where: bits alone took 2,298 of 6,000 for copies."""
+    y, x = np.mgrid[0:64, 0:64]
+    several = []
+    for k in range(36):
+        ground, (top, left) = 250 - 0.2 * x - 0.1 * y, (9 * (k // 6), 9 * (k % 6))
+        ground[top : top + 16, left : left + 16] = 90
+        several.append(Image.fromarray(np.repeat(ground[..., None], 3, 2).astype(np.uint8)))
+    assert twins.groups([look(shown) for shown in (*several, *several)]) == [*range(36), *range(36)]
+
+
 def compared(words: "np.ndarray[tuple[int, int], np.dtype[np.uint64]]") -> list[int]:
     """The groups by comparing one pair after the other."""
     number = list(range(len(words)))
@@ -81,14 +92,15 @@ def test_blocks_find_what_comparing_pair_by_pair_does(monkeypatch: pytest.Monkey
         words[a] = words[b] if k % 3 else words[b][[2, 3, 0, 1]]
         for _ in range(int(rng.integers(0, 13))):
             words[a, rng.integers(4)] ^= np.uint64(1) << np.uint64(rng.integers(64))
-    found = twins.groups([(int(a), int(b), int(c), int(d)) for a, b, c, d in words])
+    same = int.from_bytes(np.tile(np.uint8([9, 0, 7, 7, 3, 7, 7, 0, 9]), 9).tobytes(), "big")  # and when it is mirrored
+    found = twins.groups([(int(a), int(b), int(c), int(d), same) for a, b, c, d in words])
     assert found == compared(words)
     assert 20 < len(set(found)) < 80
 
 
 def test_comparing_takes_no_memory_that_grows_with_the_square() -> None:
     words = np.random.default_rng(0).integers(0, 2**63, (10_000, 4), dtype=np.uint64)
-    signatures = [(int(a), int(b), int(c), int(d)) for a, b, c, d in words]
+    signatures = [(int(a), int(b), int(c), int(d), k) for k, (a, b, c, d) in enumerate(words)]
     tracemalloc.start()
     try:
         assert len(set(twins.groups(signatures))) == 10_000

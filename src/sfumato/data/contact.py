@@ -135,9 +135,8 @@ def facts(part: Part) -> list[tuple[str, str]]:
     for field in ("caption", "boxes", "map", "pair"):
         if having[field]:
             named = part.class_names.get(field, ())
-            rows.append(
-                (field, f"{100 * having[field] / len(looked):.0f} %" + (f" ({', '.join(named[:12])})" if named else ""))
-            )
+            known = f" ({', '.join(named[:12])}{', ...' if len(named) > 12 else ''})" if named else ""
+            rows.append((field, f"{100 * having[field] / len(looked):.0f} %{known}"))
     if part.derivations:
         rows.append(("made as they are shown", ", ".join(derive.field for derive in part.derivations)))
     if alike := part.alike():

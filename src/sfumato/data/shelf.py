@@ -12,7 +12,7 @@ from typing import Any
 from sfumato import files
 
 log = logging.getLogger(__name__)
-VERSION = 1  # a change of `survey.Seen`, of `twins` or of which pictures are left out raises it
+VERSION = 2  # a change of `survey.Seen`, of `twins` or of which pictures are left out raises it
 
 
 def read(path: Path) -> Any:

@@ -27,7 +27,7 @@ from sfumato.shape import squared
 
 COMPARED = 20_000  # rows of the largest table whose pictures are decoded on first opening, to see which look alike
 SMALL = 64  # pixels a side that suffice for that
-NOTHING = (0, 0, 0, 0)  # how a picture looks that is nobody's twin
+NOTHING = (0, 0, 0, 0, 0)  # how a picture looks that is nobody's twin
 Rows = np.ndarray[Any, np.dtype[np.int64]]
 
 

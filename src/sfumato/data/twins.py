@@ -1,9 +1,10 @@
 """Near-duplicates: pictures that look the same though their files differ, such as a copy at another size or quality.
 
 A picture is told by 128 bits: whether each place of a 9 x 9 gray miniature is brighter than its right and its lower
-neighbour (Krawetz's difference hash, in both directions). Two pictures are twins where at most `NEAR` bits differ, or as
-many of one and of the other's mirror image, for training may mirror; twins of twins are one group. A held-out picture
-whose twin is trained on measures nothing.
+neighbour (Krawetz's difference hash, in both directions). Two pictures are twins where at most `NEAR` bits differ and the
+miniatures themselves are alike, or those of one and of the other's mirror image, for training may mirror; twins of twins are
+one group. Bits alone do not tell: things on one ground that shades off to a side share all bits but those of their own
+edges. A held-out picture whose twin is trained on measures nothing.
 """
 
 import hashlib
@@ -17,21 +18,28 @@ import numpy as np
 from sfumato.data.once import warn
 
 NEAR = 10  # of 128 bits
+LIKE = 0.95  # correlation of two miniatures, below which they are of different pictures
+SIDE = 9  # of a miniature
+PAIRS = 4096  # whose miniatures are compared at once
 CROWD, SHARE = 20, 0.05  # pictures, and share of a set, from which a group is told
 ROWS, COLUMNS = 128, 2048  # pairs that are compared at once: 2 MiB, which a processor's cache holds
-Looks = tuple[int, int, int, int]  # two words of 64 bits of the picture, two of its mirror image
+Looks = tuple[
+    int, int, int, int, int
+]  # two words of 64 bits of the picture, two of its mirror image; its miniature's bytes
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
+Small = np.ndarray[Any, np.dtype[np.float32]]
 
 
 def signature(array: "np.ndarray[Any, Any]") -> Looks:
-    """Words that tell how a picture (H, W, C) looks."""
+    """Numbers that tell how a picture (H, W, C) looks."""
     from PIL import Image
 
     channels = np.moveaxis(array, 2, 0) if array.ndim == 3 else array[None]  # one after the other: large ones take room
-    several = [Image.fromarray(one.astype(np.float32)).resize((9, 9), Image.Resampling.BOX) for one in channels]
+    several = [Image.fromarray(one.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX) for one in channels]
     small = np.mean([np.asarray(one) for one in several], axis=0)
-    return (*_words(small), *_words(small[:, ::-1]))
+    kept = small.round().clip(0, 255).astype(np.uint8).tobytes()
+    return (*_words(small), *_words(small[:, ::-1]), int.from_bytes(kept, "big"))
 
 
 def _words(small: "np.ndarray[Any, Any]") -> tuple[int, int]:
@@ -60,27 +68,52 @@ def groups(signatures: Sequence[Looks], near: int = NEAR) -> list[int]:
     Pictures without any structure, all of whose bits are 0, are nobody's twins. Compares all with all in blocks, so memory
     grows with the pictures alone; a million pairs take some ten milliseconds.
     """
-    words: Words = np.array(signatures, dtype=np.uint64).reshape(-1, 4)
+    words: Words = np.array([s[:4] for s in signatures], dtype=np.uint64).reshape(-1, 4)
     own, turned = (np.ascontiguousarray(words[:, k : k + 2].T) for k in (0, 2))
+    small = _miniatures([s[4] for s in signatures])
     first = np.arange(len(words))
     for begin in range(0, len(words), ROWS):
         rows = slice(begin, begin + ROWS)
         for start in range(begin, len(words), COLUMNS):
             columns = slice(start, start + COLUMNS)
             for one, other in ((own, own), (own, turned), (turned, own)):
-                _join(first, one, other, rows, columns, near)
+                _join(first, one, other, small, one is not other, rows, columns, near)
     found: list[int] = first.tolist()
     return found
 
 
-def _join(first: Places, one: Words, other: Words, rows: slice, columns: slice, near: int) -> None:
-    """Make one group of each row of `one` and column of `other`, (2, N) words each, that differ in at most `near` bits."""
+def _miniatures(kept: Sequence[int]) -> Small:
+    """What `signature` kept, (N, 9, 9), their means taken away and of length 1 each; 0 where they are of one colour."""
+    raw = np.frombuffer(b"".join(one.to_bytes(SIDE * SIDE, "big") for one in kept), np.uint8)
+    found = raw.reshape(-1, SIDE * SIDE).astype(np.float32)
+    found -= found.mean(1, keepdims=True)
+    found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
+    return found.reshape(-1, SIDE, SIDE)
+
+
+def _like(small: Small, a: Places, b: Places, mirrored: bool) -> "np.ndarray[Any, np.dtype[np.bool_]]":
+    """Which pairs of miniatures, the second one mirrored where it is asked, correlate."""
+    found = np.zeros(len(a), bool)
+    for k in range(0, len(a), PAIRS):
+        some = slice(k, k + PAIRS)
+        other = small[b[some]][:, :, :: -1 if mirrored else 1]
+        found[some] = (small[a[some]] * other).sum((1, 2)) >= LIKE
+    return found
+
+
+def _join(
+    first: Places, one: Words, other: Words, small: Small, mirrored: bool, rows: slice, columns: slice, near: int
+) -> None:
+    """Make one group of each row of `one` and column of `other`, (2, N) words each, that differ in at most `near` bits and
+    whose miniatures are alike."""
     a, b = np.nonzero(np.bitwise_count(one[0, rows, None] ^ other[0, None, columns]) <= near)
     a, b = a + rows.start, b + columns.start
     apart = first[a] != first[b]
     a, b = a[apart], b[apart]
     off = np.bitwise_count(one[:, a] ^ other[:, b]).sum(0, dtype=np.int32)
     alike = (off <= near) & one[:, a].any(0) & other[:, b].any(0)
+    a, b = a[alike], b[alike]
+    alike = _like(small, a, b, mirrored)
     a, b = a[alike], b[alike]
     while len(a):
         low, high = np.minimum(first[a], first[b]), np.maximum(first[a], first[b])
