@@ -9,6 +9,7 @@ Both judges are measured on real tables first; every number stands beside that o
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,18 +62,15 @@ def crop(picture: Tensor, box: Box) -> Tensor:
 
 
 class Judge(NamedTuple):
-    """Who says what a fruit is: the share of cut-outs that are of the class that is named."""
+    """Who says what a fruit is."""
 
     network: networks.FeatureNetwork
-    agreement: object
+    agreement: Callable[[Tensor, Tensor], float]
     names: list[str]
 
-    def shares(self, cuts: list[Tensor], asked: list[int]) -> float:
-        """Right ones of all that are asked, those without a cut-out among the wrong."""
-        known = torch.tensor([k for k in asked if k >= 0])
-        if not cuts:
-            return 0.0
-        return float(self.agreement(features(self.network, torch.stack(cuts)), known))  # type: ignore[operator]
+    def share(self, cuts: list[Tensor], asked: list[int]) -> float:
+        """The share of cut-outs that are of the class that is named."""
+        return self.agreement(features(self.network, torch.stack(cuts)), torch.tensor(asked)) if cuts else 0.0
 
 
 def judge(part: Part, path: Path, count: int = 2000) -> Judge:
@@ -83,7 +81,7 @@ def judge(part: Part, path: Path, count: int = 2000) -> Judge:
         picture = part.image(k).float() / 127.5 - 1.0
         for name, *box in part.field(k, "boxes"):
             cuts.append(crop(picture, (box[0], box[1], box[2], box[3])))
-            classes.append(names.index(name) if isinstance(name, str) else name)
+            classes.append(names.index(name))
     return Judge(net, linear(features(net, torch.stack(cuts)), torch.tensor(classes), len(names)), names)
 
 
@@ -96,13 +94,12 @@ def measured(pictures: Tensor, asked: list[list[Named]], who: Judge) -> dict[str
         strange += sum(all(overlap(box, one[1:]) < 0.1 for one in wanted) for box in boxes)
         for name, *box in wanted:
             total += 1
-            place = (box[0], box[1], box[2], box[3])
-            best = max(boxes, key=lambda b, place=place: overlap(b, place), default=None)  # type: ignore[misc]
-            ious.append(0.0 if best is None else overlap(best, place))
-            if best is not None and ious[-1] > 0.3:
-                cuts.append(crop(picture, best))
-                classes.append(who.names.index(name) if isinstance(name, str) else name)
-    right = who.shares(cuts, classes) * len(cuts) / total
+            overlaps = [overlap(one, (box[0], box[1], box[2], box[3])) for one in boxes]
+            ious.append(max(overlaps, default=0.0))
+            if ious[-1] > 0.3:
+                cuts.append(crop(picture, boxes[overlaps.index(ious[-1])]))
+                classes.append(who.names.index(name))
+    right = who.share(cuts, classes) * len(cuts) / total
     return {"IoU": sum(ious) / total, "class in its box": right, "not asked for": strange / len(pictures)}
 
 

@@ -32,6 +32,8 @@ from sfumato.features.retrieval import neighbours
 from sfumato.features.torchscript import ScriptConfig
 from sfumato.model import LatentDiffusion
 from sfumato.tasks.pipeline import Pipeline
+from sfumato.tasks.said import takes
+from sfumato.tasks.upscale import magnification
 
 Rows = dict[str, dict[str, float]]
 SHOWN = 8
@@ -49,11 +51,16 @@ def shown(part: Part, count: int, seed: int = 0) -> tuple[list[int], Tensor]:
 
 
 def fitted(
-    net: nn.Module, asked: argparse.Namespace, part: Part, batch: Callable[[int], tuple[Tensor, Tensor]], loss: Any
+    net: nn.Module,
+    asked: argparse.Namespace,
+    part: Part,
+    batch: Callable[[int], tuple[Tensor, Tensor]],
+    loss: Any,
+    kind: str = "",
 ) -> nn.Module:
     """The network as it was trained on this part for as many images before, or trained with AdamW and a falling rate."""
     name, images = type(net).__name__.lower(), asked.images
-    path = asked.out / f"{name}-{part.fingerprint[:12]}-{images}.pt"
+    path = asked.out / f"{name}{kind}-{part.fingerprint[:12]}-{images}.pt"
     if path.is_file():
         net.load_state_dict(torch.load(path, weights_only=True))
         return net.eval()
@@ -142,10 +149,10 @@ def reduced(whole: Tensor, factor: int) -> Tensor:
     return image.to_uint8(shrunk(whole, (whole.shape[-2] // factor, whole.shape[-1] // factor))).float() / 127.5 - 1.0
 
 
-def damaged(whole: Tensor, factor: int, number: int) -> Tensor:
+def damaged(whole: Tensor, factor: int, seed: str, number: int) -> Tensor:
     """The small picture (C, h, w) of 8 bits as `data.degrade.how=blind` makes it: blur, noise and JPEG, by its number."""
     degrade = DegradeConfig(how="blind", factor=factor)
-    small: Tensor = degrade(image.to_uint8(whole[None])[0], streams.generator(0, "blind", number))
+    small: Tensor = degrade(image.to_uint8(whole[None])[0], streams.generator(0, seed, number))
     return small.float() / 127.5 - 1.0
 
 
@@ -154,15 +161,19 @@ def upscale(asked: argparse.Namespace) -> Rows:
     pictures with `--blind`."""
     name = (asked.models or ["photo-upscale"])[0]
     pipeline = Pipeline.load(asked.runs / name, device="cpu")  # where all that it is compared with is
-    model, factor = pipeline.model, 4
+    model, factor = pipeline.model, magnification(pipeline.model, takes(pipeline.model, "lowres", "super-resolution"))
     train, held = opened(asked.data, model.size, "train"), opened(asked.data, model.size, "held_out")
     look = ScriptConfig(network=asked.perceptual).build()
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        whole = torch.stack([train.image(k) for k in draws(train, "regression", step)]).float() / 127.5 - 1.0
-        return reduced(whole, factor), whole
+        numbers = draws(train, "regression", step)
+        whole = torch.stack([train.image(k) for k in numbers]).float() / 127.5 - 1.0
+        return (torch.stack(spoiled(whole, numbers, "regression")) if asked.blind else reduced(whole, factor)), whole
 
-    net = fitted(Regression(factor), asked, train, batch, F.mse_loss)
+    def spoiled(wholes: Sequence[Tensor], numbers: Sequence[int], seed: str = "blind") -> list[Tensor]:
+        return [damaged(w, factor, seed, k) for k, w in zip(numbers, wholes, strict=True)]
+
+    net = fitted(Regression(factor), asked, train, batch, F.mse_loss, "-blind" if asked.blind else "")
     judge = networks.opened(asked.features) if asked.features else None
     rows: Rows = {}
 
@@ -180,13 +191,18 @@ def upscale(asked: argparse.Namespace) -> Rows:
             rows[title]["features"] = float(apart.mean())
         print(title, rows[title], flush=True)
 
-    def made(small: Tensor, steps: int, seed: int) -> Tensor:
+    def made(small: Tensor, steps: int, seed: int, **more: Any) -> Tensor:
         picture = image.to_pil(small[None])[0]
-        return image.to_tensor(pipeline.upscale(picture=picture, steps=steps, seed=seed)[0])
+        return image.to_tensor(pipeline.upscale(picture=picture, steps=steps, seed=seed, **more)[0])
+
+    def noisy(small: Tensor, number: int) -> Tensor:
+        drawn = asked.noise * streams.normal(tuple(small.shape), 0, "noise of small pictures", [number])[0]
+        return image.to_uint8((small + drawn)[None])[0].float() / 127.5 - 1.0
 
     def all_of(title: str, wholes: list[Tensor], steps: Sequence[int]) -> list[list[Tensor]]:
         plain = [reduced(w[None], factor)[0] for w in wholes]
-        smalls = [damaged(w, factor, k) for k, w in enumerate(wholes)] if asked.blind else plain
+        smalls = spoiled(wholes, range(len(wholes))) if asked.blind else plain
+        smalls = [noisy(s, k) for k, s in enumerate(smalls)] if asked.noise else smalls
         with torch.no_grad():
             several = {
                 "bicubic": [enlarged(s[None], factor)[0] for s in smalls],
@@ -197,6 +213,10 @@ def upscale(asked: argparse.Namespace) -> Rows:
             }
         for n in steps:
             several[f"model, {n} steps"] = [made(s, n, k) for k, s in enumerate(smalls)]
+            for level in asked.levels:
+                several[f"model, {n} steps, not corrected, level {level:g}"] = [
+                    made(s, n, k, level=level, consistent=False) for k, s in enumerate(smalls)
+                ]
         for name, pictures in several.items():
             measure(f"{title}: {name}", wholes, pictures)
         return [list(wholes), *several.values()]
@@ -587,6 +607,16 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="*", default=[1.0, 1.5, 2.0, 3.0, 5.0])
     parser.add_argument("--images", type=int, default=24_000, help="images that small networks are trained on")
     parser.add_argument("--blind", action="store_true", help="upscale: from damaged small pictures")
+    parser.add_argument(
+        "--levels",
+        type=float,
+        nargs="*",
+        default=[],
+        help="upscale: noise added to the small pictures and told, not corrected",
+    )
+    parser.add_argument(
+        "--noise", type=float, default=0.0, help="upscale: noise that small pictures come with, of [-1, 1]"
+    )
     parser.add_argument("--models", nargs="*", default=[])
     asked = parser.parse_args()
     asked.out.mkdir(parents=True, exist_ok=True)

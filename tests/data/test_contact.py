@@ -47,6 +47,21 @@ def test_boxes_and_maps_are_drawn_where_they_are(tmp_path: Path) -> None:
     assert told["caption"] == "100 %"
 
 
+def test_names_of_boxes_are_whole_and_on_no_other(tmp_path: Path) -> None:
+    boxes = [["a long name", 0.8, 0.0, 1.0, 0.5], ["another one", 0.75, 0.5, 1.0, 1.0], ["a third", 0.7, 0.1, 0.9, 0.5]]
+    rows = [{"file_name": f"{k}.png", "boxes": boxes} for k in range(4)]
+    for k in range(4):
+        Image.new("RGB", (64, 64), (0, 0, 40 * k)).save(tmp_path / f"{k}.png")
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    part = Data.model_validate({"kind": "folder", "path": str(tmp_path), "size": 64, "held_out": 0.3}).open()
+    cell = np.array(contact.sheet(part, count=1)).astype(int)[:128, :128]
+    font = ImageFont.load_default(10)
+    wide = [font.getlength(name) + 2 for name, *_ in boxes]
+    white = cell.min(2) > 240
+    assert white.sum() > 0.6 * contact.PLATE * sum(wide)  # the rest is ink: no name hides another, none is cut off
+    assert white[:, : round(128 - max(wide))].sum() == 0  # and none stands further left than it must
+
+
 def test_what_is_changed_on_the_way_is_counted(tmp_path: Path) -> None:
     Image.new("RGBA", (8, 8)).save(tmp_path / "a.png")
     Image.fromarray(np.zeros((8, 12), np.uint16)).save(tmp_path / "b.png")

@@ -6,7 +6,7 @@ picture. Looking costs a minute.
 
 import io
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sfumato.image import Stored
 CELL, COLUMNS, SHOWN = 128, 8, 40
 LINES, LINE = 3, 14  # of the words below a picture, and pixels from one to the next
 WORDS = LINES * LINE + 4
+RED, PLATE = (210, 20, 20), 11  # of boxes, and pixels of their names' height
 LOOKED = 20_000  # pictures whose files are looked at for what is changed on the way
 MAPPED = 0.45  # how much of a map's colour lies over its picture
 CLEAR, TURNED, FIRST = "transparent, seen over white", "turned as EXIF says", "first frame of an animation"
@@ -55,13 +56,13 @@ def _cell(picture: Image.Image, said: dict[str, Any], flipped: bool, part: Part)
     if (numbers := said.get("map")) is not None:
         colours = Image.fromarray(hues(np.asarray(numbers))).resize(shown.size, Image.Resampling.NEAREST)
         shown = Image.blend(shown, colours.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else colours, MAPPED)
-    pen = ImageDraw.Draw(shown)
+    pen, taken = ImageDraw.Draw(shown), list[tuple[float, float, float]]()
     for label, x0, y0, x1, y1 in said.get("boxes") or ():
         x0, x1 = (1 - x1, 1 - x0) if flipped else (x0, x1)
         left, upper = x0 * shown.width, y0 * shown.height
         right, lower = max(x1 * shown.width - 1, left), max(y1 * shown.height - 1, upper)
-        pen.rectangle([left, upper, right, lower], outline=(230, 30, 30))
-        pen.text((left + 2, upper), str(label), fill=(230, 30, 30))
+        pen.rectangle([left, upper, right, lower], outline=RED)
+        _plate(pen, str(label), left, (upper - PLATE, lower + 1, upper + 1, lower - PLATE), shown.size, taken)
     several = [shown, *(_other(said[field], flipped) for field in BESIDE if said.get(field) is not None)]
     cell = Image.new("RGB", (len(several) * (CELL + 2) - 2, CELL + WORDS), "white")
     for k, one in enumerate(several):
@@ -71,6 +72,30 @@ def _cell(picture: Image.Image, said: dict[str, Any], flipped: bool, part: Part)
     for k, line in enumerate(wrapped(("(mirrored) " if flipped else "") + words, cell.width, font)):
         pen.text((0, CELL + 2 + k * LINE), line, fill=(60, 60, 60), font=font)
     return cell
+
+
+def _plate(
+    pen: ImageDraw.ImageDraw,
+    words: str,
+    left: float,
+    rows: Sequence[float],
+    size: tuple[int, int],
+    taken: list[tuple[float, float, float]],
+) -> None:
+    """A box's name in red on white, in the first of these rows where it is inside and on no other name, moved left so that
+    all of it is seen; it joins those `taken`: left, right, top."""
+    font = ImageFont.load_default(10)
+    wide = font.getlength(words) + 2
+    x = max(min(left, size[0] - wide), 0)
+
+    def free(y: float) -> bool:
+        apart = all(x >= right or x + wide <= begin or abs(y - top) >= PLATE for begin, right, top in taken)
+        return 0 <= y <= size[1] - PLATE and apart
+
+    y = next((row for row in rows if free(row)), max(rows[0], 0))
+    taken.append((x, x + wide, y))
+    pen.rectangle([x, y, x + wide - 1, y + PLATE - 1], fill="white")
+    pen.text((x + 1, y - 1), words, fill=RED, font=font)
 
 
 def wrapped(words: str, width: int, font: Any) -> list[str]:
