@@ -48,7 +48,7 @@ def test_boxes_and_maps_are_drawn_where_they_are(tmp_path: Path) -> None:
 
 
 def test_names_of_boxes_are_whole_and_on_no_other(tmp_path: Path) -> None:
-    boxes = [["a long name", 0.8, 0.0, 1.0, 0.5], ["another one", 0.75, 0.5, 1.0, 1.0], ["a third", 0.7, 0.1, 0.9, 0.5]]
+    boxes = [["a long name", 0.8, 0.2, 1.0, 0.5], ["another one", 0.75, 0.2, 1.0, 0.8]]
     rows = [{"file_name": f"{k}.png", "boxes": boxes} for k in range(4)]
     for k in range(4):
         Image.new("RGB", (64, 64), (0, 0, 40 * k)).save(tmp_path / f"{k}.png")
