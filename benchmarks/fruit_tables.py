@@ -4,7 +4,7 @@
 
 FRUITS are photographs of Fruits-360 on white, named VARIETY_....jpg. Of fifteen varieties that people tell apart, one to four
 fruits stand on a pale ground, 16 to 36 pixels of 64 large; white lets the ground through. Held-out tables (a tenth as many)
-show photographs that the others do not: the last tenth of each variety's, as they are numbered.
+show photographs that the others do not: the last tenth of each variety's by name, which are the same fruits from other sides.
 """
 
 import argparse
@@ -38,7 +38,7 @@ def photographs(folder: Path, held_out: bool) -> dict[str, list[Path]]:
         files = sorted(folder.rglob(f"{variety}_*.jpg"))
         if not files:
             raise SystemExit(f"{folder} has no photographs of {variety}")
-        first = len(files) - len(files) // 10
+        first = len(files) - max(len(files) // 10, 1)
         found[variety] = files[first:] if held_out else files[:first]
     return found
 
@@ -91,6 +91,8 @@ def table(
 
 def written(known: dict[str, list[Path]], out: Path, count: int, size: int, seed: int) -> None:
     """So many tables, and the boxes of them all as COCO has them: corner, width and height in pixels."""
+    if out.is_dir() and any(out.iterdir()):
+        raise SystemExit(f"{out} is not empty; name another folder, or remove it")
     out.mkdir(parents=True, exist_ok=True)
     numbers = {variety: k + 1 for k, variety in enumerate(VARIETIES)}
     images, annotations = list[dict[str, object]](), list[dict[str, object]]()

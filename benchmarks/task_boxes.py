@@ -128,7 +128,9 @@ def main() -> None:
         shows.append(sampled(model, {"boxes": boxes}, len(places), asked.steps, scale, 0))
         rows[f"guidance {scale:g}"] = measured(shows[-1], boxes, who)
         print(scale, rows[f"guidance {scale:g}"], flush=True)
-    rows["chance: the next table's boxes"] = measured(shows[-1], [*boxes[1:], *boxes[:1]], who)
+    rows[f"chance: guidance {asked.guidance[-1]:g}, the next table's boxes"] = measured(
+        shows[-1], [*boxes[1:], *boxes[:1]], who
+    )
     image.sheet(torch.cat([some[:SHOWN] for some in shows]), SHOWN).save(asked.out / "boxes.png")
     (asked.out / "boxes.json").write_text(json.dumps(rows, indent=1), encoding="utf-8")
     print("\n" + told(rows))

@@ -168,12 +168,16 @@ def upscale(asked: argparse.Namespace) -> Rows:
     def batch(step: int) -> tuple[Tensor, Tensor]:
         numbers = draws(train, "regression", step)
         whole = torch.stack([train.image(k) for k in numbers]).float() / 127.5 - 1.0
-        return (torch.stack(spoiled(whole, numbers, "regression")) if asked.blind else reduced(whole, factor)), whole
+        damages = range(step * len(whole), (step + 1) * len(whole))  # another one each time that a picture is shown
+        small = (
+            torch.stack(spoiled(whole, damages, "damage of the regression")) if asked.blind else reduced(whole, factor)
+        )
+        return small, whole
 
     def spoiled(wholes: Sequence[Tensor], numbers: Sequence[int], seed: str = "blind") -> list[Tensor]:
         return [damaged(w, factor, seed, k) for k, w in zip(numbers, wholes, strict=True)]
 
-    net = fitted(Regression(factor), asked, train, batch, F.mse_loss, "-blind" if asked.blind else "")
+    net = fitted(Regression(factor), asked, train, batch, F.mse_loss, f"-x{factor}{'-blind' if asked.blind else ''}")
     judge = networks.opened(asked.features) if asked.features else None
     rows: Rows = {}
 

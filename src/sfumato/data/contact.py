@@ -82,8 +82,8 @@ def _plate(
     size: tuple[int, int],
     taken: list[tuple[float, float, float]],
 ) -> None:
-    """A box's name in red on white, in the first of these rows where it is inside and on no other name, moved left so that
-    all of it is seen; it joins those `taken`: left, right, top."""
+    """A box's name in red on white, in the first of these rows where it is inside and on no other name, as far as there is
+    one, and moved left so that as much as can be of it is seen; it joins those `taken`: left, right, top."""
     font = ImageFont.load_default(10)
     wide = font.getlength(words) + 2
     x = max(min(left, size[0] - wide), 0)

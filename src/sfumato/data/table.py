@@ -19,7 +19,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from sfumato import image
-from sfumato.data import twins
+from sfumato.data import shelf, twins
 from sfumato.data.base import Data, Part, Singles
 from sfumato.data.rows import Hashes, Table, sources, within
 from sfumato.image import Stored
@@ -83,7 +83,7 @@ class TableData(Data):
         tables, whose pictures are decoded when they are shown and not before, and where no share is held out."""
         if len(table) > COMPARED or table.sources.aside or self.held_out == 0:
             return None
-        return table.kept(f"alike-{self.channels}", partial(_grouped, table, self.channels))
+        return table.kept(f"alike-{shelf.VERSION}-{self.channels}", partial(_grouped, table, self.channels))
 
     def _held(self, table: Table, hashes: Hashes, alike: Rows | None) -> Rows:
         """Rows that are held out, sorted. Those that look the same are on one side, and others move none across."""

@@ -20,12 +20,9 @@ from sfumato.data.once import warn
 NEAR = 10  # of 128 bits
 LIKE = 0.95  # correlation of two miniatures, below which they are of different pictures
 SIDE = 9  # of a miniature
-PAIRS = 4096  # whose miniatures are compared at once
 CROWD, SHARE = 20, 0.05  # pictures, and share of a set, from which a group is told
 ROWS, COLUMNS = 128, 2048  # pairs that are compared at once: 2 MiB, which a processor's cache holds
-Looks = tuple[
-    int, int, int, int, int
-]  # two words of 64 bits of the picture, two of its mirror image; its miniature's bytes
+Looks = tuple[int, int, int, int, int]  # two words of 64 bits of the picture, two of its mirror image; its miniature
 Words = np.ndarray[Any, np.dtype[np.uint64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
 Small = np.ndarray[Any, np.dtype[np.float32]]
@@ -38,8 +35,14 @@ def signature(array: "np.ndarray[Any, Any]") -> Looks:
     channels = np.moveaxis(array, 2, 0) if array.ndim == 3 else array[None]  # one after the other: large ones take room
     several = [Image.fromarray(one.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX) for one in channels]
     small = np.mean([np.asarray(one) for one in several], axis=0)
-    kept = small.round().clip(0, 255).astype(np.uint8).tobytes()
-    return (*_words(small), *_words(small[:, ::-1]), int.from_bytes(kept, "big"))
+    return (*_words(small), *_words(small[:, ::-1]), int.from_bytes(_stretched(small).tobytes(), "big"))
+
+
+def _stretched(small: "np.ndarray[Any, Any]") -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """From its darkest place, 0, to its brightest, 255: rounding takes nothing from pictures of little contrast."""
+    least = small.min()
+    found = (small - least) * (255 / max(float(small.max() - least), 1e-6))
+    return np.asarray(found.round().clip(0, 255), np.uint8)
 
 
 def _words(small: "np.ndarray[Any, Any]") -> tuple[int, int]:
@@ -71,41 +74,34 @@ def groups(signatures: Sequence[Looks], near: int = NEAR) -> list[int]:
     words: Words = np.array([s[:4] for s in signatures], dtype=np.uint64).reshape(-1, 4)
     own, turned = (np.ascontiguousarray(words[:, k : k + 2].T) for k in (0, 2))
     small = _miniatures([s[4] for s in signatures])
+    mirrored = small.reshape(-1, SIDE, SIDE)[:, :, ::-1].reshape(-1, SIDE**2)
     first = np.arange(len(words))
     for begin in range(0, len(words), ROWS):
         rows = slice(begin, begin + ROWS)
         for start in range(begin, len(words), COLUMNS):
             columns = slice(start, start + COLUMNS)
             for one, other in ((own, own), (own, turned), (turned, own)):
-                _join(first, one, other, small, one is not other, rows, columns, near)
+                seen = small if one is other else mirrored
+                _join(first, (one, other), (small, seen), rows, columns, near)
     found: list[int] = first.tolist()
     return found
 
 
 def _miniatures(kept: Sequence[int]) -> Small:
-    """What `signature` kept, (N, 9, 9), their means taken away and of length 1 each; 0 where they are of one colour."""
+    """What `signature` kept, (N, 81), their means taken away and of length 1 each; 0 where they are of one colour."""
     raw = np.frombuffer(b"".join(one.to_bytes(SIDE * SIDE, "big") for one in kept), np.uint8)
     found = raw.reshape(-1, SIDE * SIDE).astype(np.float32)
     found -= found.mean(1, keepdims=True)
     found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-6)
-    return found.reshape(-1, SIDE, SIDE)
-
-
-def _like(small: Small, a: Places, b: Places, mirrored: bool) -> "np.ndarray[Any, np.dtype[np.bool_]]":
-    """Which pairs of miniatures, the second one mirrored where it is asked, correlate."""
-    found = np.zeros(len(a), bool)
-    for k in range(0, len(a), PAIRS):
-        some = slice(k, k + PAIRS)
-        other = small[b[some]][:, :, :: -1 if mirrored else 1]
-        found[some] = (small[a[some]] * other).sum((1, 2)) >= LIKE
     return found
 
 
 def _join(
-    first: Places, one: Words, other: Words, small: Small, mirrored: bool, rows: slice, columns: slice, near: int
+    first: Places, words: tuple[Words, Words], small: tuple[Small, Small], rows: slice, columns: slice, near: int
 ) -> None:
-    """Make one group of each row of `one` and column of `other`, (2, N) words each, that differ in at most `near` bits and
-    whose miniatures are alike."""
+    """Make one group of each row of the first and column of the second, whose words (2, N) differ in at most `near` bits and
+    whose miniatures (N, 81) correlate."""
+    one, other = words
     a, b = np.nonzero(np.bitwise_count(one[0, rows, None] ^ other[0, None, columns]) <= near)
     a, b = a + rows.start, b + columns.start
     apart = first[a] != first[b]
@@ -113,8 +109,9 @@ def _join(
     off = np.bitwise_count(one[:, a] ^ other[:, b]).sum(0, dtype=np.int32)
     alike = (off <= near) & one[:, a].any(0) & other[:, b].any(0)
     a, b = a[alike], b[alike]
-    alike = _like(small, a, b, mirrored)
-    a, b = a[alike], b[alike]
+    if len(a):
+        alike = (small[0][rows] @ small[1][columns].T)[a - rows.start, b - columns.start] >= LIKE
+        a, b = a[alike], b[alike]
     while len(a):
         low, high = np.minimum(first[a], first[b]), np.maximum(first[a], first[b])
         np.minimum.at(first, high, low)
