@@ -92,7 +92,7 @@ def test_the_smallest_box_is_drawn(tmp_path: Path) -> None:
     row = {"file_name": "a.png", "boxes": [["ant", 0.5, 0.5, 0.501, 0.502], ["bee", 0.999, 0.0, 1.0, 1.0]]}
     (tmp_path / "metadata.jsonl").write_text(f"{json.dumps(row)}\n{json.dumps({'file_name': 'b.png'})}")
     sheet = np.asarray(contact.sheet(folder(tmp_path, held_out=0), count=2)).astype(int)
-    outlined = (np.abs(sheet - [230, 30, 30]) < 3).all(-1)
+    outlined = (np.abs(sheet - list(contact.RED)) < 3).all(-1)
     inside = np.array([outlined[:, k * (contact.CELL + 4) :][: contact.CELL, : contact.CELL] for k in (0, 1)])
     shown = inside[inside.any((1, 2)).argmax()]
     assert shown[contact.CELL // 2, contact.CELL // 2]  # the ant, a point
@@ -260,7 +260,7 @@ def test_large_pictures_look_as_they_did() -> None:
     array = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     gray = array.astype(np.float32).mean(2)
     small = np.asarray(Image.fromarray(gray).resize((9, 9), Image.Resampling.BOX))
-    assert twins.signature(array) == (*twins._words(small), *twins._words(small[:, ::-1]))
+    assert twins.signature(array)[:4] == (*twins._words(small), *twins._words(small[:, ::-1]))
     assert twins.signature(array[:, :, 0]) == twins.signature(array[:, :, :1])
 
 

@@ -61,8 +61,8 @@ def _cell(picture: Image.Image, said: dict[str, Any], flipped: bool, part: Part)
         x0, x1 = (1 - x1, 1 - x0) if flipped else (x0, x1)
         left, upper = x0 * shown.width, y0 * shown.height
         right, lower = max(x1 * shown.width - 1, left), max(y1 * shown.height - 1, upper)
-        pen.rectangle([left, upper, right, lower], outline=RED)
         _plate(pen, str(label), left, (upper - PLATE, lower + 1, upper + 1, lower - PLATE), shown.size, taken)
+        pen.rectangle([left, upper, right, lower], outline=RED)
     several = [shown, *(_other(said[field], flipped) for field in BESIDE if said.get(field) is not None)]
     cell = Image.new("RGB", (len(several) * (CELL + 2) - 2, CELL + WORDS), "white")
     for k, one in enumerate(several):
