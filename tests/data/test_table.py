@@ -206,6 +206,10 @@ def test_pictures_that_look_alike_stay_together(tmp_path: Path, monkeypatch: pyt
     first = train.fingerprint
     monkeypatch.setattr("sfumato.data.twins.groups", lambda looks: pytest.fail("they are kept"))
     assert opened(path, held_out=0.4).fingerprint == first
+    with monkeypatch.context() as later:  # who looks in another way looks again
+        later.setattr("sfumato.data.shelf.VERSION", -1)
+        later.setattr("sfumato.data.twins.groups", lambda looks: list(range(len(looks))))
+        assert opened(path, held_out=0.4).alike() == ""
     monkeypatch.setattr("sfumato.data.table.COMPARED", 60)  # a larger table is split by bytes alone
     assert set.intersection(*sides())
     assert opened(path, held_out=0.4).fingerprint != first
